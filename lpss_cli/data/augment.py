@@ -1,0 +1,139 @@
+"""Augmentations of whole batches on their device, with one random draw per example.
+
+Each has two halves: a pure function of explicit offsets, and a closure that draws them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lpss_cli.data.sources import Augment
+from lpss_cli.data.spec import AUGMENTS
+from lpss_cli.errors import InputError, nearest
+
+_PAD = 4  # pixels, for both named policies
+
+
+def crop_at(x: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
+    """Crops of the original size out of the reflect-padded images.
+
+    Args:
+        x: (B, C, H, W).
+        top: (B,) int64 first row of each crop in the padded image, in [0, 2 pad].
+        left: (B,) the same for columns.
+        pad: pixels added on each side by reflection, in [0, min(H, W)).
+
+    Returns:
+        (B, C, H, W).
+    """
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect")
+    # A view of every possible crop: (B, C, 2 pad + 1, 2 pad + 1, H, W), nothing is copied.
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(x), device=x.device), :, top, left]
+
+
+def flip_where(x: Tensor, chosen: Tensor) -> Tensor:
+    """Mirror the chosen images left to right: x (B, C, H, W), chosen (B,) bool."""
+    return torch.where(chosen[:, None, None, None], x.flip(3), x)
+
+
+def cut_at(x: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
+    """Set a square of each image to 0, the mean after normalisation.
+
+    Args:
+        x: (B, C, H, W).
+        row: (B,) int64 centre of each square; it covers [row - size // 2, … + size), clipped
+            at the border, so that squares near it are smaller.
+        column: (B,) the same for columns.
+        size: side in pixels, >= 0.
+
+    Returns:
+        (B, C, H, W).
+    """
+
+    def inside(length: int, centre: Tensor) -> Tensor:
+        offset = torch.arange(length, device=x.device) - (centre[:, None] - size // 2)
+        return (offset >= 0) & (offset < size)
+
+    rows, columns = inside(x.shape[2], row), inside(x.shape[3], column)
+    return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
+
+
+def _draw(bound: int, x: Tensor, generator: torch.Generator) -> Tensor:
+    """(B,) int64 in [0, bound), on the device of x."""
+    return torch.randint(0, bound, (len(x),), generator=generator, device=x.device)
+
+
+def reflect_crop(pad: int) -> Augment:
+    """Reflect-pad by ``pad`` pixels, then crop to the original size at a random place."""
+
+    def apply(x: Tensor, generator: torch.Generator) -> Tensor:
+        top = _draw(2 * pad + 1, x, generator)
+        return crop_at(x, top, _draw(2 * pad + 1, x, generator), pad)
+
+    return apply
+
+
+def hflip() -> Augment:
+    """Mirror each image with probability 1/2."""
+
+    def apply(x: Tensor, generator: torch.Generator) -> Tensor:
+        return flip_where(x, _draw(2, x, generator).bool())
+
+    return apply
+
+
+def cutout(size: int) -> Augment:
+    """One square hole per image, its centre uniform over the image (DeVries & Taylor 2017)."""
+
+    def apply(x: Tensor, generator: torch.Generator) -> Tensor:
+        row = _draw(x.shape[2], x, generator)
+        return cut_at(x, row, _draw(x.shape[3], x, generator), size)
+
+    return apply
+
+
+def compose(*steps: Augment) -> Augment:
+    """One augmentation after the other, drawing from the same generator."""
+
+    def apply(x: Tensor, generator: torch.Generator) -> Tensor:
+        for step in steps:
+            x = step(x, generator)
+        return x
+
+    return apply
+
+
+def policy(name: str) -> Augment | None:
+    """Return a named policy; None for ``none``.
+
+    ``cifar``: pad 4 and crop, flip. ``fashion``: the same and a 6×6 cutout.
+
+    Raises:
+        InputError: no such policy.
+    """
+    if name not in AUGMENTS:
+        raise InputError(f"no augmentation called {name!r}", nearest(name, AUGMENTS))
+    if name == "none":
+        return None
+    holes = (cutout(6),) if name == "fashion" else ()
+    return compose(reflect_crop(_PAD), hflip(), *holes)
+
+
+def for_shape(name: str, shape: tuple[int, ...]) -> Augment | None:
+    """Return a named policy for inputs of that shape.
+
+    Raises:
+        InputError: no such policy, inputs that are no images, or images too small for it.
+    """
+    augment = policy(name)
+    if augment is not None and (len(shape) != 3 or min(shape[1:]) <= _PAD):
+        raise InputError(
+            f"augmentation {name!r} needs images of more than {_PAD} pixels a side, "
+            f"not inputs of {shape}",
+            "leave --augment out",
+        )
+    return augment

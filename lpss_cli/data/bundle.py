@@ -1,0 +1,75 @@
+"""Loaded data: two sources and everything a run must know about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lpss_cli.data.fingerprint import of_texts
+from lpss_cli.data.order import derive_seed
+from lpss_cli.data.sources import Augment, Source
+from lpss_cli.data.spec import DataSpec
+from lpss_cli.data.split import split
+from lpss_cli.errors import InputError
+from lpss_cli.tasks import Task
+
+
+@dataclass(frozen=True)
+class Data:
+    """A training and a test part, ready to be batched.
+
+    Attributes:
+        spec: what was asked, with the data's own defaults (sizes, mean, std, augmentation)
+            filled in, so that loading it again gives the same tensors.
+        name: a short name for people.
+        train: the examples to learn from.
+        test: the examples to measure with; never used to choose anything.
+        task: loss and metrics.
+        input_shape: of one example, (C, H, W) for images, (F,) for tables.
+        outputs: how many numbers the network ends in.
+        classes: names by class index; empty for regression.
+        preprocessing: what was done to the values, in plain JSON-able containers: ``kind`` and
+            ``mean``, ``std``, ``image_size`` or the table's columns.
+        fingerprint: SHA-256 in hex of the raw data.
+        augment: what training batches go through; None: nothing.
+        default_augment: the policy this data set brings by itself; None: none.
+    """
+
+    spec: DataSpec
+    name: str
+    train: Source
+    test: Source
+    task: Task
+    input_shape: tuple[int, ...]
+    outputs: int
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    augment: Augment | None = None
+    default_augment: str | None = None
+
+    def holdout(self, fraction: float, seed: int) -> Data:
+        """Split the training part in two: the way to choose settings without the test.
+
+        Stratified for classification where the labels are known in advance. The preprocessing
+        stays that of the whole training part. The fingerprint changes: it is other data.
+
+        Args:
+            fraction: of the training examples to measure with, in (0, 1).
+            seed: fixes the split.
+
+        Raises:
+            InputError: a fraction out of range, or a part that would lack a class.
+        """
+        if not 0 < fraction < 1:
+            raise InputError(f"holdout fraction {fraction} is not between 0 and 1", "give e.g. 0.1")
+        labels = self.train.labels if self.task.name == "classification" else None
+        n = len(self.train)
+        sklearn_seed = derive_seed("holdout", seed) % 2**32
+        rest, held = split(n, round(fraction * n), sklearn_seed, labels, self.classes)
+        return replace(
+            self,
+            train=self.train.subset(rest),
+            test=self.train.subset(held),
+            fingerprint=of_texts((self.fingerprint, "holdout", repr(fraction), repr(seed))),
+        )

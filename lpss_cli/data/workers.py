@@ -1,0 +1,98 @@
+"""Reading processes: they end with their parent, and their errors arrive as one line."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from lpss_cli.data.imports import one_line
+from lpss_cli.errors import InputError, LpssError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def worker_context() -> str | None:
+    """How worker processes start: forked on Linux, else as Python likes.
+
+    A dataset from ``file.py:factory`` lives in a module that a freshly started interpreter
+    cannot import by name; a forked one has it already.
+    """
+    return "fork" if sys.platform == "linux" else None
+
+
+def worker_init(_worker: int) -> None:
+    """Leave Ctrl-C to the parent, and die with it.
+
+    Without the first, every worker prints its own traceback; without the second, a killed run
+    leaves processes that hold memory and files (torch notices only after seconds, when idle).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Guarded:
+    """A dataset whose failures are returned instead of raised.
+
+    torch re-raises a worker's exception with the whole traceback as its message; an error that
+    travels as a value keeps its two lines.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except LpssError as error:
+            return error
+        except Exception as error:
+            failure = InputError(
+                f"example {index} of the data cannot be read: {one_line(error)}",
+                "repair or remove it; --debug with --workers 0 shows where",
+            )
+            failure.__cause__ = error
+            return failure
+
+
+def collate(items: list[Any]) -> tuple[Tensor, Tensor] | LpssError:
+    """Stack a list of (x, y) into one (x, y), or return the first failure among them.
+
+    Returns:
+        x as :func:`as_input`, y as :func:`as_target` gives them, each with a batch axis first.
+    """
+    for item in items:
+        if isinstance(item, LpssError):
+            return item
+    try:
+        x, y = default_collate(items)
+        return as_input(x), as_target(y)
+    except Exception as error:
+        failure = InputError(
+            f"the examples of the data do not fit into a batch: {one_line(error)}",
+            "return (x, y) with x a tensor of one shape and y a number or tensor",
+        )
+        failure.__cause__ = error
+        return failure
+
+
+def as_input(x: Tensor) -> Tensor:
+    """Convert inputs to the type networks take: int64 stays (tokens), everything else float32.
+
+    Values are never scaled: whoever made the tensor knows what they mean.
+    """
+    return x.long() if x.dtype in (torch.int32, torch.int64) else x.float()
+
+
+def as_target(y: Tensor) -> Tensor:
+    """Convert targets to what losses take: float32 for floating point, int64 for the rest."""
+    return y.float() if y.is_floating_point() else y.long()

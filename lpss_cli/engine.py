@@ -1,0 +1,271 @@
+"""The one training loop that every command shares."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lpss_cli.errors import RunError
+from lpss_cli.masks import check_sparsity, zero_count
+from lpss_cli.method import Method
+from lpss_cli.state import RunState
+from lpss_cli.weights import prunable
+
+if TYPE_CHECKING:
+    from lpss_cli.data import Data
+
+# Batches that re-estimate BatchNorm statistics after the exact cut; more changes little.
+_NORM_BATCHES = 50
+# Steps between looks at the loss: reading it makes a GPU wait.
+_LOSS_CHECK = 50
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs to know beside its method.
+
+    Attributes:
+        epochs: passes over the training data; 0 only cuts.
+        batch_size: examples per step; a smaller last batch is dropped.
+        seed: decides data order, augmentation, random masks and dropout.
+        sparsity: target zeros / prunable weights, in [0, 1).
+        skip: globs of weights that are not pruned.
+        keep_zeros: weights that are zero at the start stay zero (a sparse checkpoint).
+    """
+
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    sparsity: float = 0.0
+    skip: tuple[str, ...] = ()
+    keep_zeros: bool = False
+
+
+class Watcher:
+    """Sees a run go by; every method does nothing by default."""
+
+    def on_start(self, run: RunState) -> None:
+        """Before the first step."""
+
+    def on_step(self, run: RunState) -> None:
+        """After every step; reading tensors here slows a GPU down."""
+
+    def on_epoch(self, run: RunState) -> None:
+        """After every epoch; ``run.history[-1]`` is its record."""
+
+    def on_warning(self, text: str) -> None:
+        """Something the user should know that is no error."""
+
+
+def run(
+    model: nn.Module,
+    data: Data,
+    method: Method,
+    settings: Settings,
+    *,
+    device: torch.device | str = "cpu",
+    watcher: Watcher | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> RunState:
+    """Train ``model`` in place and leave exactly the zeros that were asked for.
+
+    Args:
+        model: the network; its weights are the start.
+        data: only the training part is touched.
+        method: how to become sparse.
+        settings: budget, seed and target.
+        device: where to train; the model stays there.
+        watcher: sees the run go by.
+        resume: ``RunState.state_dict()`` of the same run, to go on from.
+
+    Returns:
+        The finished run: masks, history, per-layer facts.
+
+    Raises:
+        InputError: a pattern matches nothing, or the target leaves nothing.
+        RunError: the loss is not finite, or the count of zeros is not the one asked for.
+    """
+    watcher = watcher or Watcher()
+    model.to(device)
+    state = _start(model, data, method, settings, device, watcher)
+    if resume is not None:
+        state.load_state_dict(resume)
+    watcher.on_start(state)
+    cut_step = max(1, math.floor(method.config.end * state.total_steps))
+    if state.total_steps == 0:
+        _exact_cut(state, method, watcher)
+    while state.step < state.total_steps:
+        _epoch(state, method, cut_step, watcher)
+    _finish(state)
+    return state
+
+
+def _start(
+    model: nn.Module,
+    data: Data,
+    method: Method,
+    settings: Settings,
+    device: torch.device | str,
+    watcher: Watcher,
+) -> RunState:
+    weights = prunable(model, settings.skip)
+    check_sparsity(settings.sparsity, sum(w.tensor.numel() for w in weights.values()))
+    size = min(settings.batch_size, len(data.train))
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        from lpss_cli.data import epoch_order
+
+        return data.train.batches(
+            size,
+            device=device,
+            order=epoch_order(len(data.train), settings.seed, epoch),
+            drop_last=True,
+            augment=data.augment,
+            seed=(settings.seed, epoch),
+        )
+
+    state = RunState(
+        model,
+        weights,
+        sparsity=settings.sparsity,
+        epochs=settings.epochs,
+        steps_per_epoch=len(data.train) // size,
+        seed=settings.seed,
+        batches=batches,
+        loss=data.task.loss,
+    )
+    torch.manual_seed(settings.seed)  # dropout
+    if settings.keep_zeros:
+        _inherit_zeros(state, watcher)
+    method.prepare(state)
+    state.optimizer = method.make_optimizer(state)
+    for group in state.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    state.enforce()
+    return state
+
+
+def _inherit_zeros(run: RunState, watcher: Watcher) -> None:
+    run.set_masks({name: w.detach() != 0 for name, w in run.weights.items()})
+    run.start_sparsity = run.masked / run.total if run.total else 0.0
+    asked = zero_count(run.total, run.sparsity)
+    if run.masked > asked:
+        watcher.on_warning(
+            f"the input already has {run.masked:,} zeros, more than the {asked:,} asked for; "
+            "they are kept"
+        )
+
+
+def _epoch(run: RunState, method: Method, cut_step: int, watcher: Watcher) -> None:
+    done = run.step - run.epoch * run.steps_per_epoch
+    total = torch.zeros((), device=next(run.model.parameters()).device)
+    began = time.perf_counter()
+    run.model.train()
+    for x, y in islice(run.batches(run.epoch), done, None):
+        total += _step(run, method, x, y)
+        _topology(run, method, cut_step, watcher)
+        watcher.on_step(run)
+        if run.step % _LOSS_CHECK == 0:
+            _check_loss(total, run)
+    _check_loss(total, run)
+    run.epoch += 1
+    run.history.append(
+        {
+            "epoch": run.epoch,
+            "loss": float(total) / (run.steps_per_epoch - done),
+            "sparsity": run.masked / run.total if run.total else 0.0,
+            "seconds": time.perf_counter() - began,
+        }
+    )
+    watcher.on_epoch(run)
+
+
+def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
+    factor = method.lr_factor(run)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = run.loss(run.model(x), y)
+    loss.backward()
+    wanted = method.on_gradients(run)
+    run.mask_gradients()
+    if wanted:
+        run.optimizer.step()
+    run.mask_weights()
+    run.step += 1
+    method.on_weights(run)
+    return loss.detach()
+
+
+def _topology(run: RunState, method: Method, cut_step: int, watcher: Watcher) -> None:
+    """Follow the method's path up to the exact cut; after it the masks are fixed."""
+    if run.step == cut_step:
+        _exact_cut(run, method, watcher)
+    elif run.step < cut_step and run.step % method.config.frequency == 0:
+        sparsity = method.sparsity_at(run)
+        if sparsity is not None and zero_count(run.total, sparsity) > 0:
+            run.prune_to(sparsity, method.scores(run), method.config.ranking)
+
+
+def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
+    if zero_count(run.total, run.sparsity) > 0:
+        run.prune_to(run.sparsity, method.scores(run), method.config.ranking)
+        recalibrate_norms(run.model, islice(run.batches(run.epoch), _NORM_BATCHES))
+    for name, mask in run.masks.items():
+        if not mask.any():
+            watcher.on_warning(f"{name} has lost all its weights: its layer passes only its bias")
+
+
+@torch.no_grad()
+def recalibrate_norms(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """Estimate every BatchNorm's running statistics anew as plain means over the batches."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    training, momenta = model.training, [m.momentum for m in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the cumulative mean
+        norm.train()
+    for x, _ in batches:
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
+
+
+def _check_loss(total: Tensor, run: RunState) -> None:
+    if not math.isfinite(float(total)):
+        raise RunError(
+            f"the loss is {float(total)} in epoch {run.epoch + 1}, before step {run.step}",
+            "lower --lr (and --eta); no file was written and the input is as it was",
+        )
+
+
+@torch.no_grad()
+def _finish(run: RunState) -> None:
+    """Hold the promise: exactly the masked weights are zero, and they are as many as asked."""
+    for name, weight in run.weights.items():
+        if not bool(weight.isfinite().all()):
+            raise RunError(f"{name} holds weights that are not finite", "lower --lr and try again")
+        if run.sparsity > 0:
+            # A kept weight that training left at exactly zero would count as pruned.
+            tiny = torch.finfo(weight.dtype).tiny
+            weight.masked_fill_(run.masks[name] & (weight == 0), tiny)
+    zeros = sum(int((w == 0).sum()) for w in run.weights.values())
+    asked = zero_count(run.total, run.sparsity)
+    inherited = round(run.start_sparsity * run.total)
+    if run.sparsity > 0 and zeros != max(asked, inherited):
+        raise RunError(
+            f"{zeros:,} weights are zero where {max(asked, inherited):,} were asked for",
+            "this is a defect of the method; please report it",
+        )

@@ -1,0 +1,49 @@
+"""The errors lpss raises on purpose: what is wrong, and what to do about it.
+
+Every one of them is printed as two lines and becomes an exit code; anything else that
+escapes is a bug. This module imports nothing, so that every other module may import it.
+"""
+
+from __future__ import annotations
+
+
+class LpssError(Exception):
+    """A failure with a remedy.
+
+    Args:
+        what: one line that says what is wrong.
+        do: one line that says what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, do: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.do = do
+
+    def __reduce__(self) -> tuple[type[LpssError], tuple[str, str]]:
+        return type(self), (self.what, self.do)
+
+
+class InputError(LpssError, ValueError):
+    """The request cannot be served: a bad option, file or value (exit code 2)."""
+
+    exit_code = 2
+
+
+class RunError(LpssError, RuntimeError):
+    """The request was fine and the run failed: NaN loss, an export that differs (exit code 1)."""
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """A hint for a name that is not among the known ones.
+
+    Returns:
+        ``"did you mean 'x'? known: …"``, or only the list when nothing is close.
+    """
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"

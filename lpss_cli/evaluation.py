@@ -1,0 +1,37 @@
+"""Metrics of a network on one part of the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lpss_cli.data import Source
+from lpss_cli.tasks import Task
+
+
+@torch.no_grad()
+def outputs(
+    model: nn.Module,
+    source: Source,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """All outputs and targets of a source, on the CPU, with the network in evaluation mode."""
+    training = model.training
+    model.eval().to(device)
+    pairs = [(model(x).cpu(), y.cpu()) for x, y in source.batches(batch_size, device=device)]
+    model.train(training)
+    return torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def evaluate(
+    model: nn.Module,
+    source: Source,
+    task: Task,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 1024,
+) -> dict[str, float]:
+    """Return the task's metrics, by name, on the source."""
+    return task.metrics(*outputs(model, source, device=device, batch_size=batch_size))

@@ -1,0 +1,335 @@
+"""LpSGD: momentum SGD whose weight rows stay on Lp spheres.
+
+Li, Yang, Li, Lu, Xie, "Training Sparse Neural Network by Constraining Synaptic Weight on Unit Lp
+Sphere", arXiv:2103.16013, extended in two ways: every row keeps a radius (its *gain* γ, so that a
+trained network starts as the function it is), and a second rule covers 0 < p ≤ 1.
+
+``p > 1``, the *dual rule* (the paper's): the latent is the feature vector
+``v = sign(ŵ)|ŵ|^(p-1)``, ``‖v‖_q = 1`` with ``q = p/(p-1)``; with ``a = 1/(p-1)``::
+
+    v ← (1-η) v - η d/‖d‖_q ;  v ← v/‖v‖_q ;  w = γ sign(v)|v|^a
+
+``0 < p ≤ 1``, the *signed-power rule*: ``‖u‖_2 = 1  ⇔  ‖sign(u)|u|^(2/p)‖_p = 1``, so the step is
+one along a great circle::
+
+    h = γ g∘(2/p)|u|^(2/p-1) ;  d ← d - <d,u>u ;  u ← u - η d/‖d‖ ;  u ← u/‖u‖
+
+``d`` is the (Nesterov) momentum of g, or of h. One full-size copy (the latent) is kept beside the
+momentum, and one scalar per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+from torch.optim.sgd import sgd
+
+from lpss_cli.errors import InputError
+from lpss_cli.sphere import Dims, check_p, dual_exponents, fan_in, lp_norm, power, row_dims, snap_p
+
+GAINS = ("fixed", "learned", "unit")
+
+
+def default_eta(p: float) -> float:
+    """Return the peak sphere step η that suits p: 0.01 above 1, else ``0.005·p^1.75``.
+
+    Below 1 the step acts on ``|u|^(2/p)``: the same angle moves a weight 2/p times as far.
+    """
+    return 0.01 if p > 1 else 0.005 * p**1.75
+
+
+class LpSGD(Optimizer):
+    """Stochastic gradient descent on unit Lp spheres with radii.
+
+    Parameters of fewer than two dimensions or with a fan-in of 1, and those of groups with
+    ``p=None``, take PyTorch's ordinary momentum step. A group that holds both kinds is split in
+    two, so every group has its own ``lr`` (η on the sphere) and any scheduler drives both.
+
+    Args:
+        params: parameters, named parameters or groups; a group may set every option below.
+        lr: step of the ordinary parameters, > 0.
+        p: exponent of the sphere, 0.2…1 or 1.03…4; None for an ordinary group.
+        eta: step on the sphere as a fraction of the radius; None takes ``default_eta(p)``.
+        momentum: μ in [0, 1).
+        dampening: in [0, 1); Nesterov needs 0.
+        nesterov: look one momentum step ahead.
+        weight_decay: L2 decay of the ordinary parameters; a sphere has none.
+        gain: ``fixed`` keeps every row's own norm, ``learned`` trains it (a step on log γ),
+            ``unit`` is the paper's radius 1 and changes the network's function at once.
+        gain_lr: step of log γ when the gain is learned.
+        row_dim: the dimension that counts neurons; 1 for transposed convolutions.
+
+    Raises:
+        InputError: an option is out of range.
+    """
+
+    #: State that lives on where a mask holds the weight at zero (semi-pruning).
+    dormant: ClassVar[tuple[str, ...]] = ("latent",)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.05,
+        *,
+        p: float | None = 1.15,
+        eta: float | None = None,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        gain: str = "fixed",
+        gain_lr: float = 0.01,
+        row_dim: int = 0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "p": p,
+            "eta": eta,
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "gain": gain,
+            "gain_lr": gain_lr,
+            "row_dim": row_dim,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, split into its sphere part and its ordinary part, and take the latents."""
+        group = {**self.defaults, **param_group}
+        _check(group)
+        group["p"] = None if group["p"] is None else snap_p(group["p"])
+        params = group["params"]
+        named = [
+            item if isinstance(item, tuple) else (None, item)
+            for item in ([params] if isinstance(params, Tensor) else list(params))
+        ]
+        on: list[tuple[str | None, Tensor]] = []
+        off: list[tuple[str | None, Tensor]] = []
+        for item in named:
+            (on if _on_sphere(item[1], group) else off).append(item)
+        eta = default_eta(group["p"]) if group["eta"] is None and on else group["eta"]
+        for part, options in ((on, {"lr": eta}), (off, {"p": None})):
+            if part or (not named and options.get("p", 0) is None):
+                items = [p if name is None else (name, p) for name, p in part]
+                super().add_param_group({**group, **options, "params": items})
+        for _, weight in on:
+            self._take_latent(weight, group)
+
+    @torch.no_grad()
+    def _take_latent(self, weight: Tensor, group: dict[str, Any]) -> None:
+        """Start the state of one weight from its present value."""
+        dims = row_dims(weight, group["row_dim"])
+        master = weight.detach().to(_state_dtype(weight))
+        radius, latent = _to_sphere(master, group["p"], dims)
+        state = self.state[weight]
+        state["latent"] = latent
+        state["momentum_buffer"] = torch.zeros_like(latent)
+        state["gain"] = (radius > 0).to(radius.dtype) if group["gain"] == "unit" else radius
+        # Rows of zeros have no direction: they wait for a gradient (see _wake).
+        state["has_zero_rows"] = bool((radius == 0).any())
+        if group["gain"] == "learned":
+            state["gain_momentum"] = torch.zeros_like(radius)
+        if group["gain"] == "unit":
+            _show(weight, latent, state["gain"], group["p"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore; latents of half-precision weights stay in fp32 (torch would cast them)."""
+        super().load_state_dict(state_dict)
+        indices = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
+        params = chain.from_iterable(g["params"] for g in self.param_groups)
+        for index, weight in zip(indices, params, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and value.dtype != self.state[weight][key].dtype:
+                    self.state[weight][key] = value.to(weight.device, copy=True)
+
+    def log_magnitude(self, weight: Tensor) -> Tensor:
+        """``log|γŵ|`` of the latent row, masked entries included; -inf where it is zero.
+
+        The logarithm ranks weights that have underflowed in their own number format.
+        """
+        p = next(g["p"] for g in self.param_groups if any(q is weight for q in g["params"]))
+        if p is None:
+            return weight.detach().abs().log()
+        state = self.state[weight]
+        exponent = dual_exponents(p)[1] if p > 1 else 2.0 / p
+        latent: Tensor = state["latent"]
+        return latent.abs().log().mul_(exponent).add_(state["gain"].log())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        # (the base class overloads closure for typing only)
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if group["p"] is None:
+                self._ordinary_step(weights, group)
+                continue
+            for weight in weights:
+                self._sphere_step(weight, group)
+        return loss
+
+    def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        if not params:
+            return
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        sgd(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            buffers,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            weight_decay=group["weight_decay"],
+            maximize=False,
+        )
+        if group["momentum"]:
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _sphere_step(self, weight: Tensor, group: dict[str, Any]) -> None:
+        state, p = self.state[weight], group["p"]
+        assert weight.grad is not None  # step() chose it so
+        g = weight.grad.to(state["latent"].dtype)
+        dims = row_dims(weight, group["row_dim"])
+        if state["has_zero_rows"]:
+            self._wake(weight, g, group, dims)
+        slope = (g * weight).sum(dims, keepdim=True) if group["gain"] == "learned" else None
+        if p > 1:
+            d = _momentum(state["momentum_buffer"], g, group)
+            scale = dual_step(state["latent"], d, group["lr"], p, dims)
+        else:
+            h = power(state["latent"].abs(), 2.0 / p - 1.0).mul_(g).mul_(state["gain"] * (2.0 / p))
+            d = _momentum(state["momentum_buffer"], h, group)
+            power_step(state["latent"], d, group["lr"], dims)
+            scale = None
+        if slope is not None:
+            change = _momentum(state["gain_momentum"], slope, group)
+            state["gain"].mul_(torch.exp(-group["gain_lr"] * change))
+        _show(weight, state["latent"], state["gain"], p, scale)
+
+    def _wake(self, weight: Tensor, g: Tensor, group: dict[str, Any], dims: Dims) -> None:
+        """Give rows of zeros that have got a gradient a direction: one ordinary step."""
+        state = self.state[weight]
+        waking = (state["gain"] == 0) & (g.abs().amax(dims, keepdim=True) > 0)
+        if not waking.any():
+            return
+        moved = torch.where(waking, -group["lr"] * g, 0)
+        radius, latent = _to_sphere(moved, group["p"], dims)
+        state["latent"].copy_(torch.where(waking, latent, state["latent"]))
+        radius = torch.ones_like(radius) if group["gain"] == "unit" else radius
+        state["gain"].copy_(torch.where(waking, radius, state["gain"]))
+        state["has_zero_rows"] = bool((state["gain"] == 0).any())
+
+
+def dual_step(v: Tensor, d: Tensor, eta: float, p: float, dims: Dims) -> tuple[Tensor, Tensor]:
+    """Move the feature vector ``v`` by η along ``-d/‖d‖_q`` and renormalise it, in place.
+
+    Rows whose ``d`` is zero keep their v.
+
+    Returns:
+        ``|v|^a`` before the renormalisation and ``S^(-1/p)``, its row factor: since
+        ``|v|^q = |v|·|v|^a``, one power serves the norm ``S = Σ|v|^q`` and the weight.
+    """
+    q, a = dual_exponents(p)
+    largest = d.abs().amax(dims, keepdim=True)
+    live = largest > 0
+    # The row's own η, in its number format: torch.where on two scalars would round to fp32.
+    step = live.to(v.dtype).mul_(eta)
+    direction = d / torch.where(live, largest, 1)
+    norm = power(direction.abs(), q).sum(dims, keepdim=True).pow_(1.0 / q)
+    v.mul_(1.0 - step)
+    v.addcmul_(direction, -step / torch.where(live, norm, 1))
+    magnitude = v.abs()
+    w0 = power(magnitude, a)
+    total = torch.where(live, magnitude.mul_(w0).sum(dims, keepdim=True), 1.0)
+    v.mul_(total.pow(-1.0 / q))
+    return w0, total.pow_(-1.0 / p)
+
+
+def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims) -> None:
+    """Move ``u`` by η along the part of ``-d`` tangent to the unit 2-sphere, in place."""
+    largest = d.abs().amax(dims, keepdim=True)
+    d = d / torch.where(largest > 0, largest, 1)
+    before = d.square().sum(dims, keepdim=True)
+    tangent = d.sub_(u * (d * u).sum(dims, keepdim=True))
+    after = tangent.square().sum(dims, keepdim=True)
+    # What a gradient along u leaves behind is rounding noise; it has no direction.
+    noise = (8 * torch.finfo(u.dtype).eps) ** 2
+    live = after > noise * before
+    u.addcmul_(tangent, torch.where(live, -eta * after.rsqrt(), 0.0))
+    u.mul_(u.square().sum(dims, keepdim=True).rsqrt().where(live, 1.0))
+
+
+def _show(
+    weight: Tensor,
+    latent: Tensor,
+    gain: Tensor,
+    p: float,
+    scaled: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Write ``w = γ sign(latent)|latent|^e`` into the weight, kept away from underflow."""
+    if scaled is None:
+        exponent = dual_exponents(p)[1] if p > 1 else 2.0 / p
+        scaled = power(latent.abs(), exponent), torch.ones_like(gain)
+    magnitude, factor = scaled
+    # A weight is zero by a mask or not at all: the smallest normal number also spares the
+    # forward pass the slow arithmetic of denormals.
+    tiny = torch.finfo(weight.dtype).tiny
+    weight.copy_(magnitude.mul_(gain * factor).clamp_min_(tiny).mul_(latent.sign()))
+
+
+def _to_sphere(w: Tensor, p: float, dims: Dims) -> tuple[Tensor, Tensor]:
+    """Row radii and latents of ``w``; rows of zeros get radius 0 and latent 0."""
+    radius = lp_norm(w, p, dims)
+    unit = w.abs() / torch.where(radius > 0, radius, 1)
+    latent = power(unit, p - 1.0 if p > 1 else p / 2.0).mul_(w.sign())
+    return radius, latent
+
+
+def _momentum(buffer: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
+    """Update the buffer with g and return the direction, a tensor the caller may not keep."""
+    buffer.mul_(group["momentum"]).add_(g, alpha=1.0 - group["dampening"])
+    return g.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
+
+
+def _on_sphere(weight: Tensor, group: dict[str, Any]) -> bool:
+    return (
+        group["p"] is not None
+        and weight.dim() > max(1, group["row_dim"])
+        and fan_in(weight, group["row_dim"]) > 1
+        and weight.is_floating_point()
+    )
+
+
+def _state_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _check(group: dict[str, Any]) -> None:
+    if group["p"] is not None:
+        check_p(group["p"])
+    for name in ("lr", "eta", "weight_decay", "gain_lr"):
+        if group[name] is not None and not 0 <= group[name] < float("inf"):
+            raise InputError(f"{name} = {group[name]} is not a step", f"give a {name} ≥ 0")
+    if group["eta"] is not None and group["p"] is not None and group["eta"] >= 1:
+        raise InputError(
+            f"eta = {group['eta']} moves a row by more than its radius", "give an eta below 1"
+        )
+    if not 0 <= group["momentum"] < 1 or not 0 <= group["dampening"] < 1:
+        raise InputError("momentum and dampening lie in [0, 1)", "0.9 and 0 are the defaults")
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise InputError("Nesterov needs a momentum above 0 and no dampening", "set nesterov=False")
+    if group["gain"] not in GAINS:
+        raise InputError(f"unknown gain {group['gain']!r}", f"choose one of {', '.join(GAINS)}")

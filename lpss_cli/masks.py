@@ -1,0 +1,150 @@
+"""Exact selection: which k of N weights are kept.
+
+Scores are *log-saliencies* (larger is kept; -inf is a weight that is zero and stays so), because
+weights of small p underflow long before their ranks do. Ties are broken by position, layer by
+layer, so a selection is the same on every machine and holds exactly k weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lpss_cli.errors import InputError, RunError
+
+Scores = Mapping[str, Tensor]
+Masks = dict[str, Tensor]
+
+
+def zero_count(total: int, sparsity: float) -> int:
+    """Number of zeros that a sparsity asks of ``total`` weights: exactly ``round(s·N)``."""
+    return round(sparsity * total)
+
+
+def select(scores: Scores, k: int, ranking: str = "lamp") -> Masks:
+    """Keep the k best weights; fewer when fewer than k scores are finite.
+
+    Args:
+        scores: log-saliency of every prunable weight, one tensor a layer.
+        k: number of weights to keep over all layers.
+        ranking: one of ``RANKINGS``.
+
+    Returns:
+        Boolean masks of the scores' shapes, True = kept, with exactly k True in all.
+
+    Raises:
+        RunError: a score is NaN.
+    """
+    if any(bool(s.isnan().any()) for s in scores.values()):
+        raise RunError("a weight is NaN, so nothing can be ranked", "lower --lr and train again")
+    return RANKINGS[ranking](scores, k)
+
+
+def top_k(scores: Scores, k: int) -> Masks:
+    """Keep the k largest scores over all layers together."""
+    flat = torch.cat([s.flatten() for s in scores.values()])
+    k = min(k, int(flat.isfinite().sum()))
+    if k == 0:
+        return {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
+    threshold = flat.kthvalue(flat.numel() - k + 1).values
+    keep = flat > threshold
+    missing = k - int(keep.sum())
+    ties = (flat == threshold).nonzero().squeeze(1)
+    keep[ties[:missing]] = True
+    parts = torch.split(keep, [s.numel() for s in scores.values()])
+    return {
+        name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)
+    }
+
+
+def lamp_scores(scores: Scores) -> dict[str, Tensor]:
+    """Log of the LAMP score ``w_i² / Σ_{|w_j| ≥ |w_i|} w_j²`` within each layer.
+
+    Lee et al., arXiv:2010.07611. The largest weight of every layer scores 0, the maximum, so no
+    layer is emptied before every layer is down to one weight.
+    """
+    result = {}
+    for name, s in scores.items():
+        double = s.flatten().double().mul(2)
+        ordered, index = double.sort(descending=True, stable=True)
+        lamp = torch.empty_like(double)
+        lamp[index] = ordered - ordered.logcumsumexp(0)
+        lamp[double.isneginf()] = -math.inf
+        result[name] = lamp.view(s.shape)
+    return result
+
+
+def allocate(k: int, shares: Sequence[float], capacity: Sequence[int]) -> list[int]:
+    """Divide k among layers in proportion to ``shares``, none above its capacity.
+
+    What a full layer cannot take is redistributed among the others in the same proportion; the
+    fractions go to the largest remainders, so the parts sum to ``min(k, Σcapacity)`` exactly.
+    """
+    k = min(k, sum(capacity))
+    open_layers = [i for i, c in enumerate(capacity) if c > 0]
+    exact = [0.0] * len(shares)
+    left = float(k)
+    while open_layers:
+        unit = left / sum(shares[i] for i in open_layers)
+        full = [i for i in open_layers if shares[i] * unit >= capacity[i]]
+        for i in full or open_layers:
+            exact[i] = float(capacity[i]) if full else shares[i] * unit
+            left -= exact[i]
+        if not full:
+            break
+        open_layers = [i for i in open_layers if i not in full]
+    parts = [min(c, math.floor(e)) for e, c in zip(exact, capacity, strict=True)]
+    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    while sum(parts) < k:
+        for i in by_remainder:
+            if sum(parts) < k and parts[i] < capacity[i]:
+                parts[i] += 1
+    return parts
+
+
+def _per_layer(share: Callable[[Tensor], float]) -> Callable[[Scores, int], Masks]:
+    def select_per_layer(scores: Scores, k: int) -> Masks:
+        capacity = [int(s.isfinite().sum()) for s in scores.values()]
+        parts = allocate(k, [share(s) for s in scores.values()], capacity)
+        masks: Masks = {}
+        for (name, s), part in zip(scores.items(), parts, strict=True):
+            masks |= top_k({name: s}, part)
+        return masks
+
+    return select_per_layer
+
+
+def _lamp(scores: Scores, k: int) -> Masks:
+    return top_k(lamp_scores(scores), k)
+
+
+#: ranking name -> selector: global |w|, global LAMP score, the same density in every layer,
+#: Erdős-Rényi-Kernel densities ∝ Σdims/Πdims (Evci et al., arXiv:1911.11134).
+RANKINGS: dict[str, Callable[[Scores, int], Masks]] = {
+    "magnitude": top_k,
+    "lamp": _lamp,
+    "uniform": _per_layer(lambda s: float(s.numel())),
+    "erk": _per_layer(lambda s: float(sum(s.shape))),
+}
+
+
+def check_sparsity(sparsity: float, total: int | None = None) -> float:
+    """Return the sparsity if it lies in [0, 1) and leaves a weight.
+
+    Raises:
+        InputError: out of range, or ``round(s·N)`` is all of the ``total`` weights.
+    """
+    if not 0 <= sparsity < 1:
+        raise InputError(
+            f"a sparsity of {sparsity:g} is outside [0, 1)",
+            "it is the fraction of zeros: 0.9, or 10x for one weight in ten kept",
+        )
+    if total is not None and total > 0 and zero_count(total, sparsity) >= total:
+        raise InputError(
+            f"a sparsity of {sparsity:g} leaves none of the {total:,} prunable weights",
+            f"ask for at most {1 - 1 / total:.8g}, or skip fewer layers",
+        )
+    return sparsity

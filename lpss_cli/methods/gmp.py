@@ -1,0 +1,23 @@
+"""Gradual magnitude pruning (Zhu & Gupta, arXiv:1710.01878)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lpss_cli.method import Method
+from lpss_cli.schedule import cubic
+
+if TYPE_CHECKING:
+    from lpss_cli.state import RunState
+
+
+class GMP(Method):
+    """Cut the smallest weights along a cubic path; what is cut stays zero."""
+
+    name: ClassVar[str] = "gmp"
+    paper: ClassVar[str] = "Zhu & Gupta 2017, arXiv:1710.01878"
+
+    def sparsity_at(self, run: RunState) -> float:
+        """Return the cubic path's sparsity at the present step."""
+        config = self.config
+        return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)

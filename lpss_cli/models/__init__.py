@@ -1,0 +1,55 @@
+"""The networks lpss knows by name, and the way to any other one.
+
+``resolve`` turns what a person typed into a full spec, ``build`` makes the network.
+Importing this package does not import torch: the networks' files are loaded by ``build``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .spec import KNOWN, is_import_path, resolve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["KNOWN", "build", "is_import_path", "resolve"]
+
+# The file a network lives in, by the letters its name begins with. Every file offers
+# build(spec, input_shape, outputs).
+_FILES = {
+    "mlp": "mlp",
+    "lenet": "lenet",
+    "wrn": "wrn",
+    "resnet": "resnet",
+    "vgg": "vgg",
+    "conv": "conv",
+}
+
+
+def build(arch: str | None, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Make a freshly initialised network, drawn from torch's global random generator.
+
+    Args:
+        arch: a spec, resolved or as typed (see ``resolve``).
+        input_shape: shape of one sample: ``(channels, height, width)`` or ``(features,)``.
+        outputs: width of the last layer: classes, or regression targets.
+
+    Returns:
+        A module in training mode that maps ``(batch, *input_shape)`` to ``(batch, outputs)``;
+        for a factory of the user's, whatever it returned.
+
+    Raises:
+        InputError: unknown name, a shape the network cannot take, a factory that fails.
+    """
+    spec = resolve(arch, input_shape, outputs)
+    if is_import_path(spec):
+        file = "imported"
+    elif spec.partition(":")[0] in ("torchvision", "timm"):
+        file = "zoo"
+    else:
+        file = next(file for start, file in _FILES.items() if spec.startswith(start))
+    module = import_module(f".{file}", __name__)
+    network: nn.Module = module.build(spec, input_shape, outputs)
+    return network

@@ -1,0 +1,111 @@
+"""Networks of torchvision and timm, fitted to the data's channels and classes."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpss_cli.errors import InputError
+
+from .checks import image_shape, one_line, size_text
+
+
+def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """``torchvision:NAME`` or ``timm:NAME`` with random weights, the library's own init.
+
+    The network is tried on one image, so that a size it cannot take is found here.
+
+    Raises:
+        InputError: library not installed, unknown name, images it cannot take.
+    """
+    library, _, name = spec.partition(":")
+    shape = image_shape(spec, input_shape)
+    maker = _from_torchvision if library == "torchvision" else _from_timm
+    try:
+        network = maker(name, shape, outputs)
+        answer = _try_once(network, shape)
+    except InputError:
+        raise
+    # Every network refuses a size in its own way: with assertions, ValueErrors, RuntimeErrors.
+    except Exception as error:
+        raise InputError(
+            f"{spec} cannot take images of {size_text(shape)}: {one_line(error)}",
+            "give it the size it was made for: --image-size 224",
+        ) from error
+    if not isinstance(answer, Tensor) or answer.shape != (1, outputs):
+        raise InputError(f"{spec} is not a classifier", "name a classification network")
+    return network
+
+
+def _from_torchvision(name: str, shape: tuple[int, int, int], outputs: int) -> nn.Module:
+    models = _library("torchvision", "pip install torchvision").models
+    names = models.list_models(module=models)  # classifiers: not detection, not segmentation
+    if name not in names:
+        raise _unknown("torchvision", name, names)
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Their auxiliary classifiers would make the training output a tuple.
+        options = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_") and shape[1] == shape[2]:
+        options = {"image_size": shape[1]}
+    network: nn.Module = models.get_model(name, weights=None, num_classes=outputs, **options)
+    _fit_channels(network, shape[0])
+    return network
+
+
+def _from_timm(name: str, shape: tuple[int, int, int], outputs: int) -> nn.Module:
+    timm = _library("timm", "pip install lpss-cli[timm]")
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    network: nn.Module = timm.create_model(
+        name, pretrained=False, num_classes=outputs, in_chans=shape[0]
+    )
+    return network
+
+
+def _fit_channels(network: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one for ``channels`` inputs, if it has others."""
+    convs = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    path, old = next(convs)
+    if old.in_channels == channels:
+        return
+    kernel, stride = (old.kernel_size[0], old.kernel_size[1]), (old.stride[0], old.stride[1])
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        kernel,
+        stride,
+        padding=old.padding,  # type: ignore[arg-type]  # a tuple of two, typed as of any length
+        bias=old.bias is not None,
+    )
+    parent, _, leaf = path.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, new)
+
+
+def _try_once(network: nn.Module, shape: tuple[int, int, int]) -> object:
+    """Answer one black image, without touching BN statistics."""
+    network.eval()
+    with torch.no_grad():
+        answer: object = network(torch.zeros(1, *shape))
+    network.train()
+    return answer
+
+
+def _library(name: str, install: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(f"{name} cannot be imported: {one_line(error)}", install) from error
+
+
+def _unknown(library: str, name: str, names: list[str]) -> InputError:
+    # Hundreds of names: show the nearest few, and how to see all.
+    close = [f"{library}:{n}" for n in get_close_matches(name, names, n=3, cutoff=0.5)]
+    module = "torchvision.models" if library == "torchvision" else library
+    listing = f"all of them: python -c 'import {module} as m; print(m.list_models())'"
+    do = f"did you mean {' or '.join(close)}? {listing}" if close else listing
+    return InputError(f"{library} has no network {name!r}", do)

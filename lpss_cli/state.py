@@ -1,0 +1,168 @@
+"""RunState: what a method sees of a run, and what is saved with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lpss_cli.masks import Masks, select, zero_count
+from lpss_cli.weights import Weight
+
+
+class RunState:
+    """One run: the model, its prunable weights and masks, the optimizer and the clock.
+
+    Attributes:
+        model: the network, on its device.
+        weights: name → prunable parameter, in module order.
+        row_dims: name → dimension that counts neurons (None: no simple rows).
+        masks: name → bool tensor, True = kept; a masked weight is exactly 0.
+        optimizer: made by the method after ``prepare``.
+        sparsity: the target, zeros / prunable weights.
+        start_sparsity: the sparsity training began with.
+        step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
+        memory: whatever the method keeps; plain containers and tensors, saved with the run.
+        facts: name → what the method notes about a layer for the report, such as its p.
+        rng: the generator of random masks, shared by all processes of a run.
+        batches: training batches of an epoch, for methods that look at data in ``prepare``.
+        loss: loss of outputs and targets.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, Weight],
+        *,
+        sparsity: float,
+        epochs: int,
+        steps_per_epoch: int,
+        seed: int,
+        batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        self.model = model
+        self.weights: dict[str, nn.Parameter] = {n: w.tensor for n, w in weights.items()}
+        self.row_dims = {n: w.row_dim for n, w in weights.items()}
+        self.masks: Masks = {
+            n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights.items()
+        }
+        self.optimizer: Optimizer
+        self.sparsity = sparsity
+        self.start_sparsity = 0.0
+        self.step = 0
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = epochs * steps_per_epoch
+        self.epoch = 0
+        self.memory: dict[str, Any] = {}
+        self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.weights}
+        self.history: list[dict[str, float]] = []
+        self.rng = torch.Generator().manual_seed(seed)
+        self.batches = batches
+        self.loss = loss
+        self._any_masked = False
+
+    @property
+    def progress(self) -> float:
+        """Finished part of training, 0 to 1."""
+        return self.step / self.total_steps if self.total_steps else 1.0
+
+    @property
+    def total(self) -> int:
+        """Number of prunable weights."""
+        return sum(w.numel() for w in self.weights.values())
+
+    @property
+    def masked(self) -> int:
+        """Number of masked weights."""
+        return self.total - sum(int(m.sum()) for m in self.masks.values())
+
+    def prune_to(self, sparsity: float, scores: Mapping[str, Tensor], ranking: str) -> None:
+        """Set the masks that keep the best ``N - round(s·N)`` weights and enforce them."""
+        kept = self.total - zero_count(self.total, sparsity)
+        self.set_masks(select(scores, kept, ranking))
+
+    def set_masks(self, masks: Masks) -> None:
+        """Take new masks (True = kept) and, once there is an optimizer, enforce them."""
+        for name, mask in masks.items():
+            self.masks[name].copy_(mask)
+        self._any_masked = self.masked > 0
+        if hasattr(self, "optimizer"):
+            self.enforce()
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients of masked weights."""
+        if not self._any_masked:
+            return
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                weight.grad.masked_fill_(~self.masks[name], 0)
+
+    @torch.no_grad()
+    def mask_weights(self) -> None:
+        """Zero the masked weights."""
+        if not self._any_masked:
+            return
+        for name, weight in self.weights.items():
+            weight.masked_fill_(~self.masks[name], 0)
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Zero masked weights and all their optimizer state that is not declared dormant."""
+        self.mask_weights()
+        if not self._any_masked:
+            return
+        dormant = getattr(self.optimizer, "dormant", ())
+        for name, weight in self.weights.items():
+            for key, value in self.optimizer.state.get(weight, {}).items():
+                same = isinstance(value, Tensor) and value.shape == weight.shape
+                if same and key not in dormant:
+                    value.masked_fill_(~self.masks[name], 0)
+
+    def decay_groups(
+        self, weight_decay: float, without: Iterable[Tensor] = ()
+    ) -> list[dict[str, Any]]:
+        """All trainable parameters except ``without``, as a group with decay and one without.
+
+        Weights of two or more dimensions decay; biases and norms do not.
+        """
+        excluded = {id(p) for p in without}
+        params = [
+            p for p in self.model.parameters() if p.requires_grad and id(p) not in excluded
+        ]
+        groups = [
+            {"params": [p for p in params if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the run goes on, as plain containers and tensors."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "masks": self.masks,
+            "step": self.step,
+            "epoch": self.epoch,
+            "start_sparsity": self.start_sparsity,
+            "memory": self.memory,
+            "facts": self.facts,
+            "history": self.history,
+            "rng": self.rng.get_state(),
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state of the same run; the optimizer must exist already."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for key in ("step", "epoch", "start_sparsity", "memory", "facts", "history"):
+            setattr(self, key, state[key])
+        for name, mask in state["masks"].items():
+            self.masks[name].copy_(mask)
+        self._any_masked = self.masked > 0
+        self.rng.set_state(state["rng"])
+        torch.set_rng_state(state["torch_rng"])

@@ -1,0 +1,83 @@
+"""Which tensors of a model or of a bare state_dict count as prunable weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lpss_cli.patterns import resolve
+
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_NOT_PRUNED = ("embed", "norm", "bn", "token", "position")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One prunable weight of a model.
+
+    Attributes:
+        name: the parameter's name in ``model.named_parameters()``.
+        tensor: the parameter.
+        row_dim: the dimension that counts neurons, or None where rows are no simple slices
+            (grouped transposed convolutions): such a weight is pruned but not put on a sphere.
+    """
+
+    name: str
+    tensor: nn.Parameter
+    row_dim: int | None = 0
+
+
+def prunable(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, Weight]:
+    """Every weight of Linear, Conv and attention projections, in module order.
+
+    A tied weight is listed once, under its first name. ``skip`` holds shell globs.
+
+    Raises:
+        InputError: a skip pattern matches nothing.
+    """
+    found: dict[str, Weight] = {}
+    seen: set[int] = set()
+    for weight in _candidates(model):
+        if id(weight.tensor) not in seen:
+            seen.add(id(weight.tensor))
+            found[weight.name] = weight
+    for name in resolve(skip, list(found), "--skip"):
+        del found[name]
+    return found
+
+
+def _candidates(model: nn.Module) -> Iterator[Weight]:
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(module, (nn.Linear, _ConvNd)):
+            if isinstance(module.weight, nn.Parameter):
+                yield Weight(f"{dot}weight", module.weight, _row_dim(module))
+        elif isinstance(module, nn.MultiheadAttention):
+            for name in _ATTENTION:
+                tensor = getattr(module, name, None)
+                if isinstance(tensor, nn.Parameter):
+                    yield Weight(f"{dot}{name}", tensor)
+
+
+def _row_dim(module: nn.Module) -> int | None:
+    if isinstance(module, _ConvTransposeNd):
+        return 1 if module.groups == 1 else None
+    return 0
+
+
+def prunable_names(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Guess the prunable weights of a state_dict that comes without its network.
+
+    Floating-point tensors of two or more dimensions whose names do not speak of embeddings,
+    norms, tokens or positions.
+    """
+    return [
+        name
+        for name, tensor in state_dict.items()
+        if tensor.dim() >= 2
+        and tensor.is_floating_point()
+        and not any(word in name.lower() for word in _NOT_PRUNED)
+    ]
