@@ -55,9 +55,7 @@ def top_k(scores: Scores, k: int) -> Masks:
     ties = (flat == threshold).nonzero().squeeze(1)
     keep[ties[:missing]] = True
     parts = torch.split(keep, [s.numel() for s in scores.values()])
-    return {
-        name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)
-    }
+    return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
 
 
 def lamp_scores(scores: Scores) -> dict[str, Tensor]:

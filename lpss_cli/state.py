@@ -130,9 +130,7 @@ class RunState:
         Weights of two or more dimensions decay; biases and norms do not.
         """
         excluded = {id(p) for p in without}
-        params = [
-            p for p in self.model.parameters() if p.requires_grad and id(p) not in excluded
-        ]
+        params = [p for p in self.model.parameters() if p.requires_grad and id(p) not in excluded]
         groups = [
             {"params": [p for p in params if p.dim() > 1], "weight_decay": weight_decay},
             {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},

@@ -52,7 +52,8 @@ def load(spec: DataSpec) -> Data:
 def _read(path: Path) -> dict[str, Array]:
     """Read the four arrays."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves its own handle open when the archive is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [key for key in KEYS if key not in archive]
             if missing:
                 raise InputError(

@@ -95,11 +95,11 @@ def make_task(given: Mapping[str, Any], classification: bool) -> Task:
     """
     base = tasks.CLASSIFICATION if classification else tasks.REGRESSION
     loss, metrics = given.get("loss"), given.get("metrics")
-    if metrics is None and loss is None:
+    if metrics is None:
+        if loss is not None:
+            # Its loss is all that is known to be meaningful.
+            return Task("custom", loss, partial(_loss_alone, loss), "loss", higher_is_better=False)
         return base if given.get("primary") is None else _with_primary(base, given["primary"])
-    if metrics is None and loss is not None:
-        # Its loss is all that is known to be meaningful.
-        return Task("custom", loss, partial(_loss_alone, loss), "loss", higher_is_better=False)
     if not given.get("primary"):
         raise InputError(
             "the factory's metrics have no primary one", "return 'primary': the metric that counts"

@@ -94,7 +94,7 @@ def load(spec: DataSpec) -> Data:
     def source(files: ImageFiles) -> Source:
         return files.in_memory() if small else DatasetSource(files, spec.workers, files.labels())
 
-    chosen = spec.augment or "none"
+    chosen, samples = spec.augment or "none", train_samples + test_samples
     return Data(
         spec=replace(spec, image_size=size, mean=mean, std=std, augment=chosen),
         name=root.resolve().name,
@@ -112,9 +112,7 @@ def load(spec: DataSpec) -> Data:
             "mean": list(mean),
             "std": list(std),
         },
-        fingerprint=fingerprint.of_files(
-            root, (Path(path) for path, _ in train_samples + test_samples)
-        ),
+        fingerprint=fingerprint.of_files(root, (Path(path) for path, _ in samples)),
         augment=augmentation.for_shape(chosen, (3, size, size)),
     )
 

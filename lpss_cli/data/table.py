@@ -53,13 +53,7 @@ def load(spec: DataSpec) -> Data:
         outputs=targets.outputs,
         classes=targets.classes,
         preprocessing=_describe(fitted, target, targets),
-        fingerprint=fingerprint.of_texts(
-            "\x1f".join(cells)
-            for cells in [
-                [target, *names],
-                *(_row(table, [target, *names], row) for part in parts for row in part.tolist()),
-            ]
-        ),
+        fingerprint=_fingerprint(table, [target, *names], parts),
     )
 
 
@@ -113,8 +107,12 @@ def _cells(table: Table, name: str, rows: torch.Tensor) -> list[str]:
     return [cells[row] for row in rows.tolist()]
 
 
-def _row(table: Table, names: list[str], row: int) -> list[str]:
-    return [table.rows[row][table.columns.index(name)] for name in names]
+def _fingerprint(table: Table, names: list[str], parts: Split) -> str:
+    """Over the cells in use, training rows first: line ends and quoting do not matter."""
+    places = [table.columns.index(name) for name in names]
+    rows = (table.rows[row] for part in parts for row in part.tolist())
+    texts = ["\x1f".join(names), *("\x1f".join(row[i] for i in places) for row in rows)]
+    return fingerprint.of_texts(texts)
 
 
 def _encode(

@@ -1,0 +1,90 @@
+"""The lpss artefact: ``{"lpss": {...}, "state_dict": ...}`` of plain containers and tensors.
+
+A person can use it without lpss: ``torch.load(path, weights_only=True)["state_dict"]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpss_cli.errors import InputError
+from lpss_cli.files import replacing
+from lpss_cli.loading import Checkpoint, read
+from lpss_cli.version import __version__
+
+FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a run's bits."""
+    return {
+        "lpss": __version__,
+        "torch": str(torch.__version__),  # a str subclass, which safe loading refuses
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def save(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write an artefact in one piece and read it back.
+
+    Args:
+        path: where to; an existing file is replaced.
+        state_dict: on any device; stored contiguous on the CPU.
+        meta: plain containers of numbers, texts and None.
+
+    Raises:
+        InputError: the disk is full or the directory went away.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state_dict.items()}
+    content = {"lpss": {"format": FORMAT, **meta}, "state_dict": tensors}
+    try:
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+            back = read(temporary).state_dict
+            for name, tensor in tensors.items():
+                if not torch.equal(back[name], tensor) and not tensor.isnan().any():
+                    raise InputError(f"{path} reads back differently at {name}", "check the disk")
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write {path}: {error}", "check space and permissions") from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        if digest is None:  # Python 3.10
+            digest = hashlib.sha256()
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def arch_of(checkpoint: Checkpoint, typed: str | None) -> str | None:
+    """Return the network to build: the typed one, else the artefact's own.
+
+    Raises:
+        InputError: the artefact names code to import and nobody typed it; or there is no arch.
+    """
+    from lpss_cli.models import is_import_path
+
+    own = checkpoint.meta.get("arch")
+    if typed is not None:
+        return typed
+    if not isinstance(own, str):
+        raise InputError(
+            f"{checkpoint.path} does not say which network it is",
+            "pass --arch NAME or --arch file.py:factory",
+        )
+    if is_import_path(own):
+        raise InputError(
+            f"{checkpoint.path} was made with --arch {own}, code that is never imported unasked",
+            f"pass --arch {own} if you trust it",
+        )
+    return own

@@ -1,0 +1,316 @@
+"""The commands. Each parses, calls one library function and prints what it returned."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lpss_cli.cli import options as o
+from lpss_cli.cli.out import Out
+from lpss_cli.errors import InputError, LpssError
+from lpss_cli.version import __version__
+
+app = typer.Typer(
+    name="lpss",
+    help="Make PyTorch networks sparse, and prove what you got.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+# What the running command prints with; main() needs it for errors.
+_out = Out()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lpss {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _printer(as_json: bool, quiet: bool) -> Out:
+    global _out
+    _out = Out(as_json, quiet)
+    return _out
+
+
+def _request(values: dict[str, Any], out: Path, method_options: dict[str, Any]) -> Any:
+    from lpss_cli.request import Request
+
+    names = ("target", "drop", "image_size", "mean", "std", "augment", "split_seed", "workers",
+             "data_dir")  # fmt: skip
+    overrides = o.data_overrides({name: values.get(name) for name in names})
+    sparsity = values.get("sparsity")
+    return Request(
+        out=out,
+        data=values.get("data"),
+        data_overrides=overrides,
+        arch=values.get("arch"),
+        method=values.get("method"),
+        options=method_options,
+        sparsity=None if sparsity is None else o.parse_sparsity(sparsity),
+        epochs=values.get("epochs"),
+        batch_size=values.get("batch_size"),
+        seed=values.get("seed", 0),
+        device=values.get("device", "auto"),
+        skip=tuple(values.get("skip") or ()),
+        holdout=values.get("holdout"),
+        force=values.get("force", False),
+        trust_pickle=values.get("trust_pickle", False),
+        command=_command_line(),
+    )
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["lpss", *sys.argv[1:]])
+
+
+def _input(file: Path | None, out: Out) -> Path:
+    """Take the file that was named, else the newest artefact here, and say which."""
+    from lpss_cli.loading import newest_artifact
+
+    if file is not None:
+        return file
+    found = newest_artifact(Path())
+    out.note(f"reading {found}, the newest artefact here")
+    return found
+
+
+@app.command()
+@o.with_method_options
+def train(
+    *,
+    data: o.DataName = None,
+    arch: o.Arch = None,
+    out: o.Out = None,
+    sparsity: o.Sparsity = None,
+    method: o.MethodName = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    skip: o.Skip = None,
+    data_dir: o.DataDir = None,
+    target: o.Target = None,
+    drop: o.Drop = None,
+    image_size: o.ImageSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    augment: o.Augment = None,
+    split_seed: o.SplitSeed = None,
+    workers: o.Workers = None,
+    holdout: o.Holdout = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+    **method_options: Any,
+) -> None:
+    """Train a network from scratch: dense by default, sparse in one run with --sparsity."""
+    values = dict(locals())
+    from lpss_cli.cli.progress import Printer
+    from lpss_cli.cli.views import outcome_panel
+    from lpss_cli.jobs import train as run
+
+    printer = _printer(as_json, quiet)
+    request = _request(values, out or Path("model.pt"), method_options)
+    with Printer(printer) as watcher:
+        outcome = run(request, watcher)
+    following = "lpss report" if outcome.report.zeros else f"lpss sparsify {request.out}"
+    printer.show(outcome_panel(outcome, "trained", following))
+    printer.document(outcome.to_dict())
+
+
+@app.command()
+@o.with_method_options
+def sparsify(
+    file: Annotated[Path, typer.Argument(help="Checkpoint: .pt, .pth or .safetensors.")],
+    *,
+    sparsity: o.Sparsity = None,
+    method: o.MethodName = None,
+    out: o.Out = None,
+    data: o.DataName = None,
+    arch: o.Arch = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    skip: o.Skip = None,
+    data_dir: o.DataDir = None,
+    target: o.Target = None,
+    drop: o.Drop = None,
+    image_size: o.ImageSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    augment: o.Augment = None,
+    split_seed: o.SplitSeed = None,
+    workers: o.Workers = None,
+    holdout: o.Holdout = None,
+    trust_pickle: o.Trust = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+    **method_options: Any,
+) -> None:
+    """Sparse-train a checkpoint to a target sparsity (90 % by default), exactly."""
+    values = dict(locals())
+    from lpss_cli.cli.progress import Printer
+    from lpss_cli.cli.views import outcome_panel
+    from lpss_cli.jobs import sparsify as run
+
+    printer = _printer(as_json, quiet)
+    request = _request(values, out or file.with_name(f"{file.stem}.sparse.pt"), method_options)
+    with Printer(printer) as watcher:
+        outcome = run(file, request, watcher)
+    printer.show(outcome_panel(outcome, "sparsified", "lpss report, lpss export"))
+    printer.document(outcome.to_dict())
+
+
+@app.command()
+def report(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Checkpoints; default: the newest here.")
+    ] = None,
+    *,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the layers as CSV.")] = False,
+    trust_pickle: o.Trust = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Count zeros and measure Hoyer sparsity, layer by layer."""
+    from lpss_cli.cli import views
+    from lpss_cli.loading import read
+    from lpss_cli.reporting import report as measure
+
+    printer = _printer(as_json, quiet)
+    if csv and as_json:
+        raise InputError("--csv and --json exclude each other", "choose one")
+    paths = files or [_input(None, printer)]
+    reports = [measure(read(path, trust_pickle=trust_pickle)) for path in paths]
+    if csv:
+        printer.text(views.csv_text(reports).rstrip("\n"))
+        return
+    for item in reports:
+        if not item.layers:
+            printer.warn(f"{item.path} holds no prunable weight")
+        printer.show(views.layer_table(item), views.origin_table(item))
+    documents = [item.to_dict() for item in reports]
+    printer.document(documents[0] if len(documents) == 1 else documents)
+
+
+@app.command()
+def export(
+    file: Annotated[
+        Path | None, typer.Argument(help="Checkpoint; default: the newest here.")
+    ] = None,
+    *,
+    formats: Annotated[
+        str, typer.Option("--format", help="Some of safetensors,onnx.")
+    ] = "safetensors,onnx",
+    out_dir: Annotated[
+        Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
+    ] = None,
+    data: o.DataName = None,
+    arch: o.Arch = None,
+    data_dir: o.DataDir = None,
+    target: o.Target = None,
+    drop: o.Drop = None,
+    image_size: o.ImageSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    split_seed: o.SplitSeed = None,
+    trust_pickle: o.Trust = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write masked safetensors and ONNX, each read back from disk and compared."""
+    values = dict(locals())
+    from lpss_cli.cli.views import export_table
+    from lpss_cli.jobs import export_file
+
+    printer = _printer(as_json, quiet)
+    path = _input(file, printer)
+    request = _request(values, path, {})
+    chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
+    with printer.busy("writing, reading back and comparing"):
+        written = export_file(path, request, chosen, out_dir)
+    printer.show(export_table(written))
+    printer.note("files of a sparse network are as large as of a dense one: zeros are stored too")
+    printer.document({"source": str(path), "files": [item.to_dict() for item in written]})
+
+
+@app.command("eval")
+def evaluate(
+    file: Annotated[
+        Path | None, typer.Argument(help="Checkpoint; default: the newest here.")
+    ] = None,
+    *,
+    data: o.DataName = None,
+    arch: o.Arch = None,
+    device: o.Device = "auto",
+    data_dir: o.DataDir = None,
+    target: o.Target = None,
+    drop: o.Drop = None,
+    image_size: o.ImageSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    split_seed: o.SplitSeed = None,
+    trust_pickle: o.Trust = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Print the metric of a checkpoint on its test split, alone."""
+    values = dict(locals())
+    from lpss_cli.jobs import evaluate_file
+
+    printer = _printer(as_json, quiet)
+    path = _input(file, printer)
+    primary, metrics = evaluate_file(path, _request(values, path, {}))
+    if not as_json:
+        printer.text(f"{metrics[primary]:.6g}")
+    printer.document({"file": str(path), "primary_metric": primary, **metrics})
+
+
+def main() -> None:
+    """Run the command line and exit with its code: 0, 1 (run), 2 (input) or 130 (Ctrl-C)."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except LpssError as error:
+        if debug:
+            raise
+        _out.error(error.what, error.do)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _out.error("interrupted", "no file was written")
+        code = 130
+    except BrokenPipeError:  # `lpss report | head`
+        sys.stderr.close()
+        code = 0
+    except Exception as error:
+        # Usage errors of the parser: typer carries its own copy of click's classes.
+        if debug or not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "lpss"
+        _out.error(error.format_message(), f"see {command} --help")
+        code = 2
+    sys.exit(code or 0)

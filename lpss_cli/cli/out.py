@@ -1,0 +1,100 @@
+"""The only printer: results on stdout, for people or as one JSON document; the rest on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+class Out:
+    """Where a command's words go.
+
+    Args:
+        as_json: stdout gets exactly one JSON document and nothing else.
+        quiet: no notes, no bars; warnings and errors stay.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    @property
+    def stderr(self) -> Console:
+        """A console on stderr; markup is off, so names from files are printed as they are."""
+        return _console(stderr=True)
+
+    @property
+    def live(self) -> bool:
+        """Whether bars may move: a person watches stderr."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Print a result for people; nothing with ``--json``."""
+        if not self.as_json:
+            console = _console()
+            for item in renderables:
+                console.print(item)
+
+    def text(self, text: str) -> None:
+        """Print a result as it is, unwrapped and unstyled."""
+        print(text, flush=True)
+
+    def document(self, content: Any) -> None:
+        """Print the JSON document when ``--json`` was given."""
+        if self.as_json:
+            print(json.dumps(_jsonable(content), indent=2, ensure_ascii=False), flush=True)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Show a spinner while something takes its time, where a person watches."""
+        if not self.live:
+            yield
+            return
+        with self.stderr.status(text):
+            yield
+
+    def note(self, text: str) -> None:
+        """Say something by the way."""
+        if not self.quiet:
+            self.stderr.print(_plain(text), style="dim", highlight=False)
+
+    def warn(self, text: str) -> None:
+        """Say something the user should know."""
+        self.stderr.print(f"Warning: {_plain(text)}", style="yellow", highlight=False)
+
+    def error(self, what: str, do: str) -> None:
+        """Print the two lines of an error, and the JSON document of one."""
+        console = self.stderr
+        console.print(f"Error: {_plain(what)}", style="bold red", highlight=False)
+        if do:
+            console.print(f"  {_plain(do)}", highlight=False)
+        self.document({"error": what, "do": do})
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, soft_wrap=stderr)
+
+
+def _plain(text: str) -> str:
+    """Make control characters of names from files visible instead of obeying them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _jsonable(content: Any) -> Any:
+    """JSON has no NaN and no infinity: both become null."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(k): _jsonable(v) for k, v in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_jsonable(v) for v in content]
+    return content

@@ -1,0 +1,144 @@
+"""Tables and panels: numbers from the library, laid out for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.panel import Panel
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lpss_cli.exporting import Exported
+    from lpss_cli.jobs import Outcome
+    from lpss_cli.reporting import Layer, Report
+
+_FRACTIONS = ("accuracy", "balanced_accuracy")
+
+
+def metric(name: str, value: float) -> str:
+    """Return a metric for people: accuracies in percent, the rest with four digits."""
+    return f"{value:.2%}" if name in _FRACTIONS else f"{value:.4g}"
+
+
+def size(count: int) -> str:
+    """Return bytes for people, in units of 1000."""
+    return f"{count:,} B" if count < 10_000 else f"{count / 1000:,.1f} kB"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
+    """Summarise a finished training job and name the next command to type."""
+    report = outcome.report
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column()
+    for name, after in outcome.after.items():
+        before = f"{metric(name, outcome.before[name])} → " if outcome.before else ""
+        where = "" if outcome.measured_on == "test" else f" (on the {outcome.measured_on})"
+        rows.add_row(name.replace("_", " "), f"{before}{metric(name, after)}{where}")
+    share = f"{report.zeros:,} of {report.weights:,} prunable weights are zero"
+    ratio = f", {report.compression:.3g}×" if report.zeros else ""
+    rows.add_row("sparsity", f"{report.sparsity:.2%} ({share}{ratio})")
+    rows.add_row("Hoyer", _number(report.hoyer))
+    if report.dead:
+        rows.add_row("dead neurons", f"{report.dead:,}")
+    rows.add_row("time", f"{outcome.seconds:.1f} s of training")
+    rows.add_row("file", f"{report.path} ({size(report.file_bytes)})")
+    rows.add_row("next", following)
+    return Panel(rows, title=title, title_align="left", expand=False)
+
+
+def layer_table(report: Report) -> Table:
+    """Lay out a report layer by layer, with totals."""
+    with_p = any(layer.p is not None for layer in report.layers)
+    table = Table(title=report.path, title_justify="left", title_style="bold", show_footer=True)
+    table.add_column("layer", "all prunable", overflow="fold", min_width=8)
+    table.add_column("shape")
+    numbers = {
+        "weights": f"{report.weights:,}",
+        "zeros": f"{report.zeros:,}",
+        "sparsity": f"{report.sparsity:.2%}",
+        "Hoyer": _number(report.hoyer),
+        "dead": f"{report.dead:,}",
+        "p": "",
+    }
+    for name, footer in numbers.items():
+        if name != "p" or with_p:
+            table.add_column(name, footer, justify="right", no_wrap=True)
+    for layer in report.layers:
+        cells = [
+            layer.name,
+            "×".join(map(str, layer.shape)),
+            f"{layer.weights:,}",
+            f"{layer.zeros:,}",
+            f"{layer.sparsity:.2%}",
+            _number(layer.hoyer),
+            f"{layer.dead:,}",
+            *([f"{layer.p:.5g}" if layer.p is not None else "-"] if with_p else []),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def origin_table(report: Report) -> Table:
+    """Say how the checkpoint was made, as far as it says so itself."""
+    meta = report.meta
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(overflow="fold")
+    rows.add_row("file", f"{size(report.file_bytes)}, {report.parameters:,} parameters")
+    if not meta:
+        return rows
+    rows.add_row("network", str(meta.get("arch", "")))
+    rows.add_row("data", f"{meta.get('data_name')}, seed {meta.get('settings', {}).get('seed')}")
+    rows.add_row("method", str(meta.get("method", "")))
+    metrics: Mapping[str, Any] = meta.get("metrics") or {}
+    for part in ("before", "after"):
+        values = metrics.get(part) or {}
+        text = ", ".join(f"{k.replace('_', ' ')} {metric(k, v)}" for k, v in values.items())
+        if text:
+            rows.add_row(part, f"{text} ({metrics.get('on', 'test')})")
+    versions: Mapping[str, str] = meta.get("versions") or {}
+    rows.add_row("made with", ", ".join(f"{k} {v}" for k, v in versions.items()))
+    if meta.get("command"):
+        rows.add_row("command", str(meta["command"]))
+    return rows
+
+
+def csv_text(reports: Sequence[Report]) -> str:
+    """Return the layers of all reports as CSV, one row a layer."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = ("name", "shape", "weights", "zeros", "sparsity", "hoyer", "dead", "p")
+    writer.writerow(("file", *names))
+    for report in reports:
+        for layer in report.layers:
+            writer.writerow((report.path, *(_cell(layer, name) for name in names)))
+    return buffer.getvalue()
+
+
+def _cell(layer: Layer, name: str) -> str:
+    value = getattr(layer, name)
+    if name == "shape":
+        return "x".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def export_table(written: Sequence[Exported]) -> Table:
+    """List written files with their sizes and proofs."""
+    table = Table(show_header=True)
+    table.add_column("file", overflow="fold")
+    table.add_column("on disk", justify="right", no_wrap=True)
+    table.add_column("read back and compared")
+    for item in written:
+        proof = item.checked
+        if item.largest_difference:
+            proof += f"; outputs within {item.largest_difference:.1e} of the largest"
+        table.add_row(item.path, size(item.bytes), proof)
+    return table

@@ -1,0 +1,232 @@
+"""Reading checkpoints: our own, bare state_dicts and safetensors, without running their code."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpss_cli.errors import InputError
+
+_NESTED = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        state_dict: parameters and buffers by name, on the CPU.
+        meta: what lpss wrote beside them; empty for files of other origin.
+        kind: ``lpss``, ``state_dict`` or ``safetensors``, for people.
+        notes: what was folded or stripped on the way in.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+    kind: str = "state_dict"
+    notes: list[str] = field(default_factory=list)
+
+
+def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
+    """Read a checkpoint of any accepted kind.
+
+    Args:
+        path: an lpss artefact, a ``torch.save`` file or a safetensors file, told apart by content.
+        trust_pickle: unpickle arbitrary objects; only for files of trusted origin.
+
+    Raises:
+        InputError: no such file, not a checkpoint, damaged, or it needs code to load.
+    """
+    if not path.exists():
+        raise InputError(f"there is no file {path}", "check the path; `lpss train` makes model.pt")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file", "give a .pt, .pth or .safetensors file")
+    if _is_safetensors(path):
+        tensors, meta = _read_safetensors(path)
+        return _normalised(Checkpoint(path, tensors, meta, "safetensors"))
+    return _normalised(_interpret(path, _torch_load(path, trust_pickle)))
+
+
+def _interpret(path: Path, content: Any) -> Checkpoint:
+    """Find the state_dict in whatever ``torch.load`` gave."""
+    if isinstance(content, nn.Module):
+        return Checkpoint(path, dict(content.state_dict()), kind="pickled module")
+    if not isinstance(content, Mapping):
+        raise InputError(
+            f"{path} holds a {type(content).__name__}, not a state_dict",
+            "save model.state_dict() with torch.save",
+        )
+    meta = content.get("lpss")
+    if isinstance(meta, Mapping):
+        return Checkpoint(path, _tensors(content.get("state_dict"), path), dict(meta), "lpss")
+    nested = next((content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), content)
+    return Checkpoint(path, _tensors(nested, path))
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file is an lpss artefact, by a look at its first bytes of pickled structure."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+            with archive.open(name) as pickled:
+                return b"lpss" in pickled.read(64)
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return False
+
+
+def newest_artifact(directory: Path) -> Path:
+    """Return the lpss artefact (``*.pt``) that was written last in a directory.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [p for p in directory.glob("*.pt") if p.is_file() and is_artifact(p)]
+    if not found:
+        raise InputError(
+            f"there is no lpss artefact in {directory}", "name a file, or run `lpss train` first"
+        )
+    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
+    """Copy the checkpoint's tensors into a model.
+
+    Raises:
+        InputError: keys or shapes that do not fit, with the first few of them.
+    """
+    own = model.state_dict()
+    theirs = checkpoint.state_dict
+    problems = [f"{n} is missing" for n in own if n not in theirs]
+    problems += [f"{n} is unknown" for n in theirs if n not in own]
+    problems += [
+        f"{n} has shape {tuple(theirs[n].shape)}, not {tuple(own[n].shape)}"
+        for n in own
+        if n in theirs and own[n].shape != theirs[n].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            f"{checkpoint.path} does not fit {arch}: {'; '.join(problems[:3])}{more}",
+            "give the --arch and --data the checkpoint was made with",
+        )
+    model.load_state_dict(theirs)
+
+
+def _torch_load(path: Path, trust_pickle: bool) -> Any:
+    try:
+        # Explicit: an environment variable can switch PyTorch's own default off.
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"(?:GLOBAL|type:?|class) ([\w.]+)", str(error))
+        if culprit is None or not zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path} is not a readable checkpoint", "give a torch.save or safetensors file"
+            ) from None
+        raise InputError(
+            f"{path} holds pickled objects ({culprit[1]}), and loading them could run any code",
+            "save model.state_dict() instead, or pass --trust-pickle if you trust its origin",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read: {reason}", "the file may be damaged") from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    size = int.from_bytes(head[:8], "little")
+    return len(head) == 9 and head[8:] == b"{" and 2 <= size <= path.stat().st_size - 8
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    import json
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # (safe_open is no mapping: it has keys() and cannot be iterated)
+            described = (file.metadata() or {}).get("lpss", "{}")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is a damaged safetensors file: {error}", "make it again"
+        ) from None
+    try:
+        meta = json.loads(described)
+    except json.JSONDecodeError:
+        meta = {}
+    return tensors, meta if isinstance(meta, dict) else {}
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """Keep the tensors of a mapping, in order.
+
+    Raises:
+        InputError: there is none, or a name is no text.
+    """
+    tensors = (
+        {name: t for name, t in content.items() if isinstance(t, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors or not all(isinstance(name, str) for name in tensors):
+        raise InputError(f"{path} holds no state_dict", "save model.state_dict() with torch.save")
+    return tensors
+
+
+def _normalised(checkpoint: Checkpoint) -> Checkpoint:
+    """Strip wrappers' prefixes and fold prune masks and weight norms."""
+    state, notes = checkpoint.state_dict, checkpoint.notes
+    for prefix in (*_WRAPPERS, *_WRAPPERS):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): t for name, t in state.items()}
+            notes.append(f"stripped the prefix {prefix!r}")
+    folded: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        target, value = _fold(name, tensor, state)
+        if target is None or value is None:
+            continue
+        if target != name:
+            notes.append(f"folded {target}")
+        folded[target] = value
+    checkpoint.state_dict = folded
+    return checkpoint
+
+
+def _fold(
+    name: str, tensor: Tensor, state: Mapping[str, Tensor]
+) -> tuple[str | None, Tensor | None]:
+    """One entry of the folded state_dict; (None, None) for the second half of a pair."""
+    if name.endswith("_orig") and f"{name[:-5]}_mask" in state:
+        return name[:-5], tensor * state[f"{name[:-5]}_mask"]
+    if name.endswith("_mask") and f"{name[:-5]}_orig" in state:
+        return None, None
+    new = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
+    if new and new[3] == "0" and f"{name[:-1]}1" in state:
+        target = f"{new[1]}.{new[2]}" if new[1] else new[2]
+        return target, _weight_norm(state[f"{name[:-1]}1"], tensor)
+    if new and new[3] == "1":
+        return None, None
+    if name.endswith("_g") and f"{name[:-2]}_v" in state:
+        return name[:-2], _weight_norm(state[f"{name[:-2]}_v"], tensor)
+    if name.endswith("_v") and f"{name[:-2]}_g" in state:
+        return None, None
+    return name, tensor
+
+
+def _weight_norm(v: Tensor, g: Tensor) -> Tensor:
+    """Return ``g v/‖v‖`` with the norm over all dimensions that g does not have."""
+    dims = [d for d in range(v.dim()) if g.shape[d] == 1 and v.shape[d] != 1]
+    return g * v / v.norm(dim=dims or None, keepdim=True) if dims else g * v.sign()

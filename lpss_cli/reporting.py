@@ -1,0 +1,147 @@
+"""From a checkpoint to numbers: zeros, sparsity and Hoyer's measure, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lpss_cli.loading import Checkpoint, read
+from lpss_cli.sphere import hoyer
+from lpss_cli.weights import prunable_names
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable weight.
+
+    Attributes:
+        name: the parameter.
+        shape: its shape.
+        weights: number of entries.
+        zeros: number of entries exactly zero.
+        hoyer: mean Hoyer of its live rows; None where no row has one.
+        dead: number of neurons (rows) whose weights are all zero.
+        p: the sphere's exponent it was trained on, if any.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int
+    hoyer: float | None
+    dead: int
+    p: float | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros / weights."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """One checkpoint in numbers; ``parameters`` and ``file_bytes`` count everything in it."""
+
+    path: str
+    layers: list[Layer]
+    parameters: int
+    file_bytes: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> int:
+        """Prunable weights of all layers."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Zeros among them."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def dead(self) -> int:
+        """Neurons without a weight."""
+        return sum(layer.dead for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros / prunable weights."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+    @property
+    def compression(self) -> float:
+        """Prunable weights / kept weights."""
+        kept = self.weights - self.zeros
+        return self.weights / kept if kept else math.inf
+
+    @property
+    def hoyer(self) -> float | None:
+        """Mean of the layers' Hoyer, weighted by their number of weights."""
+        known = [(layer.hoyer, layer.weights) for layer in self.layers if layer.hoyer is not None]
+        total = sum(n for _, n in known)
+        return sum(h * n for h, n in known) / total if total else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers for JSON."""
+        return {
+            "file": self.path,
+            "file_bytes": self.file_bytes,
+            "parameters": self.parameters,
+            "prunable": self.weights,
+            "zeros": self.zeros,
+            "sparsity": self.sparsity,
+            "compression": self.compression if math.isfinite(self.compression) else None,
+            "hoyer": self.hoyer,
+            "dead": self.dead,
+            "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
+            "run": self.meta,
+        }
+
+
+def measure(name: str, tensor: Tensor, row_dim: int = 0, p: float | None = None) -> Layer:
+    """Count and measure one weight."""
+    measured = hoyer(tensor, row_dim)
+    known = measured[measured.isfinite()]
+    rows = tensor.detach().movedim(row_dim, 0).flatten(1)
+    return Layer(
+        name=name,
+        shape=tuple(tensor.shape),
+        weights=tensor.numel(),
+        zeros=int((tensor == 0).sum()),
+        hoyer=float(known.mean()) if len(known) else None,
+        dead=int((rows == 0).all(1).sum()),
+        p=p,
+    )
+
+
+def report(source: Path | Checkpoint) -> Report:
+    """Measure a checkpoint of any accepted kind; the network's code is not needed.
+
+    Which weights count comes from the artefact; for other files it is guessed from names and
+    shapes (``weights.prunable_names``).
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else read(source)
+    state, meta = checkpoint.state_dict, checkpoint.meta
+    listed = meta.get("weights")
+    facts: dict[str, Any] = (
+        listed if isinstance(listed, dict) else {n: {} for n in prunable_names(state)}
+    )
+    layers = [
+        measure(name, state[name], int(fact.get("row_dim") or 0), fact.get("p"))
+        for name, fact in facts.items()
+        if name in state
+    ]
+    return Report(
+        path=str(checkpoint.path),
+        layers=layers,
+        parameters=sum(t.numel() for t in state.values()),
+        file_bytes=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
+        meta={k: v for k, v in meta.items() if k != "weights"},
+    )

@@ -1,0 +1,143 @@
+"""A job as a person asks for it, and what it resolves to: device, data, network, budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpss_cli import artifact, engine, models
+from lpss_cli.data import Data, DataSpec, load
+from lpss_cli.data import is_import_path as is_data_code
+from lpss_cli.errors import InputError
+from lpss_cli.loading import Checkpoint, load_into
+
+# Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
+TRAIN_BUDGET = (12, 1000)
+SPARSIFY_BUDGET = (4, 600)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One training job as a person asks for it; None means the default.
+
+    Attributes:
+        out: the artefact to write.
+        data: what to train on; None takes the checkpoint's own, or digits.
+        data_overrides: fields of the data spec that were given explicitly.
+        arch: network spec; None takes the checkpoint's own, or the default for the data.
+        method: a registered method; None is lpss where a sparsity is asked for, else dense.
+        options: the method's options that were given.
+        sparsity: target; None is 0 for train and 0.9 for sparsify.
+        epochs, batch_size: budget; None suits the size of the data.
+        seed: of initialisation, order, masks.
+        device: ``auto``, ``cpu``, ``cuda``, ….
+        skip: globs of weights that are not pruned.
+        holdout: measure on this part of the training data instead of the test split.
+        force: replace an existing output.
+        trust_pickle: unpickle arbitrary objects.
+        command: the command line, for the record.
+    """
+
+    out: Path
+    data: str | None = None
+    data_overrides: Mapping[str, Any] = field(default_factory=dict)
+    arch: str | None = None
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sparsity: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    skip: tuple[str, ...] = ()
+    holdout: float | None = None
+    force: bool = False
+    trust_pickle: bool = False
+    command: str = ""
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"no device {name!r} here: {reason}", "use --device cpu") from None
+    return device
+
+
+def restore(checkpoint: Checkpoint, request: Request) -> tuple[nn.Module, str, Data]:
+    """Return the checkpoint's network with its weights, the network's spec, and its data.
+
+    Raises:
+        InputError: the network or the data are unknown, or do not fit the weights.
+    """
+    arch = artifact.arch_of(checkpoint, request.arch)
+    data = load_data(request, checkpoint)
+    arch = models.resolve(arch, data.input_shape, data.outputs)
+    torch.manual_seed(request.seed)
+    model = models.build(arch, data.input_shape, data.outputs)
+    load_into(model, checkpoint, arch)
+    return model, arch, data
+
+
+def load_data(request: Request, checkpoint: Checkpoint | None = None) -> Data:
+    """Load the data that was typed, else the checkpoint's own, else digits for a new network.
+
+    Raises:
+        InputError: nobody said which data, they cannot be loaded, or they are code from a file.
+    """
+    own = checkpoint.meta.get("data") if checkpoint else {"name": "digits"}
+    stored = dict(own) if isinstance(own, Mapping) else {}
+    if request.data is not None and request.data != stored.get("name"):
+        stored = {"name": request.data}
+    elif not stored and checkpoint:
+        raise InputError(
+            f"{checkpoint.path} does not say which data it was trained on", "pass --data"
+        )
+    elif request.data is None and is_data_code(str(stored.get("name", ""))):
+        raise InputError(
+            f"the checkpoint was trained on {stored['name']}, code that is never imported unasked",
+            f"pass --data {stored['name']} if you trust it",
+        )
+    data = load(DataSpec.from_dict({**stored, **request.data_overrides}))
+    return data if request.holdout is None else data.holdout(request.holdout, request.seed)
+
+
+def settings_for(
+    request: Request, data: Data, sparsity: float, budget: tuple[int, int], keep_zeros: bool = False
+) -> engine.Settings:
+    """Choose what was left open by the size of the data.
+
+    Raises:
+        InputError: an impossible batch size or number of epochs.
+    """
+    n = len(data.train)
+    if request.batch_size is not None and request.batch_size < 1:
+        raise InputError(f"a batch of {request.batch_size} is empty", "give --batch-size of 1 up")
+    if request.epochs is not None and request.epochs < 0:
+        raise InputError(f"{request.epochs} epochs cannot be", "give --epochs of 0 up")
+    # A power of two from 16 to 256 that leaves 25 or more steps to an epoch.
+    size = request.batch_size or max(16, min(256, 1 << max(0, (n // 25).bit_length() - 1)))
+    epochs, steps = budget
+    suited = max(epochs, -(-steps // max(1, n // size)))
+    return engine.Settings(
+        epochs=suited if request.epochs is None else request.epochs,
+        batch_size=size,
+        seed=request.seed,
+        sparsity=sparsity,
+        skip=request.skip,
+        keep_zeros=keep_zeros,
+    )
