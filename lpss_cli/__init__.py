@@ -1,3 +1,47 @@
-"""Placeholder until the API is wired."""
+"""lpss: make PyTorch networks sparse, and prove what you got.
 
-from lpss_cli.version import __version__ as __version__
+Public names load when they are first used, so importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lpss_cli.errors import InputError, LpssError, RunError
+from lpss_cli.version import __version__
+
+if TYPE_CHECKING:
+    from lpss_cli.jobs import sparsify, train
+    from lpss_cli.lpsgd import LpSGD
+    from lpss_cli.reporting import report
+    from lpss_cli.request import Request
+    from lpss_cli.sphere import hoyer
+
+__all__ = [
+    "InputError",
+    "LpSGD",
+    "LpssError",
+    "Request",
+    "RunError",
+    "__version__",
+    "hoyer",
+    "report",
+    "sparsify",
+    "train",
+]
+
+_LAZY = {
+    "LpSGD": "lpsgd",
+    "Request": "request",
+    "hoyer": "sphere",
+    "report": "reporting",
+    "sparsify": "jobs",
+    "train": "jobs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -166,25 +166,25 @@ def _inherit_zeros(run: RunState, watcher: Watcher) -> None:
 
 def _epoch(run: RunState, method: Method, cut_step: int, watcher: Watcher) -> None:
     done = run.step - run.epoch * run.steps_per_epoch
-    total = torch.zeros((), device=next(run.model.parameters()).device)
     began = time.perf_counter()
     run.model.train()
     for x, y in islice(run.batches(run.epoch), done, None):
-        total += _step(run, method, x, y)
+        run.loss_sum += _step(run, method, x, y)
         _topology(run, method, cut_step, watcher)
         watcher.on_step(run)
         if run.step % _LOSS_CHECK == 0:
-            _check_loss(total, run)
-    _check_loss(total, run)
+            _check_loss(run)
+    _check_loss(run)
     run.epoch += 1
     run.history.append(
         {
             "epoch": run.epoch,
-            "loss": float(total) / (run.steps_per_epoch - done),
+            "loss": float(run.loss_sum) / run.steps_per_epoch,
             "sparsity": run.masked / run.total if run.total else 0.0,
             "seconds": time.perf_counter() - began,
         }
     )
+    run.loss_sum.zero_()
     watcher.on_epoch(run)
 
 
@@ -210,12 +210,14 @@ def _topology(run: RunState, method: Method, cut_step: int, watcher: Watcher) ->
     if run.step == cut_step:
         _exact_cut(run, method, watcher)
     elif run.step < cut_step and run.step % method.config.frequency == 0:
+        _check_loss(run)
         sparsity = method.sparsity_at(run)
         if sparsity is not None and zero_count(run.total, sparsity) > 0:
             run.prune_to(sparsity, method.scores(run), method.config.ranking)
 
 
 def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
+    _check_loss(run)
     if zero_count(run.total, run.sparsity) > 0:
         run.prune_to(run.sparsity, method.scores(run), method.config.ranking)
         recalibrate_norms(run.model, islice(run.batches(run.epoch), _NORM_BATCHES))
@@ -243,10 +245,11 @@ def recalibrate_norms(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]
     model.train(training)
 
 
-def _check_loss(total: Tensor, run: RunState) -> None:
-    if not math.isfinite(float(total)):
+def _check_loss(run: RunState) -> None:
+    total = float(run.loss_sum)
+    if not math.isfinite(total):
         raise RunError(
-            f"the loss is {float(total)} in epoch {run.epoch + 1}, before step {run.step}",
+            f"the loss is {total} in epoch {run.epoch + 1}, before step {run.step}",
             "lower --lr (and --eta); no file was written and the input is as it was",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,9 +54,11 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"{path} is not a file", "give a .pt, .pth or .safetensors file")
     if _is_safetensors(path):
-        tensors, meta = _read_safetensors(path)
-        return _normalised(Checkpoint(path, tensors, meta, "safetensors"))
-    return _normalised(_interpret(path, _torch_load(path, trust_pickle)))
+        checkpoint = Checkpoint(path, *_read_safetensors(path), "safetensors")
+    else:
+        checkpoint = _interpret(path, _torch_load(path, trust_pickle))
+    # What lpss wrote has the names of its own network, wrapped or not.
+    return checkpoint if checkpoint.meta else _normalised(checkpoint)
 
 
 def _interpret(path: Path, content: Any) -> Checkpoint:
@@ -80,7 +83,7 @@ def is_artifact(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
             with archive.open(name) as pickled:
-                return b"lpss" in pickled.read(64)
+                return b"X\x04\x00\x00\x00lpss" in pickled.read(64)  # the text, pickled
     except (OSError, zipfile.BadZipFile, StopIteration):
         return False
 
@@ -125,21 +128,41 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
 
 def _torch_load(path: Path, trust_pickle: bool) -> Any:
     try:
-        # Explicit: an environment variable can switch PyTorch's own default off.
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice to programmers about old pickles
+            # Explicit: an environment variable can switch PyTorch's own default off.
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"(?:GLOBAL|type:?|class) ([\w.]+)", str(error))
-        if culprit is None or not zipfile.is_zipfile(path):
+        if culprit is not None and _from_torch(path):
             raise InputError(
-                f"{path} is not a readable checkpoint", "give a torch.save or safetensors file"
+                f"{path} holds pickled objects ({culprit[1]}), and loading them could run any code",
+                "save model.state_dict() instead, or pass --trust-pickle if you trust its origin",
             ) from None
+    except (ImportError, AttributeError) as error:
         raise InputError(
-            f"{path} holds pickled objects ({culprit[1]}), and loading them could run any code",
-            "save model.state_dict() instead, or pass --trust-pickle if you trust its origin",
+            f"{path} cannot be unpickled: {_reason(error)}",
+            "run lpss where that code can be imported, or save model.state_dict() instead",
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read: {reason}", "the file may be damaged") from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read: {_reason(error)}", "the file may be damaged"
+        ) from None
+    except Exception:  # a pickle of random bytes can fail in any way
+        pass
+    raise InputError(
+        f"{path} is not a readable checkpoint", "give a torch.save or safetensors file"
+    )
+
+
+def _from_torch(path: Path) -> bool:
+    """Whether a file begins like one of ``torch.save``: a zip archive, or before 1.6 a pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -219,14 +242,26 @@ def _fold(
         return target, _weight_norm(state[f"{name[:-1]}1"], tensor)
     if new and new[3] == "1":
         return None, None
-    if name.endswith("_g") and f"{name[:-2]}_v" in state:
-        return name[:-2], _weight_norm(state[f"{name[:-2]}_v"], tensor)
-    if name.endswith("_v") and f"{name[:-2]}_g" in state:
-        return None, None
+    if name.endswith(("_g", "_v")):
+        g, v = (state.get(name[:-2] + end) for end in ("_g", "_v"))
+        if g is not None and v is not None and _is_norm_of(g, v):
+            return (name[:-2], _weight_norm(v, g)) if name.endswith("_g") else (None, None)
     return name, tensor
+
+
+def _is_norm_of(g: Tensor, v: Tensor) -> bool:
+    """Whether g has the shape of v's norms, one number for all or for each index of one dimension.
+
+    Other pairs named ``_g`` and ``_v`` are parameters like any other.
+    """
+    kept = [size for size in g.shape if size != 1]
+    fits = g.dim() == v.dim() and all(a in (1, b) for a, b in zip(g.shape, v.shape, strict=True))
+    return v.dim() >= 2 and (g.dim() == 0 or (fits and len(kept) <= 1))
 
 
 def _weight_norm(v: Tensor, g: Tensor) -> Tensor:
     """Return ``g v/‖v‖`` with the norm over all dimensions that g does not have."""
+    if g.dim() == 0:
+        return g * v / v.norm()
     dims = [d for d in range(v.dim()) if g.shape[d] == 1 and v.shape[d] != 1]
     return g * v / v.norm(dim=dims or None, keepdim=True) if dims else g * v.sign()

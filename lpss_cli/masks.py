@@ -36,10 +36,12 @@ def select(scores: Scores, k: int, ranking: str = "lamp") -> Masks:
         Boolean masks of the scores' shapes, True = kept, with exactly k True in all.
 
     Raises:
-        RunError: a score is NaN.
+        RunError: a score is NaN or +inf.
     """
-    if any(bool(s.isnan().any()) for s in scores.values()):
-        raise RunError("a weight is NaN, so nothing can be ranked", "lower --lr and train again")
+    if any(bool((s.isnan() | s.isposinf()).any()) for s in scores.values()):
+        raise RunError(
+            "a weight is NaN or infinite, so nothing can be ranked", "lower --lr and train again"
+        )
     return RANKINGS[ranking](scores, k)
 
 
@@ -142,7 +144,7 @@ def check_sparsity(sparsity: float, total: int | None = None) -> float:
         )
     if total is not None and total > 0 and zero_count(total, sparsity) >= total:
         raise InputError(
-            f"a sparsity of {sparsity:g} leaves none of the {total:,} prunable weights",
+            f"a sparsity of {sparsity:.10g} leaves none of the {total:,} prunable weights",
             f"ask for at most {1 - 1 / total:.8g}, or skip fewer layers",
         )
     return sparsity

@@ -17,8 +17,8 @@ from lpss_cli.errors import InputError
 from lpss_cli.loading import Checkpoint, load_into
 
 # Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
-TRAIN_BUDGET = (12, 1000)
-SPARSIFY_BUDGET = (4, 600)
+TRAIN_BUDGET = (12, 2000)
+SPARSIFY_BUDGET = (4, 1000)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def settings_for(
         raise InputError(f"a batch of {request.batch_size} is empty", "give --batch-size of 1 up")
     if request.epochs is not None and request.epochs < 0:
         raise InputError(f"{request.epochs} epochs cannot be", "give --epochs of 0 up")
-    # A power of two from 16 to 256 that leaves 25 or more steps to an epoch.
-    size = request.batch_size or max(16, min(256, 1 << max(0, (n // 25).bit_length() - 1)))
+    # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.
+    size = request.batch_size or max(16, min(256, 1 << max(0, (n // 64).bit_length() - 1)))
     epochs, steps = budget
     suited = max(epochs, -(-steps // max(1, n // size)))
     return engine.Settings(

@@ -112,4 +112,5 @@ def hoyer(weight: Tensor, row_dim: int = 0) -> Tensor:
     # Scaled by the row maximum so that the squares of tiny weights do not underflow.
     rows = rows / rows.amax(1, keepdim=True)
     ratio = rows.sum(1) / rows.square().sum(1).sqrt()
-    return (math.sqrt(n) - ratio) / (math.sqrt(n) - 1.0)
+    # A flat row may round to -1e-17.
+    return ((math.sqrt(n) - ratio) / (math.sqrt(n) - 1.0)).clamp_min(0.0)

@@ -27,6 +27,8 @@ class RunState:
         step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
+        history: one record per finished epoch: loss, sparsity, seconds.
+        loss_sum: sum of the losses of the present epoch's steps, on the model's device.
         rng: the generator of random masks, shared by all processes of a run.
         batches: training batches of an epoch, for methods that look at data in ``prepare``.
         loss: loss of outputs and targets.
@@ -60,6 +62,7 @@ class RunState:
         self.memory: dict[str, Any] = {}
         self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.weights}
         self.history: list[dict[str, float]] = []
+        self.loss_sum = torch.zeros((), device=next(model.parameters()).device)
         self.rng = torch.Generator().manual_seed(seed)
         self.batches = batches
         self.loss = loss
@@ -149,6 +152,7 @@ class RunState:
             "memory": self.memory,
             "facts": self.facts,
             "history": self.history,
+            "loss_sum": self.loss_sum,
             "rng": self.rng.get_state(),
             "torch_rng": torch.get_rng_state(),
         }
@@ -162,5 +166,6 @@ class RunState:
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
         self._any_masked = self.masked > 0
+        self.loss_sum.copy_(state["loss_sum"])
         self.rng.set_state(state["rng"])
         torch.set_rng_state(state["torch_rng"])

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from lpss_cli.patterns import resolve
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_NOT_PRUNED = ("embed", "norm", "bn", "token", "position")
+_NOT_PRUNED = ("embed", "norm", "token", "position")
 
 
 @dataclass(frozen=True)

@@ -294,6 +294,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # how the parser passes a Ctrl-C on
+            raise KeyboardInterrupt
     except LpssError as error:
         if debug:
             raise

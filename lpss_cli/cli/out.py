@@ -63,18 +63,18 @@ class Out:
     def note(self, text: str) -> None:
         """Say something by the way."""
         if not self.quiet:
-            self.stderr.print(_plain(text), style="dim", highlight=False)
+            self.stderr.print(plain(text), style="dim", highlight=False)
 
     def warn(self, text: str) -> None:
         """Say something the user should know."""
-        self.stderr.print(f"Warning: {_plain(text)}", style="yellow", highlight=False)
+        self.stderr.print(f"Warning: {plain(text)}", style="yellow", highlight=False)
 
     def error(self, what: str, do: str) -> None:
         """Print the two lines of an error, and the JSON document of one."""
         console = self.stderr
-        console.print(f"Error: {_plain(what)}", style="bold red", highlight=False)
+        console.print(f"Error: {plain(what)}", style="bold red", highlight=False)
         if do:
-            console.print(f"  {_plain(do)}", highlight=False)
+            console.print(f"  {plain(do)}", highlight=False)
         self.document({"error": what, "do": do})
 
 
@@ -84,7 +84,7 @@ def _console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, soft_wrap=stderr)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Make control characters of names from files visible instead of obeying them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

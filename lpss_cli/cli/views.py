@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.panel import Panel
 from rich.table import Table
 
+from lpss_cli.cli.out import plain
+
 if TYPE_CHECKING:
     from lpss_cli.exporting import Exported
     from lpss_cli.jobs import Outcome
@@ -49,7 +51,7 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
     if report.dead:
         rows.add_row("dead neurons", f"{report.dead:,}")
     rows.add_row("time", f"{outcome.seconds:.1f} s of training")
-    rows.add_row("file", f"{report.path} ({size(report.file_bytes)})")
+    rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
     rows.add_row("next", following)
     return Panel(rows, title=title, title_align="left", expand=False)
 
@@ -57,7 +59,7 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
 def layer_table(report: Report) -> Table:
     """Lay out a report layer by layer, with totals."""
     with_p = any(layer.p is not None for layer in report.layers)
-    table = Table(title=report.path, title_justify="left", title_style="bold", show_footer=True)
+    table = Table(title=plain(report.path), title_justify="left", title_style="bold", show_footer=True)
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
     table.add_column("shape")
     numbers = {
@@ -73,7 +75,7 @@ def layer_table(report: Report) -> Table:
             table.add_column(name, footer, justify="right", no_wrap=True)
     for layer in report.layers:
         cells = [
-            layer.name,
+            plain(layer.name),
             "×".join(map(str, layer.shape)),
             f"{layer.weights:,}",
             f"{layer.zeros:,}",
@@ -95,9 +97,9 @@ def origin_table(report: Report) -> Table:
     rows.add_row("file", f"{size(report.file_bytes)}, {report.parameters:,} parameters")
     if not meta:
         return rows
-    rows.add_row("network", str(meta.get("arch", "")))
-    rows.add_row("data", f"{meta.get('data_name')}, seed {meta.get('settings', {}).get('seed')}")
-    rows.add_row("method", str(meta.get("method", "")))
+    rows.add_row("network", plain(str(meta.get("arch", ""))))
+    rows.add_row("data", f"{plain(str(meta.get('data_name')))}, seed {meta.get('settings', {}).get('seed')}")
+    rows.add_row("method", plain(str(meta.get("method", ""))))
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
     for part in ("before", "after"):
         values = metrics.get(part) or {}
@@ -107,7 +109,7 @@ def origin_table(report: Report) -> Table:
     versions: Mapping[str, str] = meta.get("versions") or {}
     rows.add_row("made with", ", ".join(f"{k} {v}" for k, v in versions.items()))
     if meta.get("command"):
-        rows.add_row("command", str(meta["command"]))
+        rows.add_row("command", plain(str(meta["command"])))
     return rows
 
 
@@ -140,5 +142,5 @@ def export_table(written: Sequence[Exported]) -> Table:
         proof = item.checked
         if item.largest_difference:
             proof += f"; outputs within {item.largest_difference:.1e} of the largest"
-        table.add_row(item.path, size(item.bytes), proof)
+        table.add_row(plain(item.path), size(item.bytes), proof)
     return table

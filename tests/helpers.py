@@ -1,0 +1,40 @@
+"""Small deterministic data and networks for tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lpss_cli.data import Data, DataSpec, TensorSource
+from lpss_cli.tasks import CLASSIFICATION
+
+
+def blobs(n: int = 128, features: int = 12, classes: int = 4, seed: int = 0) -> Data:
+    """Gaussian clusters, one a class, split in halves."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(classes, features, generator=generator)
+    y = torch.arange(2 * n) % classes
+    x = centres[y] + torch.randn(2 * n, features, generator=generator)
+    return Data(
+        spec=DataSpec("blobs"),
+        name="blobs",
+        train=TensorSource(x[:n], y[:n]),
+        test=TensorSource(x[n:], y[n:]),
+        task=CLASSIFICATION,
+        input_shape=(features,),
+        outputs=classes,
+        classes=tuple(map(str, range(classes))),
+    )
+
+
+def network(ties: bool = False, seed: int = 0) -> nn.Sequential:
+    """Linear 12-40-4 with BatchNorm and dropout; with ``ties`` most weights share magnitudes."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Dropout(0.1), nn.Linear(40, 4)
+    )
+    if ties:
+        with torch.no_grad():
+            for layer in (model[0], model[4]):
+                layer.weight.copy_(layer.weight.sign() * 0.1)
+    return model

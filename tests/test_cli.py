@@ -1,0 +1,248 @@
+"""The command line as a person or a script meets it."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lpss_cli import method
+from lpss_cli.cli import app, options
+
+FAST = ["--epochs", "2", "--batch-size", "64"]
+
+
+@pytest.fixture
+def lpss(monkeypatch, capsys, tmp_path):
+    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_the_four_commands_as_typed_in_an_empty_directory(tmp_path):
+    for command in ("train", "sparsify model.pt --p 0.5", "report", "export"):
+        done = subprocess.run(
+            [sys.executable, "-m", "lpss_cli", *command.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "model.pt", "model.sparse.pt", "model.sparse.safetensors", "model.sparse.onnx",
+    }  # fmt: skip
+    state = torch.load(tmp_path / "model.sparse.pt", weights_only=True)["state_dict"]
+    weights = [t for t in state.values() if t.dim() == 2]
+    assert sum(w.numel() for w in weights) == 50_200
+    assert sum(int((w == 0).sum()) for w in weights) == 45_180
+    dense = torch.load(tmp_path / "model.pt", weights_only=True)["lpss"]["metrics"]["after"]
+    sparse = torch.load(tmp_path / "model.sparse.pt", weights_only=True)["lpss"]["metrics"]
+    assert dense["accuracy"] >= 0.96
+    assert sparse["before"] == dense
+    assert sparse["after"]["accuracy"] >= dense["accuracy"] - 0.02
+
+
+def test_json_is_exactly_one_document_for_every_command(lpss):
+    for command in (
+        ["train", *FAST], ["sparsify", "model.pt", *FAST], ["report"], ["export"], ["eval"],
+    ):  # fmt: skip
+        code, out, err = lpss(*command, "--json")
+        assert code == 0, err
+        json.loads(out)  # fails on anything before or after the document
+    code, out, _ = lpss("eval", "nothing.pt", "--json")
+    assert code == 2
+    assert "no file nothing.pt" in json.loads(out)["error"]
+
+
+def test_report_of_several_files_as_json_csv_and_tables(lpss):
+    lpss("train", *FAST)
+    lpss("sparsify", "model.pt", "--sparsity", "10x", "--p", "0.5", "--p", "fc2*=1.07", *FAST)
+    code, out, _ = lpss("report", "model.pt", "model.sparse.pt", "--json")
+    dense, sparse = json.loads(out)
+    assert code == 0
+    assert (dense["zeros"], sparse["zeros"], sparse["prunable"]) == (0, 45_180, 50_200)
+    assert [x["p"] for x in sparse["layers"]] == [0.5, 1.07, None]
+    assert sparse["run"]["command"].startswith("lpss sparsify model.pt --sparsity 10x")
+    rows = list(csv.DictReader(io.StringIO(lpss("report", "model.sparse.pt", "--csv")[1])))
+    assert sum(int(r["zeros"]) for r in rows) == 45_180
+    assert rows[0]["shape"] == "300x64"
+    code, out, err = lpss("report")
+    assert "45,180" in out
+    assert "90.00%" in out
+    assert "model.sparse.pt, the newest artefact" in err
+
+
+def test_eval_prints_the_metric_alone(lpss):
+    lpss("train", *FAST)
+    code, out, _ = lpss("eval", "model.pt")
+    assert code == 0
+    assert 0 < float(out) <= 1
+
+
+def test_quiet_says_nothing_by_the_way(lpss):
+    code, _, err = lpss("train", *FAST, "--quiet")
+    assert (code, err) == (0, "")
+
+
+WRONG = [
+    (["train", "--sparsity", "1"], "outside [0, 1)", "0.9"),
+    (["train", "--sparsity", "-0.1"], "outside [0, 1)", "0.9"),
+    (["train", "--sparsity", "nan"], "outside [0, 1)", "0.9"),
+    (["train", "--sparsity", "much"], "no number", "10x"),
+    (["train", "--sparsity", "0x"], "no number", "10x"),
+    (["train", "--sparsity", "0.99999999"], "leaves none of the 50,200", "at most"),
+    (["train", "--method", "gpm"], "unknown method 'gpm'", "did you mean 'gmp'"),
+    (["train", "--data", "digts"], "no data set called 'digts'", "did you mean 'digits'"),
+    (["train", "--data", "a/b.csv"], "no file or folder", "--data"),
+    (["train", "--arch", "lenet30"], "unknown network 'lenet30'", "did you mean 'lenet300'"),
+    (["train", "--arch", "net.py:make"], "net.py", ""),
+    (["train", "--arch", "mlp:10-5"], "10", ""),
+    (["train", "--epochs", "-1"], "-1 epochs", "0 up"),
+    (["train", "--epochs", "many"], "--epochs", "lpss train --help"),
+    (["train", "--batch-size", "0"], "empty", "1 up"),
+    (["train", "--lr", "-1"], "--lr -1 is out of range", "from 0"),
+    (["train", "--begin", "0.9"], "--begin 0.9", "--begin"),
+    (["train", "--end", "0.9"], "--end 0.9 is out of range", "0.85"),
+    (["train", "--frequency", "0"], "--frequency 0", "from 1"),
+    (["train", "--ranking", "lmap"], "'lmap' is not a choice", "did you mean 'lamp'"),
+    (["train", "--p", "1.15"], "--p is not an option of the method 'dense'", "--method lpss"),
+    (["train", "--device", "warp"], "no device 'warp'", "--device cpu"),
+    (["train", "--skip", "fc9*"], "--skip 'fc9*' matches no weight", "fc1.weight"),
+    (["train", "--mean", "a,b"], "--mean 'a,b'", "0.48"),
+    (["train", "--target", "y"], "--target", ""),
+    (["train", "--holdout", "1.5"], "holdout fraction", ""),
+    (["train", "--out", "no/such/dir.pt"], "does not exist", "--out"),
+    (["train", "--colour"], "--colour", "lpss train --help"),
+    (["prune"], "prune", "--help"),
+    (["sparsify", "none.pt"], "there is no file none.pt", "lpss train"),
+    (["sparsify"], "file", "lpss sparsify --help"),
+    (["report"], "no lpss artefact", "lpss train"),
+    (["report", "none.pt"], "there is no file", ""),
+    (["export"], "no lpss artefact", "lpss train"),
+    (["eval"], "no lpss artefact", "lpss train"),
+]
+WRONG_P = [
+    (["--p", "1.01"], "p = 1.01 is outside", "1.03"),
+    (["--p", "0.1"], "p = 0.1 is outside", "0.2"),
+    (["--p", "5"], "p = 5 is outside", "4"),
+    (["--p", "nan"], "p = nan is outside", "1.03"),
+    (["--p", "small"], "'small' is not a number", "--p 1.15"),
+    (["--p", "conv*=1.2"], "'conv*' matches no weight", "fc1.weight"),
+    (["--eta", "0.7"], "--eta 0.7 is out of range", "0.5"),
+    (["--gain", "huge"], "'huge' is not a choice", "fixed"),
+    (["--off-sphere", "x"], "matches no weight", "fc1.weight"),
+]
+
+
+def refused(result, what, do):
+    code, out, err = result
+    assert code == 2, err
+    lines = err.strip().splitlines()
+    assert [line for line in lines if line.startswith("Error: ")] == lines[-2:-1]
+    assert what in lines[-2]
+    assert do in lines[-1]
+    assert "Traceback" not in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(("args", "what", "do"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_wrong_requests_are_two_lines_exit_2_and_no_file(lpss, args, what, do):
+    refused(lpss(*args), what, do)
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(("args", "what", "do"), WRONG_P, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_wrong_sphere_options(lpss, args, what, do):
+    refused(lpss("train", "--sparsity", "0.5", *FAST, *args), what, do)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_diverged_run_is_exit_1_and_leaves_the_old_file(lpss):
+    lpss("train", *FAST)
+    before = Path("model.pt").read_bytes()
+    code, _, err = lpss("train", *FAST, "--lr", "1e30", "--force")
+    assert code == 1
+    assert "loss" in err
+    assert "lower --lr" in err
+    assert Path("model.pt").read_bytes() == before
+    assert [p.name for p in Path().iterdir()] == ["model.pt"]
+
+
+def test_an_existing_output_needs_force(lpss):
+    lpss("train", *FAST)
+    before = Path("model.pt").read_bytes()
+    refused(lpss("train", *FAST), "model.pt exists already", "--force")
+    assert Path("model.pt").read_bytes() == before
+    assert lpss("train", *FAST, "--seed", "3", "--force")[0] == 0
+    assert Path("model.pt").read_bytes() != before
+    lpss("export", "model.pt")
+    refused(lpss("export", "model.pt"), "exists already", "--force")
+
+
+def test_ctrl_c_is_130(lpss, monkeypatch):
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lpss_cli.engine.run", interrupt)
+    code, _, err = lpss("train", *FAST)
+    assert code == 130
+    assert "interrupted" in err
+    assert list(Path().iterdir()) == []
+
+
+def test_debug_shows_the_traceback(lpss, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lpss", "eval", "none.pt", "--debug"])
+    with pytest.raises(Exception, match="there is no file"):
+        app.main()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.9", 0.9), ("90%", 0.9), ("10x", 0.9), ("60×", 59 / 60), ("0", 0.0)]
+)
+def test_sparsity_is_understood_as_fraction_percent_and_ratio(text, value):
+    assert options.parse_sparsity(text) == pytest.approx(value)
+
+
+def test_a_new_method_gets_its_flags_by_itself(monkeypatch):
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Config(method.MethodConfig):
+        shake: float = method.option(0.25, "how hard to shake", low=0, high=1)
+
+    monkeypatch.setattr(method.Method, "registry", dict(method.Method.registry))
+    cls = type("Shaker", (method.Method,), {"name": "shaker", "paper": "none", "Config": Config})
+    monkeypatch.setattr(method, "registry", lambda: {**method.Method.registry, "shaker": cls})
+    flags = options._method_flags()
+    assert "shake" in flags
+    assert "how hard" in flags["shake"].__metadata__[0].help.lower()
+    assert "0.25" in flags["shake"].__metadata__[0].help
+
+
+def test_help_names_every_method_and_flag(lpss):
+    code, out, _ = lpss("sparsify", "--help")
+    assert code == 0
+    assert all(flag in out for flag in ("--p", "--eta", "--gain", "--sparsity", "--ranking"))
+    assert all(name in out for name in method.registry())
+
+
+def test_names_from_files_cannot_write_to_the_terminal(lpss):
+    torch.save({"\x1b[31m[bold]evil\n.weight": torch.ones(2, 3)}, "evil.pt")
+    code, out, _ = lpss("report", "evil.pt")
+    assert code == 0
+    assert "\x1b" not in out
+    assert "[bold]evil" in out
