@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lpss_cli.errors import InputError
+from lpss_cli.folding import fold
 
 _NESTED = ("state_dict", "model_state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass
@@ -58,7 +58,9 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     else:
         checkpoint = _interpret(path, _torch_load(path, trust_pickle))
     # What lpss wrote has the names of its own network, wrapped or not.
-    return checkpoint if checkpoint.meta else _normalised(checkpoint)
+    if not checkpoint.meta:
+        checkpoint.state_dict, checkpoint.notes = fold(checkpoint.state_dict)
+    return checkpoint
 
 
 def _interpret(path: Path, content: Any) -> Checkpoint:
@@ -207,61 +209,3 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise InputError(f"{path} holds no state_dict", "save model.state_dict() with torch.save")
     return tensors
-
-
-def _normalised(checkpoint: Checkpoint) -> Checkpoint:
-    """Strip wrappers' prefixes and fold prune masks and weight norms."""
-    state, notes = checkpoint.state_dict, checkpoint.notes
-    for prefix in (*_WRAPPERS, *_WRAPPERS):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): t for name, t in state.items()}
-            notes.append(f"stripped the prefix {prefix!r}")
-    folded: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        target, value = _fold(name, tensor, state)
-        if target is None or value is None:
-            continue
-        if target != name:
-            notes.append(f"folded {target}")
-        folded[target] = value
-    checkpoint.state_dict = folded
-    return checkpoint
-
-
-def _fold(
-    name: str, tensor: Tensor, state: Mapping[str, Tensor]
-) -> tuple[str | None, Tensor | None]:
-    """One entry of the folded state_dict; (None, None) for the second half of a pair."""
-    if name.endswith("_orig") and f"{name[:-5]}_mask" in state:
-        return name[:-5], tensor * state[f"{name[:-5]}_mask"]
-    if name.endswith("_mask") and f"{name[:-5]}_orig" in state:
-        return None, None
-    new = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
-    if new and new[3] == "0" and f"{name[:-1]}1" in state:
-        target = f"{new[1]}.{new[2]}" if new[1] else new[2]
-        return target, _weight_norm(state[f"{name[:-1]}1"], tensor)
-    if new and new[3] == "1":
-        return None, None
-    if name.endswith(("_g", "_v")):
-        g, v = (state.get(name[:-2] + end) for end in ("_g", "_v"))
-        if g is not None and v is not None and _is_norm_of(g, v):
-            return (name[:-2], _weight_norm(v, g)) if name.endswith("_g") else (None, None)
-    return name, tensor
-
-
-def _is_norm_of(g: Tensor, v: Tensor) -> bool:
-    """Whether g has the shape of v's norms, one number for all or for each index of one dimension.
-
-    Other pairs named ``_g`` and ``_v`` are parameters like any other.
-    """
-    kept = [size for size in g.shape if size != 1]
-    fits = g.dim() == v.dim() and all(a in (1, b) for a, b in zip(g.shape, v.shape, strict=True))
-    return v.dim() >= 2 and (g.dim() == 0 or (fits and len(kept) <= 1))
-
-
-def _weight_norm(v: Tensor, g: Tensor) -> Tensor:
-    """Return ``g v/‖v‖`` with the norm over all dimensions that g does not have."""
-    if g.dim() == 0:
-        return g * v / v.norm()
-    dims = [d for d in range(v.dim()) if g.shape[d] == 1 and v.shape[d] != 1]
-    return g * v / v.norm(dim=dims or None, keepdim=True) if dims else g * v.sign()

@@ -36,11 +36,11 @@ GAINS = ("fixed", "learned", "unit")
 
 
 def default_eta(p: float) -> float:
-    """Return the peak sphere step η that suits p: 0.01 above 1, else ``0.005·p^1.75``.
+    """Return the peak sphere step η that suits p: 0.01 above 1, else ``0.0075·p^1.75``.
 
     Below 1 the step acts on ``|u|^(2/p)``: the same angle moves a weight 2/p times as far.
     """
-    return 0.01 if p > 1 else 0.005 * p**1.75
+    return 0.01 if p > 1 else 0.0075 * p**1.75
 
 
 class LpSGD(Optimizer):

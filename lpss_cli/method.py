@@ -165,7 +165,9 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
         flag = "--" + key.replace("_", "-")
         raise InputError(
             f"{flag} is not an option of the method {name!r}",
-            f"pass --method {' or '.join(owners)}" if owners else nearest(key, tuple(sorted(known))),
+            f"pass --method {' or '.join(owners)}"
+            if owners
+            else nearest(key, tuple(sorted(known))),
         )
     return cls(cls.Config(**options))
 

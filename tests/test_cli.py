@@ -148,6 +148,10 @@ WRONG_P = [
 ]
 
 
+def arguments(value):
+    return " ".join(value) if isinstance(value, list) else ""
+
+
 def refused(result, what, do):
     code, out, err = result
     assert code == 2, err
@@ -159,13 +163,13 @@ def refused(result, what, do):
     assert out == ""
 
 
-@pytest.mark.parametrize(("args", "what", "do"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(("args", "what", "do"), WRONG, ids=arguments)
 def test_wrong_requests_are_two_lines_exit_2_and_no_file(lpss, args, what, do):
     refused(lpss(*args), what, do)
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize(("args", "what", "do"), WRONG_P, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(("args", "what", "do"), WRONG_P, ids=arguments)
 def test_wrong_sphere_options(lpss, args, what, do):
     refused(lpss("train", "--sparsity", "0.5", *FAST, *args), what, do)
     assert list(Path().iterdir()) == []

@@ -227,9 +227,7 @@ def test_climate_reports_accuracy_and_balanced_accuracy(tmp_path):
 @needs_mnist
 def test_mnist_sparse_zeros_counted_independently(tmp_path):
     data = {"data_dir": str(SHARED)}
-    dense = Request(
-        tmp_path / "d.pt", data="mnist", data_overrides=data, arch="lenet300", epochs=1
-    )
+    dense = Request(tmp_path / "d.pt", data="mnist", data_overrides=data, arch="lenet300", epochs=1)
     jobs.train(dense)
     request = Request(tmp_path / "s.pt", sparsity=0.9, epochs=1, data_overrides=data)
     outcome = jobs.sparsify(dense.out, request)

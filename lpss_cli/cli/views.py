@@ -59,7 +59,9 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
 def layer_table(report: Report) -> Table:
     """Lay out a report layer by layer, with totals."""
     with_p = any(layer.p is not None for layer in report.layers)
-    table = Table(title=plain(report.path), title_justify="left", title_style="bold", show_footer=True)
+    table = Table(
+        title=plain(report.path), title_justify="left", title_style="bold", show_footer=True
+    )
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
     table.add_column("shape")
     numbers = {
@@ -98,7 +100,9 @@ def origin_table(report: Report) -> Table:
     if not meta:
         return rows
     rows.add_row("network", plain(str(meta.get("arch", ""))))
-    rows.add_row("data", f"{plain(str(meta.get('data_name')))}, seed {meta.get('settings', {}).get('seed')}")
+    rows.add_row(
+        "data", f"{plain(str(meta.get('data_name')))}, seed {meta.get('settings', {}).get('seed')}"
+    )
     rows.add_row("method", plain(str(meta.get("method", ""))))
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
     for part in ("before", "after"):

@@ -37,7 +37,7 @@ class LpSS(Method):
         )
         eta: float | None = option(
             None,
-            "peak step on the sphere, a part of the radius; by p: 0.01, up to 1 0.005·p^1.75",
+            "peak step on the sphere, a part of the radius; by p: 0.01, up to 1 0.0075·p^1.75",
             low=0,
             high=0.5,
         )

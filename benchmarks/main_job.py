@@ -1,0 +1,99 @@
+"""The main job, measured: train densely, sparsify to 90 % from that checkpoint, several seeds.
+
+    python benchmarks/main_job.py --data-dir DIR --out benchmarks/results/main_job
+
+Runs the `lpss` commands themselves, each sparse run from the dense checkpoint of its own seed
+(paired), and writes OUT.json and OUT.md. Finished rows of OUT.json are kept, so a killed run
+goes on where it was. Nothing here looks at the test split to choose anything: every option that
+is not given is the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DIGITS = ["--data", "digits"]
+MNIST = ["--data", "mnist", "--arch", "lenet300", "--epochs", "12"]
+# (name, train options, sparsify options, seeds)
+ROWS = [
+    ("digits, p = 0.5", DIGITS, ["--p", "0.5"], 5),
+    ("digits, default", DIGITS, [], 5),
+    ("digits, gmp", DIGITS, ["--method", "gmp"], 5),
+    ("LeNet-300 MNIST, p = 1.15", MNIST, ["--p", "1.15", "--epochs", "4"], 3),
+    ("LeNet-300 MNIST, p = 0.5", MNIST, ["--p", "0.5", "--epochs", "4"], 3),
+    ("LeNet-300 MNIST, default", MNIST, ["--epochs", "4"], 3),
+    ("LeNet-300 MNIST, gmp", MNIST, ["--method", "gmp", "--epochs", "4"], 3),
+]
+
+
+def lpss(*args: str) -> dict:
+    command = [sys.executable, "-m", "lpss_cli", *args, "--json", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def measure(train: list[str], sparsify: list[str], seed: int, folder: Path) -> dict:
+    dense = folder / f"{'-'.join(train).replace('/', '_')}-{seed}.pt"
+    if not dense.exists():
+        lpss("train", *train, "--seed", str(seed), "--out", str(dense))
+    arguments = ["--sparsity", "0.9", "--seed", str(seed), *sparsify]
+    sparse = lpss("sparsify", str(dense), *arguments, "--out", str(folder / "s.pt"), "--force")
+    report = sparse["report"]
+    return {
+        "dense": sparse["before"]["accuracy"],
+        "sparse": sparse["after"]["accuracy"],
+        "zeros": report["zeros"],
+        "prunable": report["prunable"],
+        "hoyer": report["hoyer"],
+        "seconds": sparse["seconds"],
+    }
+
+
+def table(rows: dict[str, list[dict]]) -> str:
+    lines = [
+        "| run | seeds | dense | sparse (90 % zeros) | sparse - dense, points | Hoyer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in rows.items():
+        dense, sparse = ([100 * r[k] for r in runs] for k in ("dense", "sparse"))
+        change = [s - d for s, d in zip(sparse, dense, strict=True)]
+        lines.append(
+            f"| {name} | {len(runs)} | {spread(dense)} | {spread(sparse)} | {spread(change, '+')} "
+            f"| {statistics.mean(r['hoyer'] for r in runs):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/main_job"))
+    arguments = parser.parse_args()
+    file = arguments.out.with_suffix(".json")
+    done = json.loads(file.read_text()) if file.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, train, sparsify, seeds in ROWS:
+            where = ["--data-dir", arguments.data_dir] if "mnist" in train else []
+            runs = done.setdefault(name, [])
+            for seed in range(len(runs), seeds):
+                # The data folder is this machine's own: it is passed on, not recorded.
+                runs.append(measure([*train, *where], [*sparsify, *where], seed, Path(folder)))
+                file.write_text(json.dumps(done, indent=1) + "\n")
+                print(name, seed, runs[-1], flush=True)
+    text = f"`{' '.join(['python', *sys.argv[:1]])} --data-dir DIR`\n\n{table(done)}\n"
+    arguments.out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""LpSS: what goes on a sphere, how it ranks, and semi-pruning."""
+
+import pytest
+import torch
+from helpers import blobs, network
+from torch import nn
+
+from lpss_cli import engine, method
+from lpss_cli.engine import Settings, Watcher
+from lpss_cli.errors import InputError
+from lpss_cli.lpsgd import LpSGD
+
+
+def run(model, options=None, settings=None, watcher=None, data=None):
+    made = method.make("lpss", {"frequency": 2, **(options or {})})
+    return engine.run(
+        model, data or blobs(), made, settings or Settings(3, 16, sparsity=0.8), watcher=watcher
+    )
+
+
+def spheres(state):
+    return {name: fact["p"] for name, fact in state.facts.items() if "p" in fact}
+
+
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"0.weight": 1.15, "2.weight": 1.15}),
+        ({"p": ("0.5",)}, {"0.weight": 0.5, "2.weight": 0.5}),
+        ({"p": ("1.2", "2*=1.07")}, {"0.weight": 1.2, "2.weight": 1.07}),
+        ({"p": ("0.weight=2",)}, {"0.weight": 2.0, "2.weight": 1.15}),
+        ({"off_sphere": ("none",)}, {"0.weight": 1.15, "2.weight": 1.15, "4.weight": 1.15}),
+        ({"off_sphere": ("0*", "4*")}, {"2.weight": 1.15}),
+        ({"p": ("1.0714",)}, {"0.weight": 15 / 14, "2.weight": 15 / 14}),
+    ],
+)
+def test_which_weight_sits_on_which_sphere(options, expected):
+    state = run(deep(), options)
+    assert spheres(state) == pytest.approx(expected)
+    assert isinstance(state.optimizer, LpSGD)
+    groups = {id(p): g["p"] for g in state.optimizer.param_groups for p in g["params"]}
+    assert len(groups) == 6  # every parameter once
+    for name, weight in state.weights.items():
+        assert groups[id(weight)] == pytest.approx(expected.get(name))
+
+
+def test_patterns_that_match_nothing_are_refused():
+    with pytest.raises(InputError, match="matches no weight"):
+        run(deep(), {"p": ("conv*=1.2",)})
+    with pytest.raises(InputError, match="matches no weight"):
+        run(deep(), {"off_sphere": ("conv*",)})
+
+
+def test_radii_stay_and_eta_follows_p():
+    model = deep()
+    radius = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
+    state = run(model, {"p": ("1.15",), "eta": 0.02}, Settings(2, 16))
+    after = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
+    torch.testing.assert_close(after, radius, rtol=1e-4, atol=0)
+    assert state.optimizer.param_groups[0]["initial_lr"] == 0.02
+    assert run(deep(), {"p": ("0.5",)}).optimizer.param_groups[0]["initial_lr"] < 0.01
+
+
+def test_cut_weights_return_with_their_remembered_value():
+    """With semi-pruning a masked latent competes on and can come back."""
+    seen = []
+
+    class Watch(Watcher):
+        before = None
+
+        def on_step(self, state):
+            masks = {k: m.clone() for k, m in state.masks.items()}
+            if self.before:
+                for key, weight in state.weights.items():
+                    back = masks[key] & ~self.before[key]
+                    if back.any():
+                        latent = state.optimizer.state[weight].get("latent")
+                        seen.append((key, int(back.sum()), latent is not None))
+            self.before = masks
+
+    model = network()
+    run(model, {"eta": 0.05}, Settings(6, 16, sparsity=0.8), Watch())
+    assert seen
+    assert all(on_sphere for _, _, on_sphere in seen)  # ordinary weights never revive
+
+
+def test_masked_latents_are_kept_and_the_visible_row_is_the_masked_latent():
+    model = deep()
+    state = run(model, {"p": ("1.5",)}, Settings(2, 16, sparsity=0.5))
+    weight = state.weights["0.weight"]
+    slot, mask = state.optimizer.state[weight], state.masks["0.weight"]
+    assert (~mask).any()
+    assert (slot["latent"][~mask] != 0).any()
+    assert (slot["momentum_buffer"][~mask] == 0).all()
+    visible = slot["gain"] * slot["latent"].sign() * slot["latent"].abs() ** 2
+    torch.testing.assert_close(weight.detach(), visible * mask)
+
+
+def test_transposed_and_grouped_convolutions_and_attention_train():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(3, 6, 2)
+            self.grouped = nn.ConvTranspose2d(6, 6, 2, groups=2)
+            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+            self.out = nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.grouped(self.up(x.view(-1, 3, 2, 2))).flatten(2).transpose(1, 2)
+            return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    torch.manual_seed(0)
+    state = run(Odd(), settings=Settings(2, 16, sparsity=0.5))
+    assert set(spheres(state)) == {
+        "up.weight", "attention.in_proj_weight", "attention.out_proj.weight",
+    }  # fmt: skip
+    row_dims = [g["row_dim"] for g in state.optimizer.param_groups if g["p"]]
+    assert sorted(row_dims) == [0, 1]
+    assert state.masked == round(0.5 * state.total)
