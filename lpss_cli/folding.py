@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -66,4 +67,4 @@ def _is_norm_of(g: Tensor, v: Tensor) -> bool:
 def _weight_norm(v: Tensor, g: Tensor) -> Tensor:
     """Return ``g v/‖v‖`` with the norm over all dimensions that g does not have."""
     dims = [d for d in range(v.dim()) if g.dim() == 0 or (g.shape[d] == 1 and v.shape[d] != 1)]
-    return g * (v / v.norm(dim=dims, keepdim=True) if dims else v.sign())
+    return g * (v / vector_norm(v, dim=dims, keepdim=True) if dims else v.sign())

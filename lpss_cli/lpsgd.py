@@ -32,6 +32,8 @@ from torch.optim.sgd import sgd
 from lpss_cli.errors import InputError
 from lpss_cli.sphere import Dims, check_p, dual_exponents, fan_in, lp_norm, power, row_dims, snap_p
 
+# A gradient may be of any size, and exp() of it would be of any size too.
+LARGEST_GAIN_STEP = 0.05
 GAINS = ("fixed", "learned", "unit")
 
 
@@ -59,8 +61,9 @@ class LpSGD(Optimizer):
         dampening: in [0, 1); Nesterov needs 0.
         nesterov: look one momentum step ahead.
         weight_decay: L2 decay of the ordinary parameters; a sphere has none.
-        gain: ``fixed`` keeps every row's own norm, ``learned`` trains it (a step on log γ),
-            ``unit`` is the paper's radius 1 and changes the network's function at once.
+        gain: ``learned`` starts from every row's own norm and trains it: a step on log γ, along
+            ``∂L/∂log γ = <g, w>``, of at most 5 %; ``fixed`` keeps the norm; ``unit`` is the
+            paper's radius 1 and changes the network's function at once.
         gain_lr: step of log γ when the gain is learned.
         row_dim: the dimension that counts neurons; 1 for transposed convolutions.
 
@@ -82,8 +85,8 @@ class LpSGD(Optimizer):
         dampening: float = 0.0,
         nesterov: bool = True,
         weight_decay: float = 0.0,
-        gain: str = "fixed",
-        gain_lr: float = 0.01,
+        gain: str = "learned",
+        gain_lr: float = 0.03,
         row_dim: int = 0,
     ) -> None:
         defaults = {
@@ -216,7 +219,8 @@ class LpSGD(Optimizer):
             scale = None
         if slope is not None:
             change = _momentum(state["gain_momentum"], slope, group)
-            state["gain"].mul_(torch.exp(-group["gain_lr"] * change))
+            log_step = (-group["gain_lr"] * change).clamp_(-LARGEST_GAIN_STEP, LARGEST_GAIN_STEP)
+            state["gain"].mul_(log_step.exp_())
         _show(weight, state["latent"], state["gain"], p, scale)
 
     def _wake(self, weight: Tensor, g: Tensor, group: dict[str, Any], dims: Dims) -> None:

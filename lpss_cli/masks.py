@@ -24,7 +24,7 @@ def zero_count(total: int, sparsity: float) -> int:
     return round(sparsity * total)
 
 
-def select(scores: Scores, k: int, ranking: str = "lamp") -> Masks:
+def select(scores: Scores, k: int, ranking: str = "magnitude") -> Masks:
     """Keep the k best weights; fewer when fewer than k scores are finite.
 
     Args:

@@ -50,7 +50,7 @@ class MethodConfig:
     end: float = option(0.7, "part of training at the exact cut", low=0, high=0.85)
     frequency: int = option(20, "steps between topology updates", low=1)
     ranking: str = option(
-        "lamp",
+        "magnitude",
         "how weights of different layers compare",
         choices=("magnitude", "lamp", "uniform", "erk"),
     )

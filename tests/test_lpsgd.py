@@ -92,7 +92,7 @@ def test_both_rules_move_along_the_same_great_circle_at_p_2():
 def test_rows_stay_on_their_sphere(p, dtype):
     w = weight(4, 3, 5, 5, dtype=torch.float32)
     w = torch.nn.Parameter(w.detach().to(dtype))
-    optimizer = LpSGD([w], p=p, eta=0.05)
+    optimizer = LpSGD([w], p=p, eta=0.05, gain="fixed")
     state = optimizer.state[w]
     radius = state["gain"].clone()
     generator = torch.Generator().manual_seed(2)
@@ -144,7 +144,7 @@ def test_extreme_gradients_move_rows_like_ordinary_ones(p, scale):
     moved = []
     for factor in (1.0, scale):
         w = torch.nn.Parameter(start.detach().clone())
-        optimizer = LpSGD([w], p=p, eta=0.05)
+        optimizer = LpSGD([w], p=p, eta=0.05, gain="fixed")
         w.grad = g * factor
         optimizer.step()
         moved.append(w.detach())
@@ -152,7 +152,18 @@ def test_extreme_gradients_move_rows_like_ordinary_ones(p, scale):
     torch.testing.assert_close(moved[1], moved[0], rtol=2e-2 if scale < 1e-40 else 1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("gain", ["fixed", "unit"])
+def test_a_learned_radius_changes_by_at_most_5_percent_a_step():
+    w = weight(2, 6, dtype=torch.float32)
+    optimizer = LpSGD([w], p=1.15, gain="learned")
+    before = optimizer.state[w]["gain"].clone()
+    w.grad = torch.stack([1e30 * w[0].detach(), -1e30 * w[1].detach()])
+    optimizer.step()
+    ratio = (optimizer.state[w]["gain"] / before).log().flatten()
+    torch.testing.assert_close(ratio, torch.tensor([-0.05, 0.05]), rtol=1e-4, atol=0)
+    assert w.isfinite().all()
+
+
+@pytest.mark.parametrize("gain", ["fixed", "unit", "learned"])
 @pytest.mark.parametrize("p", [0.5, 1.15])
 def test_rows_of_zeros_wait_for_a_gradient(p, gain):
     w = weight(3, 5, dtype=torch.float32)

@@ -61,7 +61,7 @@ def test_patterns_that_match_nothing_are_refused():
 def test_radii_stay_and_eta_follows_p():
     model = deep()
     radius = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
-    state = run(model, {"p": ("1.15",), "eta": 0.02}, Settings(2, 16))
+    state = run(model, {"p": ("1.15",), "eta": 0.02, "gain": "fixed"}, Settings(2, 16))
     after = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
     torch.testing.assert_close(after, radius, rtol=1e-4, atol=0)
     assert state.optimizer.param_groups[0]["initial_lr"] == 0.02
@@ -86,7 +86,7 @@ def test_cut_weights_return_with_their_remembered_value():
             self.before = masks
 
     model = network()
-    run(model, {"eta": 0.05}, Settings(6, 16, sparsity=0.8), Watch())
+    run(model, {"eta": 0.1, "frequency": 1}, Settings(6, 16, sparsity=0.5), Watch())
     assert seen
     assert all(on_sphere for _, _, on_sphere in seen)  # ordinary weights never revive
 

@@ -42,11 +42,11 @@ class LpSS(Method):
             high=0.5,
         )
         gain: str = option(
-            "fixed",
+            "learned",
             "row radius: kept, trained, or the paper's 1",
             choices=("fixed", "learned", "unit"),
         )
-        gain_lr: float = option(0.01, "step of log γ with --gain learned", low=0)
+        gain_lr: float = option(0.03, "step of log γ with --gain learned", low=0)
         off_sphere: tuple[str, ...] = option(
             (), "weights kept off the sphere, by pattern, or 'none'; the last layer"
         )

@@ -38,7 +38,8 @@ class DualRow:
             return
         slope = float((g * w).sum())  # ∂L/∂log γ
         self.mg = mu * self.mg + (1 - dampening) * slope
-        self.gamma *= np.exp(-gain_lr * (slope + mu * self.mg if nesterov else self.mg))
+        change = slope + mu * self.mg if nesterov else self.mg
+        self.gamma *= np.exp(np.clip(-gain_lr * change, -0.05, 0.05))
 
 
 class PowerRow(DualRow):
