@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpss_cli import artifact, engine, models
+from lpss_cli import artifact, engine, models, threads
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
@@ -192,7 +192,13 @@ class _Job:
 
     def run(self, model: nn.Module) -> Outcome:
         """Measure, train, measure again and write the artefact."""
-        data, device = self.data, device_of(self.request.device)
+        device = device_of(self.request.device)
+        count = self.request.threads or self._suitable_threads(model)
+        with threads.limited(count):
+            return self._run(model, device)
+
+    def _run(self, model: nn.Module, device: torch.device) -> Outcome:
+        data = self.data
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
         before = None
         if self.source is not None:
@@ -210,6 +216,22 @@ class _Job:
         meta = {**self._record(state), "metrics": measured, "seconds": seconds}
         artifact.save(self.request.out, dict(model.state_dict()), meta)
         return Outcome(report(self.request.out), data.task.primary, before, after, part, seconds)
+
+    def _suitable_threads(self, model: nn.Module) -> int:
+        """Try one batch: it tells how much work a step is, and whether the network takes it.
+
+        Raises:
+            InputError: the network does not take the data.
+        """
+        batch = next(iter(self.data.train.batches(self.settings.batch_size)))[0]
+        try:
+            return threads.suitable(model, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{self.arch} does not take inputs of shape {tuple(batch.shape[1:])}: {reason}",
+                "give an --arch and --data that fit",
+            ) from error
 
     def _check_claim(self, before: Mapping[str, float]) -> None:
         """Call out an input that measures far below what its own record says."""

@@ -36,6 +36,7 @@ class Request:
         epochs, batch_size: budget; None suits the size of the data.
         seed: of initialisation, order, masks.
         device: ``auto``, ``cpu``, ``cuda``, ….
+        threads: of the CPU; None is one for small networks, else PyTorch's choice.
         skip: globs of weights that are not pruned.
         holdout: measure on this part of the training data instead of the test split.
         force: replace an existing output.
@@ -54,6 +55,7 @@ class Request:
     batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
+    threads: int | None = None
     skip: tuple[str, ...] = ()
     holdout: float | None = None
     force: bool = False
@@ -122,11 +124,13 @@ def settings_for(
     """Choose what was left open by the size of the data.
 
     Raises:
-        InputError: an impossible batch size or number of epochs.
+        InputError: an impossible batch size, number of epochs or of threads.
     """
     n = len(data.train)
     if request.batch_size is not None and request.batch_size < 1:
         raise InputError(f"a batch of {request.batch_size} is empty", "give --batch-size of 1 up")
+    if request.threads is not None and request.threads < 1:
+        raise InputError(f"{request.threads} threads cannot run", "give --threads of 1 up")
     if request.epochs is not None and request.epochs < 0:
         raise InputError(f"{request.epochs} epochs cannot be", "give --epochs of 0 up")
     # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.

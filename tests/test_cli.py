@@ -114,6 +114,7 @@ WRONG = [
     (["train", "--epochs", "-1"], "-1 epochs", "0 up"),
     (["train", "--epochs", "many"], "--epochs", "lpss train --help"),
     (["train", "--batch-size", "0"], "empty", "1 up"),
+    (["train", "--threads", "0"], "0 threads", "1 up"),
     (["train", "--lr", "-1"], "--lr -1 is out of range", "from 0"),
     (["train", "--begin", "0.9"], "--begin 0.9", "--begin"),
     (["train", "--end", "0.9"], "--end 0.9 is out of range", "0.85"),

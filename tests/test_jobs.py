@@ -107,6 +107,15 @@ def test_code_named_inside_a_checkpoint_is_never_imported(tmp_path, blob_file, m
         jobs.evaluate_file(Path("b.pt"), Request(Path("x"), arch="mlp"))
 
 
+def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET.replace("Linear(6,", "Linear(7,"))
+    request = Request(Path("a.pt"), data="blobs.npz", arch="net.py:make", epochs=1)
+    with pytest.raises(InputError, match=r"does not take inputs of shape \(6,\)"):
+        jobs.train(request)
+    assert not Path("a.pt").exists()
+
+
 def test_a_bare_checkpoint_needs_arch_and_data(tmp_path):
     path = tmp_path / "bare.pt"
     torch.save(nn.Linear(64, 10).state_dict(), path)

@@ -18,7 +18,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
     "errors version",
-    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading",
+    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading threads",
     "artifact state method",
     "methods engine reporting exporting evaluation",
     "request jobs",

@@ -128,6 +128,9 @@ BatchSize = Annotated[
 ]
 Seed = Annotated[int, _opt("--seed", help="Default 0.", panel=_RUN)]
 Device = Annotated[str, _opt("--device", help="auto, cpu, cuda, cuda:1, mps.", panel=_RUN)]
+Threads = Annotated[
+    int | None, _opt("--threads", help="CPU threads; default: 1 for small nets.", panel=_RUN)
+]
 Skip = Annotated[
     list[str] | None,
     _opt("--skip", help="Weights not pruned, by pattern; repeatable.", panel=_RUN),
