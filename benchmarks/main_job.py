@@ -23,11 +23,10 @@ MNIST = ["--data", "mnist", "--arch", "lenet300", "--epochs", "12"]
 # (name, train options, sparsify options, seeds)
 ROWS = [
     ("digits, p = 0.5", DIGITS, ["--p", "0.5"], 5),
-    ("digits, default", DIGITS, [], 5),
+    ("digits, p = 1.15 (default)", DIGITS, [], 5),
     ("digits, gmp", DIGITS, ["--method", "gmp"], 5),
-    ("LeNet-300 MNIST, p = 1.15", MNIST, ["--p", "1.15", "--epochs", "4"], 3),
+    ("LeNet-300 MNIST, p = 1.15 (default)", MNIST, ["--p", "1.15", "--epochs", "4"], 3),
     ("LeNet-300 MNIST, p = 0.5", MNIST, ["--p", "0.5", "--epochs", "4"], 3),
-    ("LeNet-300 MNIST, default", MNIST, ["--epochs", "4"], 3),
     ("LeNet-300 MNIST, gmp", MNIST, ["--method", "gmp", "--epochs", "4"], 3),
 ]
 
