@@ -99,11 +99,10 @@ def run(
     if resume is not None:
         state.load_state_dict(resume)
     watcher.on_start(state)
-    cut_step = max(1, math.floor(method.config.end * state.total_steps))
     if state.total_steps == 0:
         _exact_cut(state, method, watcher)
     while state.step < state.total_steps:
-        _epoch(state, method, cut_step, watcher)
+        _epoch(state, method, watcher)
     _finish(state)
     return state
 
@@ -142,6 +141,7 @@ def _start(
         batches=batches,
         loss=data.task.loss,
     )
+    state.cut_step = max(1, math.floor(method.config.end * state.total_steps))
     torch.manual_seed(settings.seed)  # dropout
     if settings.keep_zeros:
         _inherit_zeros(state, watcher)
@@ -162,15 +162,16 @@ def _inherit_zeros(run: RunState, watcher: Watcher) -> None:
             f"the input already has {run.masked:,} zeros, more than the {asked:,} asked for; "
             "they are kept"
         )
+        run.sparsity = run.start_sparsity
 
 
-def _epoch(run: RunState, method: Method, cut_step: int, watcher: Watcher) -> None:
+def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
     done = run.step - run.epoch * run.steps_per_epoch
     began = time.perf_counter()
     run.model.train()
     for x, y in islice(run.batches(run.epoch), done, None):
         run.loss_sum += _step(run, method, x, y)
-        _topology(run, method, cut_step, watcher)
+        _topology(run, method, watcher)
         watcher.on_step(run)
         if run.step % _LOSS_CHECK == 0:
             _check_loss(run)
@@ -205,11 +206,11 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     return loss.detach()
 
 
-def _topology(run: RunState, method: Method, cut_step: int, watcher: Watcher) -> None:
+def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
     """Follow the method's path up to the exact cut; after it the masks are fixed."""
-    if run.step == cut_step:
+    if run.step == run.cut_step:
         _exact_cut(run, method, watcher)
-    elif run.step < cut_step and run.step % method.config.frequency == 0:
+    elif run.due(method.config.begin, method.config.frequency):
         _check_loss(run)
         sparsity = method.sparsity_at(run)
         if sparsity is not None and zero_count(run.total, sparsity) > 0:
@@ -266,9 +267,8 @@ def _finish(run: RunState) -> None:
             weight.masked_fill_(run.masks[name] & (weight == 0), tiny)
     zeros = sum(int((w == 0).sum()) for w in run.weights.values())
     asked = zero_count(run.total, run.sparsity)
-    inherited = round(run.start_sparsity * run.total)
-    if run.sparsity > 0 and zeros != max(asked, inherited):
+    if run.sparsity > 0 and zeros != asked:
         raise RunError(
-            f"{zeros:,} weights are zero where {max(asked, inherited):,} were asked for",
+            f"{zeros:,} weights are zero where {asked:,} were asked for",
             "this is a defect of the method; please report it",
         )

@@ -22,9 +22,10 @@ class RunState:
         row_dims: name → dimension that counts neurons (None: no simple rows).
         masks: name → bool tensor, True = kept; a masked weight is exactly 0.
         optimizer: made by the method after ``prepare``.
-        sparsity: the target, zeros / prunable weights.
+        sparsity: the target, zeros / prunable weights; never below what a checkpoint brings.
         start_sparsity: the sparsity training began with.
         step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
+        cut_step: the step of the exact cut; after it the masks are fixed.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
         history: one record per finished epoch: loss, sparsity, seconds.
@@ -58,6 +59,7 @@ class RunState:
         self.step = 0
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = epochs * steps_per_epoch
+        self.cut_step = self.total_steps
         self.epoch = 0
         self.memory: dict[str, Any] = {}
         self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.weights}
@@ -72,6 +74,11 @@ class RunState:
     def progress(self) -> float:
         """Finished part of training, 0 to 1."""
         return self.step / self.total_steps if self.total_steps else 1.0
+
+    def due(self, begin: float, frequency: int) -> bool:
+        """Whether the present step is one of a topology update before the exact cut."""
+        within = self.progress >= begin and 0 < self.step < self.cut_step
+        return within and self.step % frequency == 0
 
     @property
     def total(self) -> int:
@@ -95,6 +102,12 @@ class RunState:
         self._any_masked = self.masked > 0
         if hasattr(self, "optimizer"):
             self.enforce()
+
+    def random_masks(self, sparsity: float) -> None:
+        """Mask exactly ``round(s·N)`` weights, uniformly at random by the shared generator."""
+        scores = {n: torch.rand(w.shape, generator=self.rng) for n, w in self.weights.items()}
+        kept = self.total - zero_count(self.total, sparsity)
+        self.set_masks(select(scores, kept))
 
     def mask_gradients(self) -> None:
         """Zero the gradients of masked weights."""

@@ -18,7 +18,8 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
     "errors version",
-    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading threads",
+    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
+    " threads topology",
     "artifact state method",
     "methods engine reporting exporting evaluation",
     "request jobs",
@@ -27,8 +28,17 @@ TIERS = (
 )
 RANK = {name: rank for rank, names in enumerate(TIERS) for name in names.split()}
 # What a method's file may import when it is imported, and what only where it is used.
-METHOD_EAGER = {"method", "schedule", "patterns", "errors"}
-METHOD_LAZY = METHOD_EAGER | {"lpsgd", "masks", "sphere", "weights", "models", "data", "tasks"}
+METHOD_EAGER = {"method", "methods", "schedule", "patterns", "errors"}  # "methods": presets
+METHOD_LAZY = METHOD_EAGER | {
+    "topology",
+    "lpsgd",
+    "masks",
+    "sphere",
+    "weights",
+    "models",
+    "data",
+    "tasks",
+}
 
 
 class Import:

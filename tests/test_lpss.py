@@ -1,5 +1,7 @@
 """LpSS: what goes on a sphere, how it ranks, and semi-pruning."""
 
+import itertools
+
 import pytest
 import torch
 from helpers import blobs, network
@@ -124,3 +126,79 @@ def test_transposed_and_grouped_convolutions_and_attention_train():
     row_dims = [g["row_dim"] for g in state.optimizer.param_groups if g["p"]]
     assert sorted(row_dims) == [0, 1]
     assert state.masked == round(0.5 * state.total)
+
+
+CONTROLLER = {"path": "controller", "begin": 0.2, "end": 0.8}
+
+
+def test_the_controller_starts_from_a_random_mask_and_from_a_checkpoints_own():
+    seen = []
+
+    class First(Watcher):
+        def on_start(self, state):
+            seen.append(state.masked)
+
+    run(deep(), CONTROLLER, watcher=First())
+    run(deep(), {**CONTROLLER, "initial_sparsity": 0.5}, watcher=First())
+    model = deep()
+    with torch.no_grad():
+        model[2].weight[:, :4] = 0
+    run(model, CONTROLLER, Settings(3, 16, sparsity=0.8, keep_zeros=True), First())
+    assert seen == [round(0.2 * 512), 256, 64]
+
+
+def test_the_controller_drops_and_grows_and_the_cut_is_exact():
+    masks, masked = [], []
+
+    class Watch(Watcher):
+        def on_step(self, state):
+            masks.append({k: m.clone() for k, m in state.masks.items()})
+            masked.append(state.masked)
+
+    state = run(
+        deep(), {**CONTROLLER, "drop_threshold": 0.6}, Settings(6, 16, sparsity=0.8), Watch()
+    )
+    moves = [
+        (int((b[k] & ~a[k]).sum()), int((~b[k] & a[k]).sum()))
+        for b, a in itertools.pairwise(masks)
+        for k in a
+    ]
+    assert any(dropped and grown for dropped, grown in moves)
+    assert masked[8] == round(0.2 * 512)  # before begin
+    assert masked[8] < masked[30] < state.masked
+    assert state.masked == round(0.8 * 512)
+
+
+@pytest.mark.parametrize("p", ["0.5", "1.15"])
+def test_a_grown_weight_without_a_latent_learns(p):
+    """The signed-power rule gives a latent of zero no gradient: growth has to seed it."""
+    model = deep()
+    with torch.no_grad():
+        model[0].weight[:, :6] = 0
+        model[2].weight[:, :8] = 0
+    before = model[0].weight == 0
+    options = {**CONTROLLER, "p": (p,), "drop_threshold": 0.8, "frequency": 2}
+    state = run(model, options, Settings(6, 16, sparsity=0.5, keep_zeros=True))
+    grown = state.masks["0.weight"] & before
+    assert grown.any()
+    assert (state.weights["0.weight"][grown].abs() > 1e-6).all()
+
+
+def test_the_published_preset_follows_the_published_schedule():
+    rates = []
+    watcher = Watcher()
+    watcher.on_step = lambda state: rates.append(
+        [group["lr"] for group in state.optimizer.param_groups]
+    )
+    made = method.make("lpss-published")
+    model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    state = engine.run(model, blobs(), made, Settings(12, 16, sparsity=0.9), watcher=watcher)
+    assert state.masked == round(0.9 * 256)
+    sphere, ordinary = zip(*[(r[0], r[-1]) for r in rates], strict=True)
+    # 8 steps an epoch: peak at E/6, a quarter of it at E/3, 0.002 of it three epochs from the end.
+    published = {0: 0.04, 16: 2.0, 32: 0.5, 72: 0.004}
+    assert {k: 256 * sphere[k] for k in published} == pytest.approx(published)
+    assert {k: ordinary[k] for k in published} == pytest.approx(published)
+    assert 0.0002 < ordinary[-1] < 0.0005
+    unit = state.optimizer.state[state.weights["0.weight"]]["gain"]
+    assert torch.equal(unit, torch.ones_like(unit))

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from lpss_cli.state import RunState
 
 
+# More than any two log-magnitudes of kept weights differ by.
+_BEHIND = 10_000.0
+
+
 class LpSS(Method):
-    """Keep weight rows on Lp spheres and cut the smallest latents along a cubic path.
+    """Keep weight rows on Lp spheres and cut the smallest latents along a path to the target.
 
     A cut weight is zero in the network while its latent lives on: it fades for p > 1, stays for
-    p ≤ 1, and returns with its remembered value where it ranks high enough again.
+    p ≤ 1, and returns with its remembered value. Two paths lead to the exact cut: ``cubic`` ranks
+    all latents again at every update, ``controller`` drops and grows as the paper does.
     """
 
     name: ClassVar[str] = "lpss"
@@ -50,11 +55,27 @@ class LpSS(Method):
         off_sphere: tuple[str, ...] = option(
             (), "weights kept off the sphere, by pattern, or 'none'; the last layer"
         )
+        path: str = option(
+            "cubic",
+            "way to the target: rank all latents, or the paper's drop and grow",
+            choices=("cubic", "controller"),
+        )
+        initial_sparsity: float = option(
+            0.2, "controller: random zeros at the start of training from scratch", low=0, high=0.99
+        )
+        drop_threshold: float = option(
+            0.2, "controller: drop |w| below this part of the row's mean, annealed to 0", low=0
+        )
+        delta: float = option(
+            0.1, "controller: strength of the threshold adaptation", low=0, high=1
+        )
 
     def prepare(self, run: RunState) -> None:
-        """Choose every sphere weight's p and note it for the report."""
+        """Choose every sphere weight's p; start the controller from a random mask."""
         for name, p in self._exponents(run).items():
             run.facts[name]["p"] = p
+        if self.config.path == "controller" and run.sparsity > 0 and run.masked == 0:
+            run.random_masks(min(self.config.initial_sparsity, run.sparsity))
 
     def make_optimizer(self, run: RunState) -> LpSGD:
         """Return LpSGD with one group per p and dimension of rows."""
@@ -85,14 +106,65 @@ class LpSS(Method):
         )
 
     def scores(self, run: RunState) -> Mapping[str, Tensor]:
-        """Return ``log|γŵ|`` of the latents, so that cut weights compete on."""
-        optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
-        return {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
+        """Return ``log|γŵ|`` of the latents, so that cut weights compete on.
 
-    def sparsity_at(self, run: RunState) -> float:
-        """Return the cubic path's sparsity at the present step."""
+        On the controller's path the gradient decides what returns: there every active connection
+        ranks before every inactive one.
+        """
+        optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
+        scores = {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
+        if self.config.path == "controller":
+            return {name: s.where(run.masks[name], s - _BEHIND) for name, s in scores.items()}
+        return scores
+
+    def sparsity_at(self, run: RunState) -> float | None:
+        """Return the cubic path's sparsity; None where the controller has its own way."""
         config = self.config
+        if config.path == "controller":
+            return None
         return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)
+
+    def on_gradients(self, run: RunState) -> bool:
+        """Drop and grow by the dense gradients, where the controller is wanted."""
+        config = self.config
+        wanted = config.path == "controller" and run.sparsity > 0
+        if wanted and run.due(config.begin, config.frequency):
+            self._drop_and_grow(run)
+        return True
+
+    def _drop_and_grow(self, run: RunState) -> None:
+        from lpss_cli import topology
+        from lpss_cli.sphere import row_dims
+
+        config = self.config
+        threshold = topology.annealed(config.drop_threshold, run.progress, config.begin, config.end)
+        growth = topology.growth_fraction(
+            run.masked / run.total, run.sparsity, threshold, config.delta
+        )
+        masks = {}
+        for name, weight in run.weights.items():
+            if weight.grad is None:
+                continue
+            mask, dims = run.masks[name], row_dims(weight, run.row_dims[name] or 0)
+            dropped = topology.below_row_mean(weight, mask, threshold, dims)
+            count = int(growth * int(dropped.sum()))
+            gradient = topology.row_normalised(weight.grad, dims)
+            grown = topology.largest(gradient, ~mask, count)
+            masks[name] = (mask & ~dropped) | grown
+            self._seed(run, weight, grown)
+        run.set_masks(masks)
+
+    def _seed(self, run: RunState, weight: Tensor, grown: Tensor) -> None:
+        """Give grown weights that have no latent one of half the usual size, against the gradient.
+
+        Under the signed-power rule a latent of exactly zero has no gradient of its own, and under
+        both a much smaller one would stay invisible: the weight is a high power of it.
+        """
+        latent = run.optimizer.state[weight].get("latent")
+        if latent is not None and weight.grad is not None:
+            empty = grown & (latent == 0)
+            scale = 0.5 * latent.abs().mean()
+            latent.copy_((-scale * weight.grad.sign()).to(latent.dtype).where(empty, latent))
 
     def _exponents(self, run: RunState) -> dict[str, float]:
         from lpss_cli.sphere import check_p, fan_in, snap_p

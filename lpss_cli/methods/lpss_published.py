@@ -1,0 +1,50 @@
+"""LpSS as its authors publish it: a preset, so that the improved default has a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lpss_cli.method import option
+from lpss_cli.methods.lpss import LpSS
+
+if TYPE_CHECKING:
+    from lpss_cli.state import RunState
+
+# Learning-rate factors of the published schedule at epochs 0, E/6, E/3, E-3 and E, relative to
+# its peak: 0.04, 2, 0.5, 0.004 and 0.0002 on the summed loss of 256 examples.
+_FACTORS = (0.02, 1.0, 0.25, 0.002, 0.0001)
+
+
+class PublishedLpSS(LpSS):
+    """Unit norms, the drop-and-grow controller and the authors' piecewise linear schedule.
+
+    Without BatchNorm it may diverge, as the published code does: the unit norm rescales every
+    layer. The exact count at the end is ours.
+    """
+
+    name: ClassVar[str] = "lpss-published"
+    paper: ClassVar[str] = "Li et al. 2021, arXiv:2103.16013, as published"
+
+    @dataclass(frozen=True)
+    class Config(LpSS.Config):
+        """The official demo's settings; p is 1.07 to 1.3 there, by layer and target."""
+
+        lr: float = option(2.0, "peak learning rate of the parameters off the sphere", low=0)
+        eta: float | None = option(2 / 256, "peak step on the sphere", low=0, high=0.5)
+        gain: str = option("unit", "row radius", choices=("fixed", "learned", "unit"))
+        path: str = option("controller", "way to the target", choices=("cubic", "controller"))
+        begin: float = option(0.2, "part of training before the first update", low=0, high=1)
+        end: float = option(0.8, "part of training at the exact cut", low=0, high=0.85)
+        frequency: int = option(40, "steps between topology updates", low=1)
+
+    def lr_factor(self, run: RunState) -> float:
+        """Return the published piecewise linear factor at the present epoch."""
+        epochs = max(1, run.total_steps // run.steps_per_epoch)
+        epoch = run.progress * epochs
+        # Three epochs before the end, or half-way down where there are too few of them.
+        knots = (0.0, epochs / 6, epochs / 3, max(epochs - 3, 2 * epochs / 3), float(epochs))
+        for left, right, low, high in zip(knots, knots[1:], _FACTORS, _FACTORS[1:], strict=False):
+            if epoch <= right:
+                return low + (high - low) * (epoch - left) / (right - left)
+        return _FACTORS[-1]

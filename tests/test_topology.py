@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from lpss_cli import topology
+
+
+def test_the_threshold_is_annealed_by_half_a_cosine():
+    at = [topology.annealed(0.2, t, 0.2, 0.8) for t in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    assert at == pytest.approx([0.2, 0.2, 0.1, 0.0, 0.0])
+    assert topology.annealed(0.2, 0.5, 0.5, 0.5) == 0
+
+
+def test_connections_are_dropped_below_a_part_of_the_mean_of_their_rows_active_ones():
+    weight = torch.tensor([[4.0, -1.0, 1.0, 9.0], [0.1, 0.2, 0.3, 0.6], [0.0, 0.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, True, False], [True] * 4, [False] * 4])
+    # Means of the active magnitudes: 2, 0.3, none.
+    dropped = topology.below_row_mean(weight, mask, 0.5, (1,))
+    assert dropped.tolist() == [
+        [False, False, False, False],
+        [True, False, False, False],
+        [False] * 4,
+    ]
+    assert topology.below_row_mean(weight, mask, 0.6, (1,)).tolist()[0] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert not topology.below_row_mean(weight, mask, 0.0, (1,)).any()
+    assert topology.below_row_mean(weight.T, mask.T, 0.6, (0,)).T[0].tolist() == [
+        False, True, True, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [1]), (2, [1, 3]), (9, [1, 3, 4])])
+def test_the_largest_candidates_are_chosen_exactly_with_ties_by_position(count, expected):
+    scores = torch.tensor([9.0, 5.0, 8.0, 5.0, 1.0])
+    candidates = torch.tensor([False, True, False, True, True])
+    chosen = topology.largest(scores, candidates, count)
+    assert chosen.nonzero().flatten().tolist() == expected
+
+
+def test_gradients_are_normalised_row_by_row_without_underflow():
+    g = torch.tensor([[3.0, -4.0], [0.0, 0.0], [3e-30, 4e-30]])
+    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8]])
+    torch.testing.assert_close(topology.row_normalised(g, (1,)), expected)
+
+
+def test_growth_adapts_to_the_target():
+    # s = 0.4 of T = 0.8: below T(1 - h/2) = 0.72, so less is grown than dropped.
+    assert topology.growth_fraction(0.4, 0.8, 0.2, 0.1) == pytest.approx(0.45)
+    assert topology.growth_fraction(0.71, 0.8, 0.2, 0.1) == pytest.approx(0.9 * 0.71 / 0.8)
+    assert topology.growth_fraction(0.73, 0.8, 0.2, 0.1) == pytest.approx(1.1 * 0.73 / 0.8)
+    assert topology.growth_fraction(0.9, 0.8, 0.0, 0.1) > 1  # past the target it falls again
