@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli.errors import RunError
+from lpss_cli.errors import InputError, RunError
 from lpss_cli.masks import check_sparsity, zero_count
 from lpss_cli.method import Method
+from lpss_cli.patterns import resolve
 from lpss_cli.state import RunState
-from lpss_cli.weights import prunable
+from lpss_cli.weights import Weight, prunable
 
 if TYPE_CHECKING:
     from lpss_cli.data import Data
@@ -115,8 +116,7 @@ def _start(
     device: torch.device | str,
     watcher: Watcher,
 ) -> RunState:
-    weights = prunable(model, settings.skip)
-    check_sparsity(settings.sparsity, sum(w.tensor.numel() for w in weights.values()))
+    candidates, skipped = _choose(model, settings, watcher)
     size = min(settings.batch_size, len(data.train))
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -133,7 +133,8 @@ def _start(
 
     state = RunState(
         model,
-        weights,
+        candidates,
+        skipped,
         sparsity=settings.sparsity,
         epochs=settings.epochs,
         steps_per_epoch=len(data.train) // size,
@@ -151,6 +152,26 @@ def _start(
         group["initial_lr"] = group["lr"]
     state.enforce()
     return state
+
+
+def _choose(
+    model: nn.Module, settings: Settings, watcher: Watcher
+) -> tuple[dict[str, Weight], list[str]]:
+    """Return the trainable Linear and Conv weights, and the names of those not to prune."""
+    everything = prunable(model)
+    frozen = [name for name, w in everything.items() if not w.tensor.requires_grad]
+    if frozen:
+        watcher.on_warning(f"frozen weights are not pruned: {', '.join(frozen)}")
+    candidates = {name: w for name, w in everything.items() if name not in frozen}
+    skipped = resolve(settings.skip, list(candidates), "--skip")
+    total = sum(w.tensor.numel() for name, w in candidates.items() if name not in skipped)
+    check_sparsity(settings.sparsity, total)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError("the network has no trainable parameter", "set requires_grad=True")
+    has_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
+    if settings.batch_size == 1 and has_norm and settings.epochs:
+        raise InputError("BatchNorm cannot train on batches of one", "give --batch-size of 2 up")
+    return candidates, skipped
 
 
 def _inherit_zeros(run: RunState, watcher: Watcher) -> None:
@@ -198,6 +219,9 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     loss.backward()
     wanted = method.on_gradients(run)
     run.mask_gradients()
+    if method.config.clip:
+        # Without it a network without BatchNorm diverges at learning rates that suit it later.
+        nn.utils.clip_grad_norm_(run.model.parameters(), method.config.clip)
     if wanted:
         run.optimizer.step()
     run.mask_weights()
@@ -210,17 +234,19 @@ def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
     """Follow the method's path up to the exact cut; after it the masks are fixed."""
     if run.step == run.cut_step:
         _exact_cut(run, method, watcher)
-    elif run.due(method.config.begin, method.config.frequency):
-        _check_loss(run)
+    elif run.step < run.cut_step:
         sparsity = method.sparsity_at(run)
         if sparsity is not None and zero_count(run.total, sparsity) > 0:
+            _check_loss(run)
             run.prune_to(sparsity, method.scores(run), method.config.ranking)
 
 
 def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
     _check_loss(run)
-    if zero_count(run.total, run.sparsity) > 0:
+    wanted = zero_count(run.total, run.sparsity)
+    if run.masked != wanted:  # a method of constant sparsity is there already
         run.prune_to(run.sparsity, method.scores(run), method.config.ranking)
+    if wanted > 0:
         recalibrate_norms(run.model, islice(run.batches(run.epoch), _NORM_BATCHES))
     for name, mask in run.masks.items():
         if not mask.any():

@@ -36,6 +36,12 @@ class RunError(LpssError, RuntimeError):
     """The request was fine and the run failed: NaN loss, an export that differs (exit code 1)."""
 
 
+def one_line(error: BaseException) -> str:
+    """``Class: message`` on one line, for the first line of an error."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """A hint for a name that is not among the known ones.
 

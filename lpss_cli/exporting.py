@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lpss_cli.errors import RunError
+from lpss_cli.errors import RunError, one_line
 from lpss_cli.files import replacing
 from lpss_cli.loading import Checkpoint
 from lpss_cli.weights import prunable
@@ -108,7 +108,14 @@ def export_onnx(
     """
     model = copy.deepcopy(model).cpu().eval()
     with replacing(path) as temporary:
-        temporary.write_bytes(_to_onnx(model, inputs, metadata or {}))
+        try:
+            content = _to_onnx(model, inputs, metadata or {})
+        except Exception as error:  # the exporter raises what the network makes it raise
+            raise RunError(
+                f"PyTorch cannot export this network: {one_line(error)[:300]}",
+                "no file was left; --format safetensors does not need the exporter",
+            ) from error
+        temporary.write_bytes(content)
         difference = _compare_outputs(model, inputs, temporary, path)
         _compare_zeros(model, temporary, path)
     checked = f"{len(inputs)} real inputs through onnxruntime, every weight's zeros"

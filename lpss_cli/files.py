@@ -11,7 +11,7 @@ from pathlib import Path
 from lpss_cli.errors import InputError
 
 
-def check_writable(path: Path, *, force: bool = False) -> Path:
+def check_writable(path: Path, *, force: bool = False, option: str = "--out") -> Path:
     """Find out before any work whether ``path`` can be written.
 
     Raises:
@@ -19,13 +19,23 @@ def check_writable(path: Path, *, force: bool = False) -> Path:
             or read-only.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise InputError(f"{path} is not a regular file", "choose another --out")
+        raise InputError(f"{path} is not a regular file", f"choose another {option}")
     if not path.parent.is_dir():
-        raise InputError(f"the directory {path.parent} does not exist", "make it, or choose --out")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"the directory {path.parent} is read-only", "choose another --out")
+        raise InputError(
+            f"the directory {path.parent} does not exist", f"make it, or choose {option}"
+        )
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"the directory {path.parent} cannot be written: {error.strerror}",
+            f"choose another {option}",
+        ) from None
     if path.exists() and not force:
-        raise InputError(f"{path} exists already", "pass --force to replace it, or another --out")
+        raise InputError(
+            f"{path} exists already", f"pass --force to replace it, or another {option}"
+        )
     return path
 
 

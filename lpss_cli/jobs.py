@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpss_cli import artifact, engine, models, threads
 from lpss_cli.data import Data
-from lpss_cli.errors import InputError, nearest
+from lpss_cli.errors import InputError, LpssError, nearest, one_line
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exporting import FORMATS, Exported, export_onnx, export_safetensors
 from lpss_cli.files import check_writable
@@ -26,8 +26,10 @@ from lpss_cli.request import (
     SPARSIFY_BUDGET,
     TRAIN_BUDGET,
     Request,
+    check,
     device_of,
     load_data,
+    preprocessing_notes,
     restore,
     settings_for,
 )
@@ -91,6 +93,7 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
         InputError: something asked for does not exist or fit; found before training.
         RunError: training diverged.
     """
+    check(request)
     sparsity = check_sparsity(request.sparsity or 0.0)
     method = make(request.method or ("lpss" if sparsity else "dense"), request.options)
     check_writable(request.out, force=request.force)
@@ -113,6 +116,7 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
         RunError: training diverged, or the count of zeros is not the one asked for.
     """
     watcher = watcher or JobWatcher()
+    check(request)
     sparsity = check_sparsity(0.9 if request.sparsity is None else request.sparsity)
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
@@ -151,31 +155,35 @@ def export_file(
         request: how to rebuild the network where the file does not say.
         formats: some of ``FORMATS``.
         directory: where to write instead.
-        watcher: told which inputs were compared.
+        watcher: told what was folded or renamed on the way in.
 
     Raises:
         InputError: the file does not exist or fit, or an output exists.
         RunError: a written file is not the model; it has been removed.
     """
-    watcher = watcher or JobWatcher()
     for name in set(formats) - set(FORMATS):
         raise InputError(f"unknown format {name!r}", nearest(name, FORMATS))
     checkpoint = read(path, trust_pickle=request.trust_pickle)
+    for note in checkpoint.notes:
+        (watcher or JobWatcher()).on_note(note)
     directory = directory or path.parent
-    targets = {
-        name: check_writable(directory / f"{path.stem}.{name}", force=request.force)
-        for name in formats
-        if (directory / f"{path.stem}.{name}").resolve() != path.resolve()
-    }
+    targets = {name: directory / f"{path.stem}.{name}" for name in formats}
+    targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
+    if not targets:
+        raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
+    for to in targets.values():
+        check_writable(to, force=request.force, option="--out-dir")
+    # Everything that can be refused is, before the first file is written.
+    restored = restore(checkpoint, request) if "onnx" in targets else None
     written = []
-    if "safetensors" in targets:
-        written.append(export_safetensors(checkpoint, targets["safetensors"]))
-    if "onnx" in targets:
-        model, _, data = restore(checkpoint, request)
+    if restored is not None:
+        model, _, data = restored
         x = next(iter(data.test.batches(_COMPARED)))[0]
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
         written.append(export_onnx(model, x, targets["onnx"], metadata=texts))
-    return written
+    if "safetensors" in targets:
+        written.append(export_safetensors(checkpoint, targets["safetensors"]))
+    return sorted(written, key=lambda file: formats.index(file.kind))
 
 
 @dataclass(frozen=True)
@@ -193,13 +201,16 @@ class _Job:
     def run(self, model: nn.Module) -> Outcome:
         """Measure, train, measure again and write the artefact."""
         device = device_of(self.request.device)
-        count = self.request.threads or self._suitable_threads(model)
+        flops = self._try(model) * self.settings.batch_size
+        count = self.request.threads or threads.suitable(flops)
         with threads.limited(count):
             return self._run(model, device)
 
     def _run(self, model: nn.Module, device: torch.device) -> Outcome:
         data = self.data
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
+        for text in preprocessing_notes(data):
+            self.watcher.on_note(text)
         before = None
         if self.source is not None:
             before = evaluate(model, data.test, data.task, device=device)
@@ -217,21 +228,36 @@ class _Job:
         artifact.save(self.request.out, dict(model.state_dict()), meta)
         return Outcome(report(self.request.out), data.task.primary, before, after, part, seconds)
 
-    def _suitable_threads(self, model: nn.Module) -> int:
-        """Try one batch: it tells how much work a step is, and whether the network takes it.
+    def _try(self, model: nn.Module) -> float:
+        """Try two examples, and return the work of one.
 
         Raises:
             InputError: the network does not take the data.
         """
-        batch = next(iter(self.data.train.batches(self.settings.batch_size)))[0]
+        x, y = next(iter(self.data.train.batches(2)))
         try:
-            return threads.suitable(model, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = str(error).splitlines()[0]
+            flops = threads.forward_flops(model, x)
+            with torch.no_grad():
+                self.data.task.loss(model.eval()(x), y)
+            self._check_outputs(model(x))
+        except LpssError:
+            raise
+        except Exception as error:  # whatever a user's network raises
             raise InputError(
-                f"{self.arch} does not take inputs of shape {tuple(batch.shape[1:])}: {reason}",
+                f"{self.arch} does not take inputs of shape {tuple(x.shape[1:])}: "
+                f"{one_line(error)}",
                 "give an --arch and --data that fit",
             ) from error
+        finally:
+            model.train()
+        return flops
+
+    def _check_outputs(self, outputs: Tensor) -> None:
+        if self.data.task.name == "classification" and outputs.shape[-1] < self.data.outputs:
+            raise InputError(
+                f"{self.arch} has {outputs.shape[-1]} outputs for {self.data.outputs} classes",
+                "give the last layer one output per class",
+            )
 
     def _check_claim(self, before: Mapping[str, float]) -> None:
         """Call out an input that measures far below what its own record says."""

@@ -125,6 +125,13 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
             f"{checkpoint.path} does not fit {arch}: {'; '.join(problems[:3])}{more}",
             "give the --arch and --data the checkpoint was made with",
         )
+    for name, tensor in theirs.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise InputError(
+                f"{checkpoint.path}: {name} holds {count} values that are not finite",
+                "the file comes from a diverged run; take an earlier one",
+            )
     model.load_state_dict(theirs)
 
 

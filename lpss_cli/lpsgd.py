@@ -104,7 +104,7 @@ class LpSGD(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, split into its sphere part and its ordinary part, and take the latents."""
+        """Add a group, split into its sphere part and its ordinary part."""
         group = {**self.defaults, **param_group}
         _check(group)
         group["p"] = None if group["p"] is None else snap_p(group["p"])
@@ -122,8 +122,18 @@ class LpSGD(Optimizer):
             if part or (not named and options.get("p", 0) is None):
                 items = [p if name is None else (name, p) for name, p in part]
                 super().add_param_group({**group, **options, "params": items})
-        for _, weight in on:
-            self._take_latent(weight, group)
+        for added in self.param_groups[-2:]:
+            added.setdefault("peak_lr", added["lr"])
+
+    def take_latents(self) -> None:
+        """Start the state of every sphere weight from its present value, unless it has one.
+
+        The first step does so by itself; call it where weights are masked before that.
+        """
+        for group in self.param_groups:
+            for weight in group["params"] if group["p"] is not None else ():
+                if "latent" not in self.state[weight]:
+                    self._take_latent(weight, group)
 
     @torch.no_grad()
     def _take_latent(self, weight: Tensor, group: dict[str, Any]) -> None:
@@ -160,6 +170,7 @@ class LpSGD(Optimizer):
         p = next(g["p"] for g in self.param_groups if any(q is weight for q in g["params"]))
         if p is None:
             return weight.detach().abs().log()
+        self.take_latents()
         state = self.state[weight]
         exponent = dual_exponents(p)[1] if p > 1 else 2.0 / p
         latent: Tensor = state["latent"]
@@ -173,6 +184,7 @@ class LpSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.take_latents()
         for group in self.param_groups:
             weights = [w for w in group["params"] if w.grad is not None]
             if group["p"] is None:
@@ -208,39 +220,43 @@ class LpSGD(Optimizer):
         dims = row_dims(weight, group["row_dim"])
         if state["has_zero_rows"]:
             self._wake(weight, g, group, dims)
+        live = g.abs().amax(dims, keepdim=True) > 0
         slope = (g * weight).sum(dims, keepdim=True) if group["gain"] == "learned" else None
         if p > 1:
             d = _momentum(state["momentum_buffer"], g, group)
-            scale = dual_step(state["latent"], d, group["lr"], p, dims)
+            scale = dual_step(state["latent"], d, group["lr"], p, dims, live)
         else:
             h = power(state["latent"].abs(), 2.0 / p - 1.0).mul_(g).mul_(state["gain"] * (2.0 / p))
             d = _momentum(state["momentum_buffer"], h, group)
-            power_step(state["latent"], d, group["lr"], dims)
+            power_step(state["latent"], d, group["lr"], dims, live)
             scale = None
         if slope is not None:
             change = _momentum(state["gain_momentum"], slope, group)
-            log_step = (-group["gain_lr"] * change).clamp_(-LARGEST_GAIN_STEP, LARGEST_GAIN_STEP)
-            state["gain"].mul_(log_step.exp_())
+            # A schedule that drives the group's lr drives its radii too.
+            rate = group["gain_lr"] * (group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0)
+            log_step = (-rate * change).clamp_(-LARGEST_GAIN_STEP, LARGEST_GAIN_STEP)
+            state["gain"].mul_(log_step.mul_(live).exp_())
         _show(weight, state["latent"], state["gain"], p, scale)
 
     def _wake(self, weight: Tensor, g: Tensor, group: dict[str, Any], dims: Dims) -> None:
         """Give rows of zeros that have got a gradient a direction: one ordinary step."""
         state = self.state[weight]
-        waking = (state["gain"] == 0) & (g.abs().amax(dims, keepdim=True) > 0)
-        if not waking.any():
-            return
-        moved = torch.where(waking, -group["lr"] * g, 0)
+        moved = torch.where(state["gain"] == 0, -group["lr"] * g, 0)
         radius, latent = _to_sphere(moved, group["p"], dims)
+        waking = radius > 0
         state["latent"].copy_(torch.where(waking, latent, state["latent"]))
         radius = torch.ones_like(radius) if group["gain"] == "unit" else radius
         state["gain"].copy_(torch.where(waking, radius, state["gain"]))
         state["has_zero_rows"] = bool((state["gain"] == 0).any())
 
 
-def dual_step(v: Tensor, d: Tensor, eta: float, p: float, dims: Dims) -> tuple[Tensor, Tensor]:
+def dual_step(
+    v: Tensor, d: Tensor, eta: float, p: float, dims: Dims, live: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Move the feature vector ``v`` by η along ``-d/‖d‖_q`` and renormalise it, in place.
 
-    Rows whose ``d`` is zero keep their v.
+    Rows whose ``d`` is zero, or that are not ``live``, keep their v: the step is normalised, so
+    what is left of an old momentum would move a row without a gradient for ever.
 
     Returns:
         ``|v|^a`` before the renormalisation and ``S^(-1/p)``, its row factor: since
@@ -248,7 +264,7 @@ def dual_step(v: Tensor, d: Tensor, eta: float, p: float, dims: Dims) -> tuple[T
     """
     q, a = dual_exponents(p)
     largest = d.abs().amax(dims, keepdim=True)
-    live = largest > 0
+    live = largest > 0 if live is None else live & (largest > 0)
     # The row's own η, in its number format: torch.where on two scalars would round to fp32.
     step = live.to(v.dtype).mul_(eta)
     direction = d / torch.where(live, largest, 1)
@@ -257,13 +273,17 @@ def dual_step(v: Tensor, d: Tensor, eta: float, p: float, dims: Dims) -> tuple[T
     v.addcmul_(direction, -step / torch.where(live, norm, 1))
     magnitude = v.abs()
     w0 = power(magnitude, a)
-    total = torch.where(live, magnitude.mul_(w0).sum(dims, keepdim=True), 1.0)
+    total = magnitude.mul_(w0).sum(dims, keepdim=True)
+    total = torch.where(live & (total > 0), total, 1.0)
     v.mul_(total.pow(-1.0 / q))
     return w0, total.pow_(-1.0 / p)
 
 
-def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims) -> None:
-    """Move ``u`` by η along the part of ``-d`` tangent to the unit 2-sphere, in place."""
+def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims, live: Tensor | None = None) -> None:
+    """Move ``u`` by η along the part of ``-d`` tangent to the unit 2-sphere, in place.
+
+    Rows that are not ``live`` keep their u.
+    """
     largest = d.abs().amax(dims, keepdim=True)
     d = d / torch.where(largest > 0, largest, 1)
     before = d.square().sum(dims, keepdim=True)
@@ -271,7 +291,8 @@ def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims) -> None:
     after = tangent.square().sum(dims, keepdim=True)
     # What a gradient along u leaves behind is rounding noise; it has no direction.
     noise = (8 * torch.finfo(u.dtype).eps) ** 2
-    live = after > noise * before
+    moving = after > noise * before
+    live = moving if live is None else live & moving
     u.addcmul_(tangent, torch.where(live, -eta * after.rsqrt(), 0.0))
     u.mul_(u.square().sum(dims, keepdim=True).rsqrt().where(live, 1.0))
 

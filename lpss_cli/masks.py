@@ -24,7 +24,7 @@ def zero_count(total: int, sparsity: float) -> int:
     return round(sparsity * total)
 
 
-def select(scores: Scores, k: int, ranking: str = "magnitude") -> Masks:
+def select(scores: Scores, k: int, ranking: str = "balanced") -> Masks:
     """Keep the k best weights; fewer when fewer than k scores are finite.
 
     Args:
@@ -105,29 +105,53 @@ def allocate(k: int, shares: Sequence[float], capacity: Sequence[int]) -> list[i
     return parts
 
 
-def _per_layer(share: Callable[[Tensor], float]) -> Callable[[Scores, int], Masks]:
-    def select_per_layer(scores: Scores, k: int) -> Masks:
-        capacity = [int(s.isfinite().sum()) for s in scores.values()]
-        parts = allocate(k, [share(s) for s in scores.values()], capacity)
-        masks: Masks = {}
-        for (name, s), part in zip(scores.items(), parts, strict=True):
-            masks |= top_k({name: s}, part)
-        return masks
+def budgets(scores: Scores, k: int, share: Callable[[Tensor], float]) -> list[int]:
+    """Divide k among the layers in proportion to ``share`` of each, never above what it has."""
+    capacity = [int(s.isfinite().sum()) for s in scores.values()]
+    return allocate(k, [share(s) for s in scores.values()], capacity)
 
-    return select_per_layer
+
+def erk_share(scores: Tensor) -> float:
+    """Kept weights ∝ Σdims: Erdős-Rényi-Kernel densities (Evci et al., arXiv:1911.11134)."""
+    return float(sum(scores.shape))
+
+
+def best_of_each(scores: Scores, parts: Sequence[int]) -> Masks:
+    """Keep the given number of largest scores in every layer."""
+    masks: Masks = {}
+    for (name, s), part in zip(scores.items(), parts, strict=True):
+        masks |= top_k({name: s}, part)
+    return masks
+
+
+def _uniform(scores: Scores, k: int) -> Masks:
+    return best_of_each(scores, budgets(scores, k, lambda s: float(s.numel())))
+
+
+def _erk(scores: Scores, k: int) -> Masks:
+    return best_of_each(scores, budgets(scores, k, erk_share))
 
 
 def _lamp(scores: Scores, k: int) -> Masks:
     return top_k(lamp_scores(scores), k)
 
 
-#: ranking name -> selector: global |w|, global LAMP score, the same density in every layer,
-#: Erdős-Rényi-Kernel densities ∝ Σdims/Πdims (Evci et al., arXiv:1911.11134).
+def _balanced(scores: Scores, k: int) -> Masks:
+    floor = best_of_each(scores, [part // 2 for part in budgets(scores, k, erk_share)])
+    rest = {name: s.masked_fill(floor[name], -math.inf) for name, s in scores.items()}
+    free = top_k(rest, k - sum(int(m.sum()) for m in floor.values()))
+    return {name: floor[name] | free[name] for name in scores}
+
+
+#: ranking name -> selector. ``balanced``: global magnitude, but every layer keeps at least half
+#: its ERK share. ``magnitude``: global magnitude alone. ``lamp``: global LAMP score. ``uniform``:
+#: the same density in every layer. ``erk``: ERK densities.
 RANKINGS: dict[str, Callable[[Scores, int], Masks]] = {
+    "balanced": _balanced,
     "magnitude": top_k,
     "lamp": _lamp,
-    "uniform": _per_layer(lambda s: float(s.numel())),
-    "erk": _per_layer(lambda s: float(sum(s.shape))),
+    "uniform": _uniform,
+    "erk": _erk,
 }
 
 
@@ -142,7 +166,11 @@ def check_sparsity(sparsity: float, total: int | None = None) -> float:
             f"a sparsity of {sparsity:g} is outside [0, 1)",
             "it is the fraction of zeros: 0.9, or 10x for one weight in ten kept",
         )
-    if total is not None and total > 0 and zero_count(total, sparsity) >= total:
+    if total == 0 and sparsity > 0:
+        raise InputError(
+            "the network has no prunable weight", "sparsity needs Linear or Conv layers"
+        )
+    if total and zero_count(total, sparsity) >= total:
         raise InputError(
             f"a sparsity of {sparsity:.10g} leaves none of the {total:,} prunable weights",
             f"ask for at most {1 - 1 / total:.8g}, or skip fewer layers",

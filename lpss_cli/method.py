@@ -45,14 +45,15 @@ class MethodConfig:
     lr: float = option(0.1, "peak learning rate", low=0)
     momentum: float = option(0.9, "momentum (Nesterov)", low=0, high=0.999)
     weight_decay: float = option(0.0, "L2 decay of weights; biases and norms have none", low=0)
+    clip: float = option(2.0, "largest norm of the whole gradient; 0 for none", low=0)
     warmup: float = option(0.05, "part of training with a rising learning rate", low=0, high=1)
     begin: float = option(0.1, "part of training before the first topology update", low=0, high=1)
     end: float = option(0.7, "part of training at the exact cut", low=0, high=0.85)
     frequency: int = option(20, "steps between topology updates", low=1)
     ranking: str = option(
-        "magnitude",
-        "how weights of different layers compare",
-        choices=("magnitude", "lamp", "uniform", "erk"),
+        "balanced",
+        "how weights of different layers compare, globally or by layer budgets",
+        choices=("balanced", "magnitude", "lamp", "uniform", "erk"),
     )
 
     def __post_init__(self) -> None:
@@ -92,7 +93,10 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Method.registry[cls.name] = cls
+        if "name" in cls.__dict__:  # a nameless class is a base for others
+            if cls.name in Method.registry:
+                raise TypeError(f"there are two methods called {cls.name!r}")
+            Method.registry[cls.name] = cls
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config: Any = config or self.Config()
@@ -113,14 +117,18 @@ class Method:
 
     def lr_factor(self, run: RunState) -> float:
         """Return the factor on every group's peak learning rate for the coming step."""
-        return warmup_cosine(run.progress, self.config.warmup)
+        # In the middle of the step, so that neither the first nor the last one is lost.
+        return warmup_cosine((run.step + 0.5) / run.total_steps, self.config.warmup)
 
     def scores(self, run: RunState) -> Mapping[str, Tensor]:
         """Return the log-saliency of every prunable weight; -inf for one that stays zero."""
         return {name: w.detach().abs().log() for name, w in run.weights.items()}
 
     def sparsity_at(self, run: RunState) -> float | None:
-        """Return the sparsity to cut to at this topology update; None leaves the masks alone."""
+        """Return the sparsity to cut to after this step; None leaves the masks alone.
+
+        Asked after every step before the exact cut; ``run.due`` tells the steps of updates.
+        """
         return None
 
     def on_gradients(self, run: RunState) -> bool:

@@ -26,6 +26,7 @@ class Layer:
         hoyer: mean Hoyer of its live rows; None where no row has one.
         dead: number of neurons (rows) whose weights are all zero.
         p: the sphere's exponent it was trained on, if any.
+        not_finite: number of entries that are NaN or infinite.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Layer:
     hoyer: float | None
     dead: int
     p: float | None = None
+    not_finite: int = 0
 
     @property
     def sparsity(self) -> float:
@@ -115,6 +117,7 @@ def measure(name: str, tensor: Tensor, row_dim: int = 0, p: float | None = None)
         hoyer=float(known.mean()) if len(known) else None,
         dead=int((rows == 0).all(1).sum()),
         p=p,
+        not_finite=int((~tensor.isfinite()).sum()),
     )
 
 

@@ -15,6 +15,7 @@ from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.errors import InputError
 from lpss_cli.loading import Checkpoint, load_into
+from lpss_cli.threads import LARGEST
 
 # Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
 TRAIN_BUDGET = (12, 2000)
@@ -44,7 +45,7 @@ class Request:
         command: the command line, for the record.
     """
 
-    out: Path
+    out: Path = Path("model.pt")
     data: str | None = None
     data_overrides: Mapping[str, Any] = field(default_factory=dict)
     arch: str | None = None
@@ -78,6 +79,37 @@ def device_of(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"no device {name!r} here: {reason}", "use --device cpu") from None
     return device
+
+
+def check(request: Request) -> None:
+    """Refuse numbers that cannot be, before any work.
+
+    Raises:
+        InputError: an impossible batch size, seed, number of epochs or of threads, or a device
+            that is not there.
+    """
+    limits = {
+        "batch_size": (1, None),
+        "epochs": (0, None),
+        "seed": (0, 2**63 - 1),
+        "threads": (1, LARGEST),
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(request, name)
+        if value is not None and (value < low or (high is not None and value > high)):
+            flag, bound = "--" + name.replace("_", "-"), f" to {high}" if high else " up"
+            raise InputError(f"{flag} {value} is out of range", f"give {flag} from {low}{bound}")
+    device_of(request.device)
+
+
+def preprocessing_notes(data: Data) -> list[str]:
+    """Say what is done to the inputs, so that nobody has to guess it."""
+    mean, std = data.preprocessing.get("mean"), data.preprocessing.get("std")
+    if not mean or not std or data.preprocessing.get("kind") == "table":
+        return []
+    few = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
+    more = f", … ({len(mean)} in all)" if len(mean) > 3 else ""
+    return [f"inputs are standardised by mean/std {few}{more}; --mean and --std change that"]
 
 
 def restore(checkpoint: Checkpoint, request: Request) -> tuple[nn.Module, str, Data]:
@@ -114,25 +146,29 @@ def load_data(request: Request, checkpoint: Checkpoint | None = None) -> Data:
             f"the checkpoint was trained on {stored['name']}, code that is never imported unasked",
             f"pass --data {stored['name']} if you trust it",
         )
-    data = load(DataSpec.from_dict({**stored, **request.data_overrides}))
+    _look_beside(stored, checkpoint)
+    spec = DataSpec.from_dict({**stored, **request.data_overrides})
+    if checkpoint and not checkpoint.meta:
+        # A network of other origin has seen its arrays as they are.
+        spec = spec.unstandardised()
+    data = load(spec)
     return data if request.holdout is None else data.holdout(request.holdout, request.seed)
+
+
+def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+    """Find data that an artefact names by a relative path beside the artefact itself."""
+    name = Path(str(stored.get("name", "")))
+    if checkpoint and not name.is_absolute() and not name.exists():
+        beside = checkpoint.path.parent / name
+        if beside.exists():
+            stored["name"] = str(beside)
 
 
 def settings_for(
     request: Request, data: Data, sparsity: float, budget: tuple[int, int], keep_zeros: bool = False
 ) -> engine.Settings:
-    """Choose what was left open by the size of the data.
-
-    Raises:
-        InputError: an impossible batch size, number of epochs or of threads.
-    """
+    """Choose what was left open by the size of the data."""
     n = len(data.train)
-    if request.batch_size is not None and request.batch_size < 1:
-        raise InputError(f"a batch of {request.batch_size} is empty", "give --batch-size of 1 up")
-    if request.threads is not None and request.threads < 1:
-        raise InputError(f"{request.threads} threads cannot run", "give --threads of 1 up")
-    if request.epochs is not None and request.epochs < 0:
-        raise InputError(f"{request.epochs} epochs cannot be", "give --epochs of 0 up")
     # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.
     size = request.batch_size or max(16, min(256, 1 << max(0, (n // 64).bit_length() - 1)))
     epochs, steps = budget

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class RunState:
 
     Attributes:
         model: the network, on its device.
-        weights: name → prunable parameter, in module order.
+        candidates: name → trainable Linear or Conv weight, in module order.
+        weights: those of them that are pruned; every count is over these.
         row_dims: name → dimension that counts neurons (None: no simple rows).
         masks: name → bool tensor, True = kept; a masked weight is exactly 0.
         optimizer: made by the method after ``prepare``.
@@ -38,7 +40,8 @@ class RunState:
     def __init__(
         self,
         model: nn.Module,
-        weights: Mapping[str, Weight],
+        candidates: Mapping[str, Weight],
+        skipped: Collection[str] = (),
         *,
         sparsity: float,
         epochs: int,
@@ -48,8 +51,9 @@ class RunState:
         loss: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         self.model = model
-        self.weights: dict[str, nn.Parameter] = {n: w.tensor for n, w in weights.items()}
-        self.row_dims = {n: w.row_dim for n, w in weights.items()}
+        self.candidates: dict[str, nn.Parameter] = {n: w.tensor for n, w in candidates.items()}
+        self.weights = {n: w for n, w in self.candidates.items() if n not in skipped}
+        self.row_dims = {n: w.row_dim for n, w in candidates.items()}
         self.masks: Masks = {
             n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights.items()
         }
@@ -62,7 +66,7 @@ class RunState:
         self.cut_step = self.total_steps
         self.epoch = 0
         self.memory: dict[str, Any] = {}
-        self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.weights}
+        self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.candidates}
         self.history: list[dict[str, float]] = []
         self.loss_sum = torch.zeros((), device=next(model.parameters()).device)
         self.rng = torch.Generator().manual_seed(seed)
@@ -161,6 +165,7 @@ class RunState:
             "masks": self.masks,
             "step": self.step,
             "epoch": self.epoch,
+            "sparsity": self.sparsity,
             "start_sparsity": self.start_sparsity,
             "memory": self.memory,
             "facts": self.facts,
@@ -168,13 +173,15 @@ class RunState:
             "loss_sum": self.loss_sum,
             "rng": self.rng.get_state(),
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state of the same run; the optimizer must exist already."""
+        state = copy.deepcopy(dict(state))  # it stays the caller's
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for key in ("step", "epoch", "start_sparsity", "memory", "facts", "history"):
+        for key in ("step", "epoch", "sparsity", "start_sparsity", "memory", "facts", "history"):
             setattr(self, key, state[key])
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
@@ -182,3 +189,5 @@ class RunState:
         self.loss_sum.copy_(state["loss_sum"])
         self.rng.set_state(state["rng"])
         torch.set_rng_state(state["torch_rng"])
+        for device, saved in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(saved, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,20 +13,22 @@ from torch.utils.flop_counter import FlopCounterMode
 # Below this much work in a forward pass, handing parts to other threads costs more than it
 # saves: an MLP on digits trains 1.5 times as fast on one thread, 4 times on a busy machine.
 _WORTH_SHARING = 2e8
+# More than a few threads a core only wait; tens of thousands crash the process.
+LARGEST = 4 * (os.cpu_count() or 1)
 
 
-def suitable(model: nn.Module, batch: Tensor) -> int:
-    """Return one thread for small networks, PyTorch's own choice for the others.
-
-    Args:
-        model: the network, on the CPU.
-        batch: one training batch; its forward pass is counted in floating-point operations.
-    """
+def forward_flops(model: nn.Module, examples: Tensor) -> float:
+    """Count the floating-point operations of a forward pass, per example."""
     training = model.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(batch)
+        model.eval()(examples)
     model.train(training)
-    return 1 if counter.get_total_flops() < _WORTH_SHARING else torch.get_num_threads()
+    return float(counter.get_total_flops()) / len(examples)
+
+
+def suitable(flops: float) -> int:
+    """Return one thread for a forward pass of little work, else PyTorch's own choice."""
+    return 1 if flops < _WORTH_SHARING else torch.get_num_threads()
 
 
 @contextmanager

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lpss_cli.patterns import resolve
-
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _NOT_PRUNED = ("embed", "norm", "token", "position")
 
@@ -30,13 +28,10 @@ class Weight:
     row_dim: int | None = 0
 
 
-def prunable(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, Weight]:
+def prunable(model: nn.Module) -> dict[str, Weight]:
     """Every weight of Linear, Conv and attention projections, in module order.
 
-    A tied weight is listed once, under its first name. ``skip`` holds shell globs.
-
-    Raises:
-        InputError: a skip pattern matches nothing.
+    A tied weight is listed once, under its first name.
     """
     found: dict[str, Weight] = {}
     seen: set[int] = set()
@@ -44,8 +39,6 @@ def prunable(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, Weight]:
         if id(weight.tensor) not in seen:
             seen.add(id(weight.tensor))
             found[weight.name] = weight
-    for name in resolve(skip, list(found), "--skip"):
-        del found[name]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -75,7 +76,10 @@ def test_the_learning_rate_follows_the_factor():
         watcher=watcher,
     )  # fmt: skip
     assert run.total_steps == 8
-    expected = [0, 0.1, 0.2, 0.2 * 0.9330127, 0.15, 0.1, 0.05, 0.2 * 0.0669873]
+    # Two steps of warm-up and six of the cosine, taken in the middle of each step.
+    rising = [0.05, 0.15]
+    falling = [0.1 * (1 + math.cos(math.pi * (i + 0.5) / 6)) for i in range(6)]
+    expected = rising + falling
     assert rates == pytest.approx(expected, abs=1e-6)
 
 
@@ -195,3 +199,64 @@ def test_tied_weights_are_counted_once_and_stay_tied():
     assert run.total == 144 + 48
     assert model.a.weight is model.b.weight
     assert run.masked == 96
+
+
+def test_masks_that_hold_the_target_are_not_cut_again():
+    """A connection grown at zero (RigL) has no magnitude yet and is kept all the same."""
+
+    class Grows(GMP):
+        name = "grows"
+
+        def prepare(self, run):
+            run.random_masks(run.sparsity)
+
+        def sparsity_at(self, run):
+            return None
+
+        def on_weights(self, run):
+            if run.step == run.cut_step:
+                mask = run.masks["0.weight"]
+                moved = mask.clone().flatten()
+                moved[moved.nonzero()[0]] = False
+                moved[(~mask.flatten()).nonzero()[0]] = True
+                self.grown = int((~mask.flatten()).nonzero()[0])
+                run.set_masks({"0.weight": moved.view(mask.shape)})
+
+    made = Grows()
+    run = engine.run(network(), blobs(), made, Settings(2, 16, sparsity=0.5))
+    assert run.masked == 320
+    assert run.masks["0.weight"].flatten()[made.grown]
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for():
+    norms = []
+
+    class Norm(Dense):
+        name = "norm"
+
+        def on_weights(self, run):
+            grads = [p.grad.flatten() for p in run.model.parameters()]
+            norms.append(float(torch.cat(grads).norm()))
+
+    for clip in (0.0, 0.01):
+        config = Norm.Config(clip=clip)
+        engine.run(network(), blobs(), Norm(config), Settings(1, 16))
+    assert min(norms[:8]) > 0.01
+    assert norms[8:] == pytest.approx([0.01] * 8, rel=1e-3)
+
+
+def test_what_cannot_train_is_refused():
+    model = network().requires_grad_(False)
+    with pytest.raises(InputError, match="no trainable parameter"):
+        engine.run(model, blobs(), method.make("dense"), Settings(1, 16))
+    with pytest.raises(InputError, match="no prunable weight"):
+        engine.run(model, blobs(), method.make("gmp"), Settings(1, 16, sparsity=0.5))
+    with pytest.raises(InputError, match="batches of one"):
+        engine.run(network(), blobs(), method.make("dense"), Settings(1, 1))
+
+
+def test_two_methods_cannot_share_a_name():
+    with pytest.raises(TypeError, match="two methods called 'gmp'"):
+        type("Other", (Dense,), {"name": "gmp"})
+    nameless = type("Base", (Dense,), {})
+    assert nameless not in method.Method.registry.values()

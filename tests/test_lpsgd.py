@@ -93,6 +93,7 @@ def test_rows_stay_on_their_sphere(p, dtype):
     w = weight(4, 3, 5, 5, dtype=torch.float32)
     w = torch.nn.Parameter(w.detach().to(dtype))
     optimizer = LpSGD([w], p=p, eta=0.05, gain="fixed")
+    optimizer.take_latents()
     state = optimizer.state[w]
     radius = state["gain"].clone()
     generator = torch.Generator().manual_seed(2)
@@ -126,6 +127,7 @@ def test_the_first_latent_is_the_given_weight(p):
 def test_rows_without_gradient_keep_their_latent_bit_for_bit(p):
     w = weight(3, 8, dtype=torch.float32)
     optimizer = LpSGD([w], p=p, eta=0.05)
+    optimizer.take_latents()
     before = optimizer.state[w]["latent"].clone()
     for _ in range(5):
         w.grad = torch.randn(3, 8)
@@ -135,6 +137,23 @@ def test_rows_without_gradient_keep_their_latent_bit_for_bit(p):
     assert torch.equal(after[1], before[1])
     assert not torch.equal(after[0], before[0])
     assert w.isfinite().all()
+
+
+@pytest.mark.parametrize("p", [0.5, 1.15])
+def test_a_row_whose_gradient_stops_stays_whatever_its_momentum(p):
+    w = weight(2, 8, dtype=torch.float32)
+    optimizer = LpSGD([w], p=p, eta=0.05)
+    for seed in range(3):
+        w.grad = weight(2, 8, seed=seed, dtype=torch.float32).detach()
+        optimizer.step()
+    assert (optimizer.state[w]["momentum_buffer"][1] != 0).any()
+    before = w.detach().clone()
+    for seed in range(20):
+        w.grad = weight(2, 8, seed=seed, dtype=torch.float32).detach()
+        w.grad[1] = 0
+        optimizer.step()
+    torch.testing.assert_close(w[1].detach(), before[1], rtol=1e-5, atol=0)
+    assert not torch.allclose(w[0], before[0])
 
 
 @pytest.mark.parametrize("p", [0.5, 1.15])
@@ -155,6 +174,7 @@ def test_extreme_gradients_move_rows_like_ordinary_ones(p, scale):
 def test_a_learned_radius_changes_by_at_most_5_percent_a_step():
     w = weight(2, 6, dtype=torch.float32)
     optimizer = LpSGD([w], p=1.15, gain="learned")
+    optimizer.take_latents()
     before = optimizer.state[w]["gain"].clone()
     w.grad = torch.stack([1e30 * w[0].detach(), -1e30 * w[1].detach()])
     optimizer.step()
@@ -183,10 +203,52 @@ def test_rows_of_zeros_wait_for_a_gradient(p, gain):
     assert not optimizer.state[w]["has_zero_rows"]
 
 
+@pytest.mark.parametrize("gain", ["fixed", "unit", "learned"])
+@pytest.mark.parametrize("p", [0.5, 1.15])
+def test_a_row_of_zeros_survives_a_learning_rate_of_0(p, gain):
+    """A warm-up may start at 0: there is no step to take a direction from yet."""
+    w = torch.nn.Parameter(torch.zeros(1, 5))
+    optimizer = LpSGD([w], p=p, eta=0.1, gain=gain)
+    for lr in (0.0, 0.1):
+        assert torch.equal(w, torch.zeros(1, 5))
+        optimizer.param_groups[0]["lr"] = lr
+        w.grad = torch.randn(1, 5)
+        optimizer.step()
+    assert (w != 0).all()
+    assert w.isfinite().all()
+
+
+def test_radii_follow_the_schedule_of_their_group():
+    moved = []
+    for factor in (1.0, 0.5, 0.0):
+        w = weight(1, 6)
+        optimizer = LpSGD([w], p=1.15, eta=0.01, gain_lr=1e-3)
+        optimizer.param_groups[0]["lr"] = 0.01 * factor
+        w.grad = weight(1, 6, seed=4).detach()
+        optimizer.take_latents()
+        before = optimizer.state[w]["gain"].clone()
+        optimizer.step()
+        moved.append((optimizer.state[w]["gain"] / before).log().item())
+    assert moved[0] != 0
+    assert moved[1:] == pytest.approx([moved[0] / 2, 0])
+
+
+def test_weights_loaded_after_construction_are_the_start():
+    w = weight(2, 6)
+    optimizer = LpSGD([w], p=1.15, gain="fixed")
+    loaded = weight(2, 6, seed=9).detach()
+    with torch.no_grad():
+        w.copy_(loaded)
+    w.grad = torch.zeros_like(w)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), loaded)
+
+
 @pytest.mark.parametrize("p", [0.5, 1.07])
 def test_underflow_never_makes_an_unmasked_weight_zero(p):
     w = torch.nn.Parameter(torch.tensor([[1.0, 1e-3, -1e-6, 0.5]]))
     optimizer = LpSGD([w], p=p, eta=1e-3)
+    optimizer.take_latents()
     with torch.no_grad():
         optimizer.state[w]["latent"][0, 2] = -1e-30
     w.grad = torch.zeros(1, 4)
@@ -213,6 +275,7 @@ def test_masked_latents_fade_for_p_above_1_and_stay_for_p_below():
     for p in (1.15, 0.5):
         w = weight(1, 8)
         optimizer = LpSGD([w], p=p, eta=0.1, momentum=0.0, nesterov=False)
+        optimizer.take_latents()
         before = optimizer.state[w]["latent"].clone()
         g = weight(1, 8, seed=3).detach()
         g[0, 3] = 0  # what a mask does to the gradient

@@ -60,6 +60,13 @@ def test_patterns_that_match_nothing_are_refused():
         run(deep(), {"off_sphere": ("conv*",)})
 
 
+def test_what_is_not_pruned_may_sit_on_a_sphere():
+    state = run(deep(), settings=Settings(2, 16, sparsity=0.5, skip=("4*", "0*")))
+    assert list(state.weights) == ["2.weight"]
+    assert set(spheres(state)) == {"0.weight", "2.weight"}  # the last layer is still the last
+    assert state.masked == 128
+
+
 def test_radii_stay_and_eta_follows_p():
     model = deep()
     radius = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)

@@ -4,14 +4,16 @@ from torch import nn
 from lpss_cli import threads
 
 
-def test_small_networks_get_one_thread_and_large_ones_the_default(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+def test_work_is_counted_per_example():
     model = nn.Linear(100, 1000)
-    model.train()
-    # 2·100·1000 operations an example.
-    assert threads.suitable(model, torch.zeros(10, 100)) == 1
-    assert threads.suitable(model, torch.zeros(1001, 100)) == 8
+    assert threads.forward_flops(model, torch.zeros(2, 100)) == 2 * 100 * 1000
     assert model.training
+
+
+def test_little_work_gets_one_thread_and_much_the_default(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert threads.suitable(1e6) == 1
+    assert threads.suitable(1e9) == 8
 
 
 def test_the_limit_ends_with_its_block():

@@ -209,9 +209,9 @@ def report(
         printer.text(views.csv_text(reports).rstrip("\n"))
         return
     for item in reports:
-        if not item.layers:
-            printer.warn(f"{item.path} holds no prunable weight")
-        printer.show(views.layer_table(item), views.origin_table(item))
+        for text in views.warnings(item):
+            printer.warn(text)
+        printer.show(views.layer_table(item, printer.width), views.origin_table(item))
     documents = [item.to_dict() for item in reports]
     printer.document(documents[0] if len(documents) == 1 else documents)
 
@@ -314,6 +314,8 @@ def main() -> None:
         # Usage errors of the parser: typer carries its own copy of click's classes.
         if debug or not hasattr(error, "format_message"):
             raise
+        if not error.format_message():  # `lpss` alone: its help has been printed
+            sys.exit(0)
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "lpss"
         _out.error(error.format_message(), f"see {command} --help")

@@ -59,7 +59,12 @@ Json = Annotated[bool, _opt("--json", help="Print one JSON document on stdout.",
 Quiet = Annotated[bool, _opt("--quiet", "-q", help="No notes and no bars.", panel=_OUTPUT)]
 Debug = Annotated[bool, _opt("--debug", help="Show tracebacks.", panel=_OUTPUT)]
 Force = Annotated[bool, _opt("--force", "-f", help="Replace existing outputs.", panel=_OUTPUT)]
-Out = Annotated[Path | None, _opt("--out", "-o", help="Artefact to write.", panel=_OUTPUT)]
+Out = Annotated[
+    Path | None,
+    _opt(
+        "--out", "-o", help="Artefact to write. Default: model.pt, FILE.sparse.pt.", panel=_OUTPUT
+    ),
+]
 Trust = Annotated[
     bool,
     _opt("--trust-pickle", help="Unpickle objects; only for files you trust.", panel=_DATA),
@@ -90,18 +95,40 @@ Target = Annotated[str | None, _opt("--target", help="Table: column to predict."
 Drop = Annotated[
     str | None, _opt("--drop", help="Table: columns to leave out, by comma.", panel=_DATA)
 ]
-ImageSize = Annotated[int | None, _opt("--image-size", help="Side in pixels.", panel=_DATA)]
-Mean = Annotated[str | None, _opt("--mean", help="Per channel, by comma.", panel=_DATA)]
-Std = Annotated[str | None, _opt("--std", help="Per channel, by comma.", panel=_DATA)]
+ImageSize = Annotated[
+    int | None,
+    _opt(
+        "--image-size",
+        help="Side in pixels. Default: the data's own; 224 for folders.",
+        panel=_DATA,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    _opt(
+        "--mean",
+        help="Subtracted from inputs, per channel, by comma. Default: the data's.",
+        panel=_DATA,
+    ),
+]
+Std = Annotated[
+    str | None,
+    _opt("--std", help="Inputs are divided by it, by comma. Default: the data's.", panel=_DATA),
+]
 Augment = Annotated[
     str | None,
-    _opt("--augment", help=f"Training images: {', '.join(AUGMENTS)}.", panel=_DATA),
+    _opt(
+        "--augment",
+        help=f"Training images: {', '.join(AUGMENTS)}. Default: none; cifar for CIFAR.",
+        panel=_DATA,
+    ),
 ]
 SplitSeed = Annotated[
-    int | None, _opt("--split-seed", help="Table: which of the fixed splits.", panel=_DATA)
+    int | None,
+    _opt("--split-seed", help="Table: which of the fixed splits. Default: 0.", panel=_DATA),
 ]
 Workers = Annotated[
-    int | None, _opt("--workers", help="Processes that read big data.", panel=_DATA)
+    int | None, _opt("--workers", help="Processes that read big data. Default: 0.", panel=_DATA)
 ]
 Holdout = Annotated[
     float | None,
@@ -114,26 +141,49 @@ Holdout = Annotated[
 ]
 Sparsity = Annotated[
     str | None,
-    _opt("--sparsity", "-s", help="Zeros: 0.9, 90% or 10x, of all prunable weights.", panel=_RUN),
+    _opt(
+        "--sparsity",
+        "-s",
+        help="Zeros of all prunable weights: 0.9, 90% or 10x. Default: 0 (train), 0.9 (sparsify).",
+        panel=_RUN,
+    ),
 ]
 MethodName = Annotated[
-    str | None, _opt("--method", "-m", help="How to become sparse; see below.", panel=_RUN)
+    str | None,
+    _opt(
+        "--method",
+        "-m",
+        help=f"How to become sparse: {', '.join(methods.registry())}. "
+        "Default: lpss; dense for train without --sparsity.",
+        panel=_RUN,
+    ),
 ]
 Epochs = Annotated[
     int | None,
-    _opt("--epochs", help="Default: 12 (train), 4 (sparsify), more on small data.", panel=_RUN),
+    _opt(
+        "--epochs",
+        help="Passes over the data; 0 only cuts. Default: 12 (train), 4 (sparsify), "
+        "more on small data.",
+        panel=_RUN,
+    ),
 ]
 BatchSize = Annotated[
-    int | None, _opt("--batch-size", help="Default: 16 to 256 by data size.", panel=_RUN)
+    int | None,
+    _opt("--batch-size", help="Examples a step. Default: 16 to 256 by data size.", panel=_RUN),
 ]
-Seed = Annotated[int, _opt("--seed", help="Default 0.", panel=_RUN)]
-Device = Annotated[str, _opt("--device", help="auto, cpu, cuda, cuda:1, mps.", panel=_RUN)]
+Seed = Annotated[
+    int, _opt("--seed", help="Of initialisation, order and masks. Default: 0.", panel=_RUN)
+]
+Device = Annotated[
+    str,
+    _opt("--device", help="auto (CUDA where there is one), cpu, cuda, cuda:1, mps.", panel=_RUN),
+]
 Threads = Annotated[
     int | None, _opt("--threads", help="CPU threads; default: 1 for small nets.", panel=_RUN)
 ]
 Skip = Annotated[
     list[str] | None,
-    _opt("--skip", help="Weights not pruned, by pattern; repeatable.", panel=_RUN),
+    _opt("--skip", help="Weights not pruned, by pattern; repeatable. Default: none.", panel=_RUN),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ class Out:
     def live(self) -> bool:
         """Whether bars may move: a person watches stderr."""
         return not self.quiet and sys.stderr.isatty()
+
+    @property
+    def width(self) -> int:
+        """Columns a table may take; what goes to a file or a pipe is not folded."""
+        return _console().width
 
     def show(self, *renderables: RenderableType) -> None:
         """Print a result for people; nothing with ``--json``."""
@@ -81,7 +87,8 @@ class Out:
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False, soft_wrap=stderr)
+    wide = None if stderr or sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    return Console(stderr=stderr, markup=False, emoji=False, soft_wrap=stderr, width=wide)
 
 
 def plain(text: str) -> str:

@@ -49,7 +49,8 @@ class Printer(JobWatcher):
             if "p" in fact:
                 by_p.setdefault(fact["p"], []).append(name)
         for p, names in by_p.items():
-            self._out.note(f"p = {p:.5g} on {', '.join(names)}")
+            on = ", ".join(names) if len(names) <= 4 else f"{len(names)} weights"
+            self._out.note(f"p = {p:.5g} on {on}")
         if not self._out.live or not run.total_steps:
             return
         from rich.progress import (
@@ -62,7 +63,7 @@ class Printer(JobWatcher):
 
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
@@ -88,7 +89,8 @@ class Printer(JobWatcher):
         self._bar.update(
             self._task,
             description=(
-                f"epoch {run.epoch}  loss {last['loss']:.4f}  sparsity {last['sparsity']:.1%}"
+                f"epoch {run.epoch}/{run.total_steps // run.steps_per_epoch}"
+                f"  loss {last['loss']:.3f}  {last['sparsity']:.1%} zero"
             ),
-            rate=f"{rate:,.0f} steps/s",
+            rate=f"{rate:,.0f}/s",
         )

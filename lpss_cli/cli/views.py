@@ -27,7 +27,27 @@ def metric(name: str, value: float) -> str:
 
 def size(count: int) -> str:
     """Return bytes for people, in units of 1000."""
-    return f"{count:,} B" if count < 10_000 else f"{count / 1000:,.1f} kB"
+    if count < 10_000:
+        return f"{count:,} B"
+    return f"{count / 1e3:,.1f} kB" if count < 10_000_000 else f"{count / 1e6:,.1f} MB"
+
+
+def share(fraction: float) -> str:
+    """Return a sparsity in percent, with the digits that tell it from 100 %."""
+    digits = 2
+    while fraction < 1 and digits < 8 and round(100 * fraction, digits) == 100:
+        digits += 1
+    return f"{fraction:.{digits}%}"
+
+
+def warnings(report: Report) -> list[str]:
+    """Return what a reader of the report should know first."""
+    found = [] if report.layers else [f"{report.path} holds no prunable weight"]
+    return found + [
+        f"{report.path}: {layer.name} holds {layer.not_finite} values that are not finite"
+        for layer in report.layers
+        if layer.not_finite
+    ]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -44,9 +64,9 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
         before = f"{metric(name, outcome.before[name])} → " if outcome.before else ""
         where = "" if outcome.measured_on == "test" else f" (on the {outcome.measured_on})"
         rows.add_row(name.replace("_", " "), f"{before}{metric(name, after)}{where}")
-    share = f"{report.zeros:,} of {report.weights:,} prunable weights are zero"
+    count = f"{report.zeros:,} of {report.weights:,} prunable weights are zero"
     ratio = f", {report.compression:.3g}×" if report.zeros else ""
-    rows.add_row("sparsity", f"{report.sparsity:.2%} ({share}{ratio})")
+    rows.add_row("sparsity", f"{share(report.sparsity)} ({count}{ratio})")
     rows.add_row("Hoyer", _number(report.hoyer))
     if report.dead:
         rows.add_row("dead neurons", f"{report.dead:,}")
@@ -56,18 +76,21 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
     return Panel(rows, title=title, title_align="left", expand=False)
 
 
-def layer_table(report: Report) -> Table:
-    """Lay out a report layer by layer, with totals."""
+def layer_table(report: Report, width: int) -> Table:
+    """Lay out a report layer by layer, with totals; shapes only where the width allows them."""
     with_p = any(layer.p is not None for layer in report.layers)
+    longest = max((len(layer.name) for layer in report.layers), default=8)
+    with_shape = width >= longest + 68
     table = Table(
         title=plain(report.path), title_justify="left", title_style="bold", show_footer=True
     )
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
-    table.add_column("shape")
+    if with_shape:
+        table.add_column("shape", no_wrap=True)
     numbers = {
         "weights": f"{report.weights:,}",
         "zeros": f"{report.zeros:,}",
-        "sparsity": f"{report.sparsity:.2%}",
+        "sparsity": share(report.sparsity),
         "Hoyer": _number(report.hoyer),
         "dead": f"{report.dead:,}",
         "p": "",
@@ -78,10 +101,10 @@ def layer_table(report: Report) -> Table:
     for layer in report.layers:
         cells = [
             plain(layer.name),
-            "×".join(map(str, layer.shape)),
+            *(["×".join(map(str, layer.shape))] if with_shape else []),
             f"{layer.weights:,}",
             f"{layer.zeros:,}",
-            f"{layer.sparsity:.2%}",
+            share(layer.sparsity),
             _number(layer.hoyer),
             f"{layer.dead:,}",
             *([f"{layer.p:.5g}" if layer.p is not None else "-"] if with_p else []),

@@ -13,11 +13,10 @@ import torch
 from lpss_cli.data import augment as augmentation
 from lpss_cli.data import fingerprint, pixels, standardise
 from lpss_cli.data.bundle import Data
-from lpss_cli.data.imports import one_line
 from lpss_cli.data.sources import TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.targets import Targets, class_targets, scaled_targets
-from lpss_cli.errors import InputError
+from lpss_cli.errors import InputError, one_line
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 Array = npt.NDArray[Any]

@@ -11,11 +11,10 @@ from torch import Tensor
 from lpss_cli.data import augment as augmentation
 from lpss_cli.data import fingerprint
 from lpss_cli.data.bundle import Data
-from lpss_cli.data.imports import one_line
 from lpss_cli.data.pixels import Numbers, normalise, per_channel
 from lpss_cli.data.sources import DatasetSource, Source, TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
-from lpss_cli.errors import InputError
+from lpss_cli.errors import InputError, one_line
 from lpss_cli.tasks import CLASSIFICATION
 
 MEMORY_LIMIT = 2**30

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from lpss_cli.data.bundle import Data
-from lpss_cli.data.imports import one_line
 from lpss_cli.data.pixels import Numbers, Pixels, build
 from lpss_cli.data.spec import DataSpec, data_root, refuse
 from lpss_cli.data.split import split
 from lpss_cli.data.targets import class_targets
-from lpss_cli.errors import InputError
+from lpss_cli.errors import InputError, one_line
 
 
 @dataclass(frozen=True)

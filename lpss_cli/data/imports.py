@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lpss_cli.errors import InputError, nearest
+from lpss_cli.errors import InputError, nearest, one_line
 
 
 def is_import_path(name: str) -> bool:
@@ -32,12 +32,6 @@ def beside(path: Path) -> Iterator[None]:
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
-
-
-def one_line(error: BaseException) -> str:
-    """``Class: message`` on one line, for the first line of an error."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def import_function(name: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,15 @@ class DataSpec:
             raise InputError(f"mean {self.mean} is not finite", "give ordinary numbers")
         if self.augment is not None and self.augment not in AUGMENTS:
             raise InputError(f"no augmentation called {self.augment!r}", self._augment_hint())
+
+    def unstandardised(self) -> DataSpec:
+        """The same data with values left as they are, where that is a choice: arrays.
+
+        Images and tables have their own conventions; a given mean or std stays.
+        """
+        if not self.name.endswith(".npz") or self.mean is not None or self.std is not None:
+            return self
+        return replace(self, mean=(0.0,), std=(1.0,))
 
     def _augment_hint(self) -> str:
         return nearest(str(self.augment), AUGMENTS)

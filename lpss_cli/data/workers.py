@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lpss_cli.data.imports import one_line
-from lpss_cli.errors import InputError, LpssError
+from lpss_cli.errors import InputError, LpssError, one_line
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

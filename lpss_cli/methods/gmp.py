@@ -17,7 +17,9 @@ class GMP(Method):
     name: ClassVar[str] = "gmp"
     paper: ClassVar[str] = "Zhu & Gupta 2017, arXiv:1710.01878"
 
-    def sparsity_at(self, run: RunState) -> float:
-        """Return the cubic path's sparsity at the present step."""
+    def sparsity_at(self, run: RunState) -> float | None:
+        """Return the cubic path's sparsity at the steps of updates."""
         config = self.config
+        if not run.due(config.begin, config.frequency):
+            return None
         return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)

@@ -38,22 +38,24 @@ class LpSS(Method):
 
         lr: float = option(0.05, "peak learning rate of the parameters off the sphere", low=0)
         p: tuple[str, ...] = option(
-            (), "exponent of the sphere, 0.2 to 1 or 1.03 to 4: VALUE or PATTERN=VALUE; 1.15"
+            (),
+            "exponent p of the sphere, 0.2 to 1 or 1.03 to 4, or PATTERN=VALUE; smaller is "
+            "sparser, default 1.15",
         )
         eta: float | None = option(
             None,
-            "peak step on the sphere, a part of the radius; by p: 0.01, up to 1 0.0075·p^1.75",
+            "peak step on the sphere, a part of the radius; default 0.01, for p ≤ 1 0.0075·p^1.75",
             low=0,
             high=0.5,
         )
         gain: str = option(
             "learned",
-            "row radius: kept, trained, or the paper's 1",
+            "radius of each row: trained, kept, or the paper's 1",
             choices=("fixed", "learned", "unit"),
         )
-        gain_lr: float = option(0.03, "step of log γ with --gain learned", low=0)
+        gain_lr: float = option(0.03, "step of a learned radius, on its logarithm", low=0)
         off_sphere: tuple[str, ...] = option(
-            (), "weights kept off the sphere, by pattern, or 'none'; the last layer"
+            (), "weights kept off the sphere, by pattern, or 'none'; default the last layer"
         )
         path: str = option(
             "cubic",
@@ -70,6 +72,15 @@ class LpSS(Method):
             0.1, "controller: strength of the threshold adaptation", low=0, high=1
         )
 
+        def __post_init__(self) -> None:
+            """Check every p at once; its patterns need the network.
+
+            Raises:
+                InputError: a value is out of range, or a p is no number with a rule.
+            """
+            super().__post_init__()
+            per_name([item.rpartition("=")[2] for item in self.p], [], "--p", _parse_p)
+
     def prepare(self, run: RunState) -> None:
         """Choose every sphere weight's p; start the controller from a random mask."""
         for name, p in self._exponents(run).items():
@@ -83,10 +94,10 @@ class LpSS(Method):
 
         config = self.config
         by_kind: dict[tuple[float, int], list[Tensor]] = {}
-        for name in run.weights:
+        for name, weight in run.candidates.items():
             if "p" in run.facts[name]:
                 kind = run.facts[name]["p"], run.row_dims[name] or 0
-                by_kind.setdefault(kind, []).append(run.weights[name])
+                by_kind.setdefault(kind, []).append(weight)
         groups = [
             {"params": params, "p": p, "row_dim": row_dim}
             for (p, row_dim), params in by_kind.items()
@@ -95,7 +106,7 @@ class LpSS(Method):
         ordinary = [
             {**group, "p": None} for group in run.decay_groups(config.weight_decay, on_sphere)
         ]
-        return LpSGD(
+        optimizer = LpSGD(
             groups + ordinary,
             lr=config.lr,
             eta=config.eta,
@@ -104,6 +115,8 @@ class LpSS(Method):
             gain=config.gain,
             gain_lr=config.gain_lr,
         )
+        optimizer.take_latents()  # the engine enforces the masks next
+        return optimizer
 
     def scores(self, run: RunState) -> Mapping[str, Tensor]:
         """Return ``log|γŵ|`` of the latents, so that cut weights compete on.
@@ -118,9 +131,9 @@ class LpSS(Method):
         return scores
 
     def sparsity_at(self, run: RunState) -> float | None:
-        """Return the cubic path's sparsity; None where the controller has its own way."""
+        """Return the cubic path's sparsity at updates; the controller has its own way."""
         config = self.config
-        if config.path == "controller":
+        if config.path == "controller" or not run.due(config.begin, config.frequency):
             return None
         return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)
 
@@ -167,18 +180,24 @@ class LpSS(Method):
             latent.copy_((-scale * weight.grad.sign()).to(latent.dtype).where(empty, latent))
 
     def _exponents(self, run: RunState) -> dict[str, float]:
-        from lpss_cli.sphere import check_p, fan_in, snap_p
+        from lpss_cli.sphere import fan_in, snap_p
 
-        names = list(run.weights)
+        names = list(run.candidates)
         patterns = self.config.off_sphere
         off = set(names[-1:] if not patterns else ())
         if patterns and patterns != ("none",):
             off = set(resolve(patterns, names, "--off-sphere"))
-        wanted = per_name(("1.15", *self.config.p), names, "--p", lambda s: check_p(float(s)))
+        wanted = per_name(("1.15", *self.config.p), names, "--p", _parse_p)
         return {
             name: snap_p(wanted[name])
             for name in names
             if name not in off
             and run.row_dims[name] is not None
-            and fan_in(run.weights[name], run.row_dims[name] or 0) > 1
+            and fan_in(run.candidates[name], run.row_dims[name] or 0) > 1
         }
+
+
+def _parse_p(text: str) -> float:
+    from lpss_cli.sphere import check_p
+
+    return check_p(float(text))

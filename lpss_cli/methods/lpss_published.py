@@ -36,6 +36,7 @@ class PublishedLpSS(LpSS):
         path: str = option("controller", "way to the target", choices=("cubic", "controller"))
         begin: float = option(0.2, "part of training before the first update", low=0, high=1)
         end: float = option(0.8, "part of training at the exact cut", low=0, high=0.85)
+        clip: float = option(0.0, "largest norm of the whole gradient; 0 for none", low=0)
         frequency: int = option(40, "steps between topology updates", low=1)
 
     def lr_factor(self, run: RunState) -> float:

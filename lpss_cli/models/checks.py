@@ -10,12 +10,6 @@ def size_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) if shape else "a single number"
 
 
-def one_line(error: BaseException) -> str:
-    """Give the class and the first message line of somebody else's exception."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def image_shape(name: str, input_shape: tuple[int, ...], smallest: int = 1) -> tuple[int, int, int]:
     """Check that samples are images: ``(channels, height, width)``.
 

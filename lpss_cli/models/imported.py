@@ -18,9 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from lpss_cli.errors import InputError, LpssError
-
-from .checks import one_line
+from lpss_cli.errors import InputError, LpssError, one_line
 
 
 def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli.errors import InputError
+from lpss_cli.errors import InputError, one_line
 
-from .checks import image_shape, one_line, size_text
+from .checks import image_shape, size_text
 
 
 def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:

@@ -28,7 +28,7 @@ class DualRow:
         self.m = mu * self.m + (1 - dampening) * g
         d = g + mu * self.m if nesterov else self.m
         norm = (np.abs(d) ** self.q).sum() ** (1 / self.q)
-        if norm > 0:
+        if np.abs(g).max() > 0:  # a row without a gradient stays, whatever its momentum
             v = (1 - eta) * self.v - eta * d / norm
             self.v = v / (np.abs(v) ** self.q).sum() ** (1 / self.q)
         self._gain(g, w, mu, dampening, nesterov, gain_lr)
@@ -38,6 +38,8 @@ class DualRow:
             return
         slope = float((g * w).sum())  # ∂L/∂log γ
         self.mg = mu * self.mg + (1 - dampening) * slope
+        if np.abs(g).max() == 0:
+            return
         change = slope + mu * self.mg if nesterov else self.mg
         self.gamma *= np.exp(np.clip(-gain_lr * change, -0.05, 0.05))
 
@@ -63,7 +65,7 @@ class PowerRow(DualRow):
         d = h + mu * self.m if nesterov else self.m
         d = d - (d @ self.u) * self.u
         norm = np.sqrt((d**2).sum())
-        if norm > 0:
+        if np.abs(g).max() > 0:
             u = self.u - eta * d / norm
             self.u = u / np.sqrt((u**2).sum())
         self._gain(g, w, mu, dampening, nesterov, gain_lr)
