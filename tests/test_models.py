@@ -371,7 +371,7 @@ def test_factory_of_a_module(tmp_path, monkeypatch):
         ("leaves", "nets.py:leaves raised SystemExit: 3 | "),
         ("needs", "missing 1 required positional argument: 'depth' | "),
         ("nothing", "nets.py:nothing returned a NoneType, not a torch.nn.Module | let the"),
-        ("absent", "nets.py has no function 'absent' | write file.py:FUNCTION"),
+        ("absent", "nets.py has no function 'absent' | did you mean"),
         ("", "nets.py has no function '' | "),
         ("number", "nets.py:number is a int, not a function | name a function"),
         ("instance", "nets.py:instance is a Net, not a function | "),
@@ -382,7 +382,7 @@ def test_factory_errors(nets, name, message):
 
 
 def test_factory_that_cannot_be_imported(tmp_path):
-    assert "no such file: no.py | check the path" in refused(build, "no.py:make", (3,), 2)
+    assert "there is no file no.py | give the path" in refused(build, "no.py:make", (3,), 2)
     assert refused(build, "no_such_package.nets:make", (3,), 2).startswith(
         "importing no_such_package.nets failed with ModuleNotFoundError: No module named"
     )

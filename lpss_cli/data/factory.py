@@ -16,11 +16,12 @@ from lpss_cli.data import augment as augmentation
 from lpss_cli.data import fingerprint
 from lpss_cli.data.bundle import Data
 from lpss_cli.data.factory_task import make_task, read_facts
-from lpss_cli.data.imports import beside, import_function, is_import_path
+from lpss_cli.data.imports import is_import_path
 from lpss_cli.data.sources import DatasetSource, Source, TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.workers import as_input, as_target
-from lpss_cli.errors import InputError, LpssError, nearest, one_line
+from lpss_cli.errors import InputError, nearest
+from lpss_cli.imports import call_function
 
 __all__ = ["is_import_path", "load"]
 
@@ -72,16 +73,7 @@ def load(spec: DataSpec) -> Data:
 
 def _call(name: str) -> Mapping[str, Any]:
     """Call the factory; return a dict with known keys."""
-    function = import_function(name)
-    try:
-        with beside(Path(name.rpartition(":")[0])):
-            given = function()
-    except LpssError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"{name} fails: {one_line(error)}", "make it run without arguments"
-        ) from error
+    given = call_function(name)
     if isinstance(given, tuple | list) and len(given) == 2:
         given = {"train": given[0], "test": given[1]}
     if not isinstance(given, Mapping):
