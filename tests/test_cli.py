@@ -12,6 +12,7 @@ import torch
 
 from lpss_cli import method
 from lpss_cli.cli import app, options
+from lpss_cli.cli.flags import method_flags
 
 FAST = ["--epochs", "2", "--batch-size", "64"]
 
@@ -236,7 +237,7 @@ def test_a_new_method_gets_its_flags_by_itself(monkeypatch):
     monkeypatch.setattr(method.Method, "registry", dict(method.Method.registry))
     cls = type("Shaker", (method.Method,), {"name": "shaker", "paper": "none", "Config": Config})
     monkeypatch.setattr(method, "registry", lambda: {**method.Method.registry, "shaker": cls})
-    flags = options._method_flags()
+    flags = method_flags()
     assert "shake" in flags
     assert "how hard" in flags["shake"].__metadata__[0].help.lower()
     assert "0.25" in flags["shake"].__metadata__[0].help

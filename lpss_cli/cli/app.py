@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lpss_cli.cli import options as o
+from lpss_cli.cli.flags import with_options
 from lpss_cli.cli.out import Out
 from lpss_cli.errors import InputError, LpssError
 from lpss_cli.version import __version__
@@ -39,9 +40,9 @@ def _root(
     pass
 
 
-def _printer(as_json: bool, quiet: bool) -> Out:
+def _printer(values: dict[str, Any]) -> Out:
     global _out
-    _out = Out(as_json, quiet)
+    _out = Out(values["as_json"], values["quiet"])
     return _out
 
 
@@ -91,44 +92,15 @@ def _input(file: Path | None, out: Out) -> Path:
 
 
 @app.command()
-@o.with_method_options
-def train(
-    *,
-    data: o.DataName = None,
-    arch: o.Arch = None,
-    out: o.Out = None,
-    sparsity: o.Sparsity = None,
-    method: o.MethodName = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    seed: o.Seed = 0,
-    device: o.Device = "auto",
-    threads: o.Threads = None,
-    skip: o.Skip = None,
-    data_dir: o.DataDir = None,
-    target: o.Target = None,
-    drop: o.Drop = None,
-    image_size: o.ImageSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    augment: o.Augment = None,
-    split_seed: o.SplitSeed = None,
-    workers: o.Workers = None,
-    holdout: o.Holdout = None,
-    force: o.Force = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-    **method_options: Any,
-) -> None:
+@with_options(o.ARTEFACT, o.TRAINING, o.DATA, o.WRITING, o.PRINTING, of_methods=True)
+def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Train a network from scratch: dense by default, sparse in one run with --sparsity."""
-    values = dict(locals())
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views import outcome_panel
     from lpss_cli.jobs import train as run
 
-    printer = _printer(as_json, quiet)
-    request = _request(values, out or Path("model.pt"), method_options)
+    printer = _printer(values)
+    request = _request(values, values["out"] or Path("model.pt"), chosen)
     with Printer(printer) as watcher:
         outcome = run(request, watcher)
     following = "lpss report" if outcome.report.zeros else f"lpss sparsify {request.out}"
@@ -137,74 +109,44 @@ def train(
 
 
 @app.command()
-@o.with_method_options
+@with_options(o.ARTEFACT, o.TRAINING, o.DATA, o.CHECKPOINT, o.WRITING, o.PRINTING, of_methods=True)
 def sparsify(
     file: Annotated[Path, typer.Argument(help="Checkpoint: .pt, .pth or .safetensors.")],
-    *,
-    sparsity: o.Sparsity = None,
-    method: o.MethodName = None,
-    out: o.Out = None,
-    data: o.DataName = None,
-    arch: o.Arch = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    seed: o.Seed = 0,
-    device: o.Device = "auto",
-    threads: o.Threads = None,
-    skip: o.Skip = None,
-    data_dir: o.DataDir = None,
-    target: o.Target = None,
-    drop: o.Drop = None,
-    image_size: o.ImageSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    augment: o.Augment = None,
-    split_seed: o.SplitSeed = None,
-    workers: o.Workers = None,
-    holdout: o.Holdout = None,
-    trust_pickle: o.Trust = False,
-    force: o.Force = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-    **method_options: Any,
+    values: dict[str, Any],
+    chosen: dict[str, Any],
 ) -> None:
     """Sparse-train a checkpoint to a target sparsity (90 % by default), exactly."""
-    values = dict(locals())
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views import outcome_panel
     from lpss_cli.jobs import sparsify as run
 
-    printer = _printer(as_json, quiet)
-    request = _request(values, out or file.with_name(f"{file.stem}.sparse.pt"), method_options)
+    printer = _printer(values)
+    target = values["out"] or file.with_name(f"{file.stem}.sparse.pt")
     with Printer(printer) as watcher:
-        outcome = run(file, request, watcher)
+        outcome = run(file, _request(values, target, chosen), watcher)
     printer.show(outcome_panel(outcome, "sparsified", "lpss report, lpss export"))
     printer.document(outcome.to_dict())
 
 
 @app.command()
+@with_options(o.CHECKPOINT, o.PRINTING)
 def report(
+    values: dict[str, Any],
     files: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints; default: the newest here.")
     ] = None,
-    *,
     csv: Annotated[bool, typer.Option("--csv", help="Print the layers as CSV.")] = False,
-    trust_pickle: o.Trust = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Count zeros and measure Hoyer sparsity, layer by layer."""
     from lpss_cli.cli import views
     from lpss_cli.loading import read
     from lpss_cli.reporting import report as measure
 
-    printer = _printer(as_json, quiet)
-    if csv and as_json:
+    printer = _printer(values)
+    if csv and values["as_json"]:
         raise InputError("--csv and --json exclude each other", "choose one")
     paths = files or [_input(None, printer)]
-    reports = [measure(read(path, trust_pickle=trust_pickle)) for path in paths]
+    reports = [measure(read(path, trust_pickle=values["trust_pickle"])) for path in paths]
     if csv:
         printer.text(views.csv_text(reports).rstrip("\n"))
         return
@@ -217,77 +159,50 @@ def report(
 
 
 @app.command()
+@with_options(o.DATA, o.CHECKPOINT, o.WRITING, o.PRINTING)
 def export(
+    values: dict[str, Any],
     file: Annotated[
         Path | None, typer.Argument(help="Checkpoint; default: the newest here.")
     ] = None,
-    *,
     formats: Annotated[
         str, typer.Option("--format", help="Some of safetensors,onnx.")
     ] = "safetensors,onnx",
     out_dir: Annotated[
         Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
     ] = None,
-    data: o.DataName = None,
-    arch: o.Arch = None,
-    data_dir: o.DataDir = None,
-    target: o.Target = None,
-    drop: o.Drop = None,
-    image_size: o.ImageSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    split_seed: o.SplitSeed = None,
-    trust_pickle: o.Trust = False,
-    force: o.Force = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Write masked safetensors and ONNX, each read back from disk and compared."""
-    values = dict(locals())
+    from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views import export_table
     from lpss_cli.jobs import export_file
 
-    printer = _printer(as_json, quiet)
+    printer = _printer(values)
     path = _input(file, printer)
-    request = _request(values, path, {})
-    chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
+    formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
     with printer.busy("writing, reading back and comparing"):
-        written = export_file(path, request, chosen, out_dir)
+        request = _request(values, path, {})
+        written = export_file(path, request, formats_chosen, out_dir, Printer(printer))
     printer.show(export_table(written))
     printer.note("files of a sparse network are as large as of a dense one: zeros are stored too")
     printer.document({"source": str(path), "files": [item.to_dict() for item in written]})
 
 
 @app.command("eval")
+@with_options(o.DATA, o.DEVICE, o.CHECKPOINT, o.PRINTING)
 def evaluate(
+    values: dict[str, Any],
     file: Annotated[
         Path | None, typer.Argument(help="Checkpoint; default: the newest here.")
     ] = None,
-    *,
-    data: o.DataName = None,
-    arch: o.Arch = None,
-    device: o.Device = "auto",
-    data_dir: o.DataDir = None,
-    target: o.Target = None,
-    drop: o.Drop = None,
-    image_size: o.ImageSize = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    split_seed: o.SplitSeed = None,
-    trust_pickle: o.Trust = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Print the metric of a checkpoint on its test split, alone."""
-    values = dict(locals())
     from lpss_cli.jobs import evaluate_file
 
-    printer = _printer(as_json, quiet)
+    printer = _printer(values)
     path = _input(file, printer)
     primary, metrics = evaluate_file(path, _request(values, path, {}))
-    if not as_json:
+    if not values["as_json"]:
         printer.text(f"{metrics[primary]:.6g}")
     printer.document({"file": str(path), "primary_metric": primary, **metrics})
 

@@ -1,0 +1,110 @@
+"""From groups of options and the methods' configs to the parameters of a command."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Annotated, Any, get_args, get_type_hints
+
+from lpss_cli import method as methods
+from lpss_cli.cli.options import option
+
+
+def with_options(
+    *groups: Mapping[str, tuple[Any, Any]], of_methods: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of some groups, and every flag that a registered method declares.
+
+    Args:
+        groups: name → (annotated type, default); the command gets them as one dict ``values``.
+        of_methods: add the methods' flags; the command gets those that were given as a dict
+            ``chosen``.
+    """
+    shared = {name: kind for group in groups for name, kind in group.items()}
+    declared = method_flags() if of_methods else {}
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> Any:
+            extra = {"values": {name: given.pop(name) for name in shared}}
+            if of_methods:
+                flags = {name: given.pop(name) for name in declared}
+                extra["chosen"] = {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in flags.items()
+                    if value is not None and value != []
+                }
+            return command(**given, **extra)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        own = [
+            p.replace(kind=keyword)
+            for p in inspect.signature(command, eval_str=True).parameters.values()
+            if p.name not in ("values", "chosen")
+        ]
+        added = [
+            inspect.Parameter(name, keyword, default=default, annotation=kind)
+            for name, (kind, default) in shared.items()
+        ] + [
+            inspect.Parameter(name, keyword, default=None, annotation=kind)
+            for name, kind in declared.items()
+        ]
+        # What typer reads to make the flags; a function has both, mypy knows but one.
+        wrapper.__signature__ = inspect.Signature(own + added)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in own + added}
+        return wrapper
+
+    return decorate
+
+
+def method_flags() -> dict[str, Any]:
+    """Field name → annotated type, over the configs of all methods."""
+    texts: dict[str, str] = {}
+    kinds: dict[str, Any] = {}
+    defaults: dict[str, dict[str, list[str]]] = {}
+    for name, cls in methods.registry().items():
+        hints = get_type_hints(cls.Config)
+        for field in fields(cls.Config):
+            texts[field.name] = field.metadata["help"]
+            if field.metadata["choices"]:
+                texts[field.name] += f": {', '.join(field.metadata['choices'])}"
+            kinds[field.name] = _flag_type(hints[field.name])
+            shown = defaults.setdefault(field.name, {})
+            shown.setdefault(_default_text(field.default), []).append(name)
+    everyone = len(methods.registry())
+    return {
+        name: Annotated[
+            kinds[name] | None,
+            option(
+                "--" + name.replace("_", "-"),
+                help=f"{text[:1].upper()}{text[1:]}. {_who(defaults[name], everyone)}",
+                panel="Method options",
+            ),
+        ]
+        for name, text in texts.items()
+    }
+
+
+def _flag_type(hint: Any) -> Any:
+    """The type of one flag: ``tuple[str, ...]`` is a repeatable text, ``T | None`` is T."""
+    if hint == tuple[str, ...]:
+        return list[str]
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if kinds else hint
+
+
+def _default_text(value: Any) -> str:
+    return "" if value is None or value == () else f"{value}"
+
+
+def _who(defaults: dict[str, list[str]], everyone: int) -> str:
+    """Say the default, or each method's own, or whose the flag is."""
+    named = {value: names for value, names in defaults.items() if value}
+    if len(named) == 1 and sum(map(len, defaults.values())) == everyone:
+        return f"[{next(iter(named))}]"
+    if not named:
+        return f"({', '.join(name for names in defaults.values() for name in names)})"
+    parts = (f"{value} {'/'.join(names)}" for value, names in named.items())
+    return f"[{', '.join(parts)}]"
