@@ -30,19 +30,12 @@ from torch.optim.optimizer import Optimizer
 from torch.optim.sgd import sgd
 
 from lpss_cli.errors import InputError
-from lpss_cli.sphere import Dims, check_p, dual_exponents, fan_in, lp_norm, power, row_dims, snap_p
+from lpss_cli.rules import default_eta, dual_step, power_step, show, to_sphere
+from lpss_cli.sphere import Dims, check_p, dual_exponents, fan_in, power, row_dims, snap_p
 
 # A gradient may be of any size, and exp() of it would be of any size too.
 LARGEST_GAIN_STEP = 0.05
 GAINS = ("fixed", "learned", "unit")
-
-
-def default_eta(p: float) -> float:
-    """Return the peak sphere step η that suits p: 0.01 above 1, else ``0.0075·p^1.75``.
-
-    Below 1 the step acts on ``|u|^(2/p)``: the same angle moves a weight 2/p times as far.
-    """
-    return 0.01 if p > 1 else 0.0075 * p**1.75
 
 
 class LpSGD(Optimizer):
@@ -140,7 +133,7 @@ class LpSGD(Optimizer):
         """Start the state of one weight from its present value."""
         dims = row_dims(weight, group["row_dim"])
         master = weight.detach().to(_state_dtype(weight))
-        radius, latent = _to_sphere(master, group["p"], dims)
+        radius, latent = to_sphere(master, group["p"], dims)
         state = self.state[weight]
         state["latent"] = latent
         state["momentum_buffer"] = torch.zeros_like(latent)
@@ -150,7 +143,7 @@ class LpSGD(Optimizer):
         if group["gain"] == "learned":
             state["gain_momentum"] = torch.zeros_like(radius)
         if group["gain"] == "unit":
-            _show(weight, latent, state["gain"], group["p"])
+            show(weight, latent, state["gain"], group["p"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore; latents of half-precision weights stay in fp32 (torch would cast them)."""
@@ -236,91 +229,18 @@ class LpSGD(Optimizer):
             rate = group["gain_lr"] * (group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0)
             log_step = (-rate * change).clamp_(-LARGEST_GAIN_STEP, LARGEST_GAIN_STEP)
             state["gain"].mul_(log_step.mul_(live).exp_())
-        _show(weight, state["latent"], state["gain"], p, scale)
+        show(weight, state["latent"], state["gain"], p, scale)
 
     def _wake(self, weight: Tensor, g: Tensor, group: dict[str, Any], dims: Dims) -> None:
         """Give rows of zeros that have got a gradient a direction: one ordinary step."""
         state = self.state[weight]
         moved = torch.where(state["gain"] == 0, -group["lr"] * g, 0)
-        radius, latent = _to_sphere(moved, group["p"], dims)
+        radius, latent = to_sphere(moved, group["p"], dims)
         waking = radius > 0
         state["latent"].copy_(torch.where(waking, latent, state["latent"]))
         radius = torch.ones_like(radius) if group["gain"] == "unit" else radius
         state["gain"].copy_(torch.where(waking, radius, state["gain"]))
         state["has_zero_rows"] = bool((state["gain"] == 0).any())
-
-
-def dual_step(
-    v: Tensor, d: Tensor, eta: float, p: float, dims: Dims, live: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Move the feature vector ``v`` by η along ``-d/‖d‖_q`` and renormalise it, in place.
-
-    Rows whose ``d`` is zero, or that are not ``live``, keep their v: the step is normalised, so
-    what is left of an old momentum would move a row without a gradient for ever.
-
-    Returns:
-        ``|v|^a`` before the renormalisation and ``S^(-1/p)``, its row factor: since
-        ``|v|^q = |v|·|v|^a``, one power serves the norm ``S = Σ|v|^q`` and the weight.
-    """
-    q, a = dual_exponents(p)
-    largest = d.abs().amax(dims, keepdim=True)
-    live = largest > 0 if live is None else live & (largest > 0)
-    # The row's own η, in its number format: torch.where on two scalars would round to fp32.
-    step = live.to(v.dtype).mul_(eta)
-    direction = d / torch.where(live, largest, 1)
-    norm = power(direction.abs(), q).sum(dims, keepdim=True).pow_(1.0 / q)
-    v.mul_(1.0 - step)
-    v.addcmul_(direction, -step / torch.where(live, norm, 1))
-    magnitude = v.abs()
-    w0 = power(magnitude, a)
-    total = magnitude.mul_(w0).sum(dims, keepdim=True)
-    total = torch.where(live & (total > 0), total, 1.0)
-    v.mul_(total.pow(-1.0 / q))
-    return w0, total.pow_(-1.0 / p)
-
-
-def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims, live: Tensor | None = None) -> None:
-    """Move ``u`` by η along the part of ``-d`` tangent to the unit 2-sphere, in place.
-
-    Rows that are not ``live`` keep their u.
-    """
-    largest = d.abs().amax(dims, keepdim=True)
-    d = d / torch.where(largest > 0, largest, 1)
-    before = d.square().sum(dims, keepdim=True)
-    tangent = d.sub_(u * (d * u).sum(dims, keepdim=True))
-    after = tangent.square().sum(dims, keepdim=True)
-    # What a gradient along u leaves behind is rounding noise; it has no direction.
-    noise = (8 * torch.finfo(u.dtype).eps) ** 2
-    moving = after > noise * before
-    live = moving if live is None else live & moving
-    u.addcmul_(tangent, torch.where(live, -eta * after.rsqrt(), 0.0))
-    u.mul_(u.square().sum(dims, keepdim=True).rsqrt().where(live, 1.0))
-
-
-def _show(
-    weight: Tensor,
-    latent: Tensor,
-    gain: Tensor,
-    p: float,
-    scaled: tuple[Tensor, Tensor] | None = None,
-) -> None:
-    """Write ``w = γ sign(latent)|latent|^e`` into the weight, kept away from underflow."""
-    if scaled is None:
-        exponent = dual_exponents(p)[1] if p > 1 else 2.0 / p
-        scaled = power(latent.abs(), exponent), torch.ones_like(gain)
-    magnitude, factor = scaled
-    # A weight is zero by a mask or not at all: the smallest normal number also spares the
-    # forward pass the slow arithmetic of denormals.
-    tiny = torch.finfo(weight.dtype).tiny
-    weight.copy_(magnitude.mul_(gain * factor).clamp_min_(tiny).mul_(latent.sign()))
-
-
-def _to_sphere(w: Tensor, p: float, dims: Dims) -> tuple[Tensor, Tensor]:
-    """Row radii and latents of ``w``; rows of zeros get radius 0 and latent 0."""
-    radius = lp_norm(w, p, dims)
-    unit = w.abs() / torch.where(radius > 0, radius, 1)
-    latent = power(unit, p - 1.0 if p > 1 else p / 2.0).mul_(w.sign())
-    return radius, latent
 
 
 def _momentum(buffer: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:

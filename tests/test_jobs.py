@@ -12,6 +12,7 @@ from torch import nn
 
 from lpss_cli import engine, jobs, loading
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.job import JobWatcher
 from lpss_cli.request import Request
 
 SHARED = Path(os.environ.get("LPSS_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
@@ -38,7 +39,7 @@ print((out.argmax(1) == np.load(sys.argv[2])["y_test"]).mean())
 """
 
 
-class Notes(jobs.JobWatcher):
+class Notes(JobWatcher):
     def __init__(self):
         self.warnings, self.before = [], None
 

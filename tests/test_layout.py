@@ -19,10 +19,10 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
-    " threads topology imports",
+    " threads topology imports rules",
     "artifact state method",
     "methods engine reporting exporting evaluation",
-    "request jobs",
+    "request job jobs",
     "cli",
     "__init__ __main__",
 )

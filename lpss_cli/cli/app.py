@@ -92,7 +92,7 @@ def _input(file: Path | None, out: Out) -> Path:
 
 
 @app.command()
-@with_options(o.ARTEFACT, o.TRAINING, o.DATA, o.WRITING, o.PRINTING, of_methods=True)
+@with_options(o.TRAINING, o.DATA, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
 def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Train a network from scratch: dense by default, sparse in one run with --sparsity."""
     from lpss_cli.cli.progress import Printer
@@ -109,7 +109,7 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
 
 
 @app.command()
-@with_options(o.ARTEFACT, o.TRAINING, o.DATA, o.CHECKPOINT, o.WRITING, o.PRINTING, of_methods=True)
+@with_options(o.TRAINING, o.DATA, o.CHECKPOINT, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
 def sparsify(
     file: Annotated[Path, typer.Argument(help="Checkpoint: .pt, .pth or .safetensors.")],
     values: dict[str, Any],

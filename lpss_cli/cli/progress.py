@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lpss_cli.cli.out import Out
 from lpss_cli.cli.views import metric
-from lpss_cli.jobs import JobWatcher
+from lpss_cli.job import JobWatcher
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -14,7 +14,7 @@ from lpss_cli.cli.out import plain
 
 if TYPE_CHECKING:
     from lpss_cli.exporting import Exported
-    from lpss_cli.jobs import Outcome
+    from lpss_cli.job import Outcome
     from lpss_cli.reporting import Layer, Report
 
 _FRACTIONS = ("accuracy", "balanced_accuracy")

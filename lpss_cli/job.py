@@ -1,0 +1,186 @@
+"""One training job: measure the start, train, measure the result, write and record it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpss_cli import artifact, engine, threads
+from lpss_cli.data import Data
+from lpss_cli.errors import InputError, LpssError, one_line
+from lpss_cli.evaluation import evaluate
+from lpss_cli.loading import Checkpoint
+from lpss_cli.method import Method
+from lpss_cli.reporting import Report, report
+from lpss_cli.request import Request, device_of, preprocessing_notes
+from lpss_cli.state import RunState
+
+# An accuracy this far below the checkpoint's own claim means other data or preprocessing.
+_CLAIM_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training job gave.
+
+    Attributes:
+        report: the written artefact, read back and measured.
+        primary: name of the metric that counts.
+        before: metrics of the input on the same data; None when trained from scratch.
+        after: metrics of the result.
+        measured_on: ``test`` or ``holdout``.
+        seconds: wall time of the training loop.
+    """
+
+    report: Report
+    primary: str
+    before: dict[str, float] | None
+    after: dict[str, float]
+    measured_on: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers for JSON."""
+        return {
+            "out": self.report.path,
+            "primary_metric": self.primary,
+            "measured_on": self.measured_on,
+            "before": self.before,
+            "after": self.after,
+            "seconds": self.seconds,
+            "report": self.report.to_dict(),
+        }
+
+
+class JobWatcher(engine.Watcher):
+    """A watcher that also sees what happens around the training loop."""
+
+    def on_note(self, text: str) -> None:
+        """A choice the job made: network, data, method."""
+
+    def on_before(self, metrics: dict[str, float], primary: str) -> None:
+        """The input's metrics, before anything is trained."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved request: everything a training run and its record need."""
+
+    request: Request
+    watcher: JobWatcher
+    arch: str
+    data: Data
+    method: Method
+    settings: engine.Settings
+    source: Checkpoint | None = None
+
+    def run(self, model: nn.Module) -> Outcome:
+        """Measure, train, measure again and write the artefact."""
+        device = device_of(self.request.device)
+        flops = self._try(model) * self.settings.batch_size
+        count = self.request.threads or threads.suitable(flops)
+        with threads.limited(count):
+            return self._run(model, device)
+
+    def _run(self, model: nn.Module, device: torch.device) -> Outcome:
+        data = self.data
+        self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
+        for text in preprocessing_notes(data):
+            self.watcher.on_note(text)
+        before = None
+        if self.source is not None:
+            before = evaluate(model, data.test, data.task, device=device)
+            self.watcher.on_before(before, data.task.primary)
+            self._check_claim(before)
+        began = time.perf_counter()
+        state = engine.run(
+            model, data, self.method, self.settings, device=device, watcher=self.watcher
+        )
+        seconds = time.perf_counter() - began
+        after = evaluate(model, data.test, data.task, device=device)
+        part = "test" if self.request.holdout is None else "holdout"
+        measured = {"on": part, "before": before, "after": after}
+        meta = {**self._record(state), "metrics": measured, "seconds": seconds}
+        artifact.save(self.request.out, dict(model.state_dict()), meta)
+        return Outcome(report(self.request.out), data.task.primary, before, after, part, seconds)
+
+    def _try(self, model: nn.Module) -> float:
+        """Try two examples, and return the work of one.
+
+        Raises:
+            InputError: the network does not take the data.
+        """
+        x, y = next(iter(self.data.train.batches(2)))
+        try:
+            flops = threads.forward_flops(model, x)
+            with torch.no_grad():
+                self.data.task.loss(model.eval()(x), y)
+            self._check_outputs(model(x))
+        except LpssError:
+            raise
+        except Exception as error:  # whatever a user's network raises
+            raise InputError(
+                f"{self.arch} does not take inputs of shape {tuple(x.shape[1:])}: "
+                f"{one_line(error)}",
+                "give an --arch and --data that fit",
+            ) from error
+        finally:
+            model.train()
+        return flops
+
+    def _check_outputs(self, outputs: Tensor) -> None:
+        if self.data.task.name == "classification" and outputs.shape[-1] < self.data.outputs:
+            raise InputError(
+                f"{self.arch} has {outputs.shape[-1]} outputs for {self.data.outputs} classes",
+                "give the last layer one output per class",
+            )
+
+    def _check_claim(self, before: Mapping[str, float]) -> None:
+        """Call out an input that measures far below what its own record says."""
+        if self.source is None or self.request.holdout or not self.data.task.higher_is_better:
+            return
+        primary = self.data.task.primary
+        claimed = self.source.meta.get("metrics", {}).get("after", {}).get(primary)
+        if isinstance(claimed, float) and before[primary] < claimed - _CLAIM_TOLERANCE:
+            self.watcher.on_warning(
+                f"{primary} is {before[primary]:.4f} where the checkpoint claims {claimed:.4f}: "
+                "are these the data and the preprocessing it was trained with?"
+            )
+
+    def _record(self, state: RunState) -> dict[str, Any]:
+        """Return everything the run used, in plain containers."""
+        data, source = self.data, self.source
+        return {
+            "arch": self.arch,
+            "input_shape": list(data.input_shape),
+            "outputs": data.outputs,
+            "task": data.task.name,
+            "primary_metric": data.task.primary,
+            "data": data.spec.to_dict(),
+            "data_name": data.name,
+            "data_fingerprint": data.fingerprint,
+            "classes": list(data.classes),
+            "preprocessing": data.preprocessing,
+            "method": self.method.name,
+            "config": _plain(asdict(self.method.config)),
+            "settings": _plain(asdict(self.settings)),
+            "sparsity": self.settings.sparsity,
+            "weights": {
+                name: {"row_dim": state.row_dims[name], **state.facts[name]}
+                for name in state.weights
+            },
+            "history": state.history,
+            "versions": artifact.versions(),
+            "device": str(next(state.model.parameters()).device),
+            "command": self.request.command,
+            "source": source and {"file": source.path.name, "sha256": artifact.sha256(source.path)},
+        }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
