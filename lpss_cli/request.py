@@ -107,6 +107,8 @@ def preprocessing_notes(data: Data) -> list[str]:
     mean, std = data.preprocessing.get("mean"), data.preprocessing.get("std")
     if not mean or not std or data.preprocessing.get("kind") == "table":
         return []
+    if set(mean) == {0.0} and set(std) == {1.0}:
+        return ["inputs are used as they are; --mean and --std change that"]
     few = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
     more = f", … ({len(mean)} in all)" if len(mean) > 3 else ""
     return [f"inputs are standardised by mean/std {few}{more}; --mean and --std change that"]

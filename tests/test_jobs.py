@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import blobs
 from torch import nn
 
 from lpss_cli import engine, jobs, loading
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.job import JobWatcher
-from lpss_cli.request import Request
+from lpss_cli.request import Request, preprocessing_notes
 
 SHARED = Path(os.environ.get("LPSS_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not at hand")
@@ -245,3 +246,21 @@ def test_mnist_sparse_zeros_counted_independently(tmp_path):
     assert sum(w.size for w in weights) == 266_200
     assert sum(int((w == 0).sum()) for w in weights) == 239_580
     assert outcome.after["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "notes"),
+    [
+        ({"kind": "array", "mean": [0.0], "std": [1.0]}, ["inputs are used as they are"]),
+        ({"kind": "image", "mean": [0.5], "std": [0.25]}, ["standardised by mean/std 0.5/0.25;"]),
+        ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in all)"]),
+        ({"kind": "table", "mean": [1.0], "std": [2.0]}, []),
+        ({"kind": "factory"}, []),
+    ],
+)
+def test_what_is_done_to_the_inputs_is_said(preprocessing, notes):
+    data = blobs()
+    object.__setattr__(data, "preprocessing", preprocessing)
+    said = preprocessing_notes(data)
+    assert len(said) == len(notes)
+    assert all(note in text for note, text in zip(notes, said, strict=True))
