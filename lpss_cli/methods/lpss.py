@@ -39,8 +39,8 @@ class LpSS(Method):
         lr: float = option(0.05, "peak learning rate of the parameters off the sphere", low=0)
         p: tuple[str, ...] = option(
             (),
-            "exponent p of the sphere, 0.2 to 1 or 1.03 to 4, or PATTERN=VALUE; above 1, smaller is "
-            "sparser, default 1.15",
+            "exponent p of the sphere, 0.2 to 1 or 1.03 to 4, or PATTERN=VALUE; above 1, "
+            "smaller is sparser; default 1.15",
         )
         eta: float | None = option(
             None,
