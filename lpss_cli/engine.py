@@ -120,6 +120,7 @@ def _start(
     size = min(settings.batch_size, len(data.train))
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches of one epoch, a function of (seed, epoch) alone."""
         from lpss_cli.data import epoch_order
 
         return data.train.batches(

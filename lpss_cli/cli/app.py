@@ -162,9 +162,7 @@ def report(
 @with_options(o.DATA, o.CHECKPOINT, o.WRITING, o.PRINTING)
 def export(
     values: dict[str, Any],
-    file: Annotated[
-        Path | None, typer.Argument(help="Checkpoint; default: the newest here.")
-    ] = None,
+    file: o.File = None,
     formats: Annotated[
         str, typer.Option("--format", help="Some of safetensors,onnx.")
     ] = "safetensors,onnx",
@@ -192,9 +190,7 @@ def export(
 @with_options(o.DATA, o.DEVICE, o.CHECKPOINT, o.PRINTING)
 def evaluate(
     values: dict[str, Any],
-    file: Annotated[
-        Path | None, typer.Argument(help="Checkpoint; default: the newest here.")
-    ] = None,
+    file: o.File = None,
 ) -> None:
     """Print the metric of a checkpoint on its test split, alone."""
     from lpss_cli.jobs import evaluate_file

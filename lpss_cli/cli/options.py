@@ -52,6 +52,7 @@ def option(*names: str, help: str, panel: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
 
 
+File = Annotated[Path | None, typer.Argument(help="Checkpoint; default: the newest here.")]
 Json = Annotated[bool, option("--json", help="Print one JSON document on stdout.", panel=_OUTPUT)]
 Quiet = Annotated[bool, option("--quiet", "-q", help="No notes and no bars.", panel=_OUTPUT)]
 Debug = Annotated[bool, option("--debug", help="Show tracebacks.", panel=_OUTPUT)]
