@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lpss_cli import compute
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.masks import check_sparsity, zero_count
 from lpss_cli.method import Method
@@ -40,6 +41,7 @@ class Settings:
         sparsity: target zeros / prunable weights, in [0, 1).
         skip: globs of weights that are not pruned.
         keep_zeros: weights that are zero at the start stay zero (a sparse checkpoint).
+        precision: of the forward and backward pass, one of ``compute.PRECISIONS``.
     """
 
     epochs: int
@@ -48,6 +50,7 @@ class Settings:
     sparsity: float = 0.0
     skip: tuple[str, ...] = ()
     keep_zeros: bool = False
+    precision: str = "fp32"
 
 
 class Watcher:
@@ -96,6 +99,7 @@ def run(
     """
     watcher = watcher or Watcher()
     model.to(device)
+    compute.channels_last(model)
     state = _start(model, data, method, settings, device, watcher)
     if resume is not None:
         state.load_state_dict(resume)
@@ -105,6 +109,7 @@ def run(
     while state.step < state.total_steps:
         _epoch(state, method, watcher)
     _finish(state)
+    compute.contiguous(model)
     return state
 
 
@@ -143,6 +148,7 @@ def _start(
         batches=batches,
         loss=data.task.loss,
     )
+    state.precision = settings.precision
     state.cut_step = max(1, math.floor(method.config.end * state.total_steps))
     torch.manual_seed(settings.seed)  # dropout
     if settings.keep_zeros:
@@ -216,7 +222,9 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     run.optimizer.zero_grad(set_to_none=True)
-    loss = run.loss(run.model(x), y)
+    with compute.autocast(x.device, run.precision):
+        outputs = run.model(x)
+    loss = run.loss(outputs.to(torch.float32) if run.precision != "fp32" else outputs, y)
     loss.backward()
     wanted = method.on_gradients(run)
     run.mask_gradients()

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from lpss_cli import artifact, engine, models
+from lpss_cli.compute import PRECISIONS
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
-from lpss_cli.errors import InputError
+from lpss_cli.errors import InputError, nearest
 from lpss_cli.loading import Checkpoint, load_into
 from lpss_cli.threads import LARGEST
 
@@ -38,6 +39,7 @@ class Request:
         seed: of initialisation, order, masks.
         device: ``auto``, ``cpu``, ``cuda``, ….
         threads: of the CPU; None is one for small networks, else PyTorch's choice.
+        precision: of the forward and backward pass: ``fp32`` or ``bf16``.
         skip: globs of weights that are not pruned.
         holdout: measure on this part of the training data instead of the test split.
         force: replace an existing output.
@@ -57,6 +59,7 @@ class Request:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    precision: str = "fp32"
     skip: tuple[str, ...] = ()
     holdout: float | None = None
     force: bool = False
@@ -99,6 +102,11 @@ def check(request: Request) -> None:
         if value is not None and (value < low or (high is not None and value > high)):
             flag, bound = "--" + name.replace("_", "-"), f" to {high}" if high else " up"
             raise InputError(f"{flag} {value} is out of range", f"give {flag} from {low}{bound}")
+    if request.precision not in PRECISIONS:
+        raise InputError(
+            f"--precision {request.precision!r} is not a choice",
+            nearest(request.precision, PRECISIONS),
+        )
     device_of(request.device)
 
 
@@ -182,4 +190,5 @@ def settings_for(
         sparsity=sparsity,
         skip=request.skip,
         keep_zeros=keep_zeros,
+        precision=request.precision,
     )

@@ -28,6 +28,7 @@ class RunState:
         start_sparsity: the sparsity training began with.
         step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
         cut_step: the step of the exact cut; after it the masks are fixed.
+        precision: of the forward and backward pass.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
         history: one record per finished epoch: loss, sparsity, seconds.
@@ -64,6 +65,7 @@ class RunState:
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = epochs * steps_per_epoch
         self.cut_step = self.total_steps
+        self.precision = "fp32"
         self.epoch = 0
         self.memory: dict[str, Any] = {}
         self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.candidates}

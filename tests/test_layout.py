@@ -19,7 +19,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
-    " threads topology imports rules",
+    " threads topology imports rules compute",
     "artifact state method",
     "methods engine reporting exporting evaluation",
     "request job jobs",

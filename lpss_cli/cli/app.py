@@ -66,6 +66,7 @@ def _request(values: dict[str, Any], out: Path, method_options: dict[str, Any]) 
         seed=values.get("seed", 0),
         device=values.get("device", "auto"),
         threads=values.get("threads"),
+        precision=values.get("precision", "fp32"),
         skip=tuple(values.get("skip") or ()),
         holdout=values.get("holdout"),
         force=values.get("force", False),

@@ -181,6 +181,14 @@ Device = Annotated[
 Threads = Annotated[
     int | None, option("--threads", help="CPU threads; default: 1 for small nets.", panel=_RUN)
 ]
+Precision = Annotated[
+    str,
+    option(
+        "--precision",
+        help="Of forward and backward: fp32, or bf16 (weights and steps stay fp32). Default: fp32.",
+        panel=_RUN,
+    ),
+]
 Skip = Annotated[
     list[str] | None,
     option("--skip", help="Weights not pruned, by pattern; repeatable. Default: none.", panel=_RUN),
@@ -209,6 +217,7 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "seed": (Seed, 0),
     "device": (Device, "auto"),
     "threads": (Threads, None),
+    "precision": (Precision, "fp32"),
     "skip": (Skip, None),
 }
 DATA: dict[str, tuple[Any, Any]] = {
