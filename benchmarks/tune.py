@@ -1,0 +1,103 @@
+"""Choose learning rates and decay for the accuracy tables, on a part of the training data.
+
+    python benchmarks/tune.py CASE --data-dir DIR
+
+Every method of a case gets a grid of the same size. A tenth of the training data is held out and
+measured; the test split is not touched. Writes benchmarks/results/tune_CASE.json, one record a
+run, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lpss_cli import jobs
+from lpss_cli.errors import RunError
+from lpss_cli.request import Request
+
+LENET300 = {"arch": "lenet300", "data": "mnist", "epochs": 12, "batch_size": 256}
+LENET5 = {"arch": "lenet5", "data": "mnist", "batch_size": 256, "precision": "bf16"}
+WRN18 = {
+    "arch": "wrn18",
+    "data": "fashion-mnist",
+    "augment": "fashion",
+    "batch_size": 256,
+    "precision": "bf16",
+}
+SGD = {"lr": (0.05, 0.1, 0.2), "weight_decay": (0.0, 5e-4)}
+#: case → (what all its runs share, seeds, grid of options per method)
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, dict[str, tuple]]]] = {
+    "wrn18": (
+        {**WRN18, "epochs": 4, "sparsity": 0.9},
+        (0,),
+        {"lpss": {"p": (("1.1",), ("1.2",), ("1.3",)), "eta": (0.01, 0.02)}, "dense": SGD,
+         "gmp": SGD},
+    ),
+    **{
+        f"lenet300-p-{s:g}": (
+            {**LENET300, "sparsity": s},
+            (0, 1),
+            {"lpss": {"p": tuple((str(p),) for p in (0.5, 1.07, 1.15, 1.2, 1.3, 1.5, 2))}},
+        )
+        for s in (0.5, 0.8, 0.9, 0.95, 0.98)
+    },
+}  # fmt: skip
+
+
+def runs(grids: dict[str, dict[str, tuple]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every method with every point of its grid."""
+    for method, grid in grids.items():
+        for values in itertools.product(*grid.values()):
+            yield method, dict(zip(grid, values, strict=True))
+
+
+def held_out(base: dict[str, Any], method: str, options: dict[str, Any], seed: int, root: str):
+    """Held-out accuracy of one run; 0 when it diverged."""
+    fields = dict(base)
+    overrides = {"data_dir": root}
+    if "augment" in fields:
+        overrides["augment"] = fields.pop("augment")
+    if method == "dense":
+        fields.pop("sparsity")
+    with tempfile.TemporaryDirectory() as folder:
+        request = Request(
+            Path(folder) / "m.pt",
+            data_overrides=overrides,
+            method=method,
+            options=options,
+            seed=seed,
+            holdout=0.1,
+            **fields,
+        )
+        try:
+            return jobs.train(request).after["accuracy"]
+        except RunError:
+            return 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--data-dir", required=True)
+    given = parser.parse_args()
+    base, seeds, grids = CASES[given.case]
+    out = Path(f"benchmarks/results/tune_{given.case}.json")
+    done = json.loads(out.read_text()) if out.exists() else {}
+    for method, options in runs(grids):
+        label = f"{method} {json.dumps(options)}"
+        values = done.setdefault(label, [])
+        for seed in seeds[len(values) :]:
+            values.append(held_out(base, method, options, seed, given.data_dir))
+            out.write_text(json.dumps(done, indent=1) + "\n")
+        print(f"{label}: {100 * statistics.mean(values):.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
