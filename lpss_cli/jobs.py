@@ -1,4 +1,4 @@
-"""What the commands do, without any printing: train, sparsify, evaluate, export."""
+"""What the commands do, without any printing: train, sparsify, plan, evaluate, export."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lpss_cli import models
+from lpss_cli.data.spec import SHAPES
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exporting import FORMATS, Exported, export_onnx, export_safetensors
@@ -16,6 +18,8 @@ from lpss_cli.job import Job, JobWatcher, Outcome
 from lpss_cli.loading import read
 from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
+from lpss_cli.planning import Plan, plan
+from lpss_cli.reporting import weights_of
 from lpss_cli.request import (
     SPARSIFY_BUDGET,
     TRAIN_BUDGET,
@@ -26,6 +30,7 @@ from lpss_cli.request import (
     restore,
     settings_for,
 )
+from lpss_cli.weights import prunable
 
 # Real inputs whose outputs an exported network must reproduce.
 _COMPARED = 256
@@ -74,6 +79,46 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
     job = Job(request, watcher, arch, data, method, settings, checkpoint)
     return job.run(model)
+
+
+def plan_for(path: Path | None, request: Request, hoyer: float | None = None) -> Plan:
+    """Plan a sparse training of a checkpoint, or of the network ``request.arch``.
+
+    Neither the data nor, for a checkpoint, the network's code is needed.
+
+    Raises:
+        InputError: something asked for does not exist or fit.
+    """
+    if path is not None:
+        source, weights = str(path), weights_of(read(path, trust_pickle=request.trust_pickle))
+    else:
+        source, network = _untrained(request)
+        weights = prunable(network)
+    return plan(
+        source,
+        weights,
+        sparsity=0.9 if request.sparsity is None else request.sparsity,
+        options=request.options,
+        skip=request.skip,
+        hoyer=hoyer,
+    )
+
+
+def _untrained(request: Request) -> tuple[str, nn.Module]:
+    """Build the network that was typed; known data sets need not be at hand for it."""
+    shape: tuple[int, ...]
+    if request.data is None and (request.arch or "").startswith("mlp:"):
+        widths = models.mlp_widths(request.arch or "")
+        shape, outputs, data = (widths[0],), widths[-1], None
+    elif request.data is None or request.data in SHAPES:
+        data = request.data or "digits"
+        shape, outputs = SHAPES[data]
+    else:
+        loaded = load_data(request)
+        data, shape, outputs = loaded.name, loaded.input_shape, loaded.outputs
+    arch = models.resolve(request.arch, shape, outputs)
+    torch.manual_seed(request.seed)
+    return f"{arch} on {data}" if data else arch, models.build(arch, shape, outputs)
 
 
 def evaluate_file(path: Path, request: Request) -> tuple[str, dict[str, float]]:

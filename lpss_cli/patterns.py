@@ -1,14 +1,11 @@
-"""Shell globs on parameter names, and values given per pattern."""
+"""Shell globs on parameter names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 from lpss_cli.errors import InputError
-
-T = TypeVar("T")
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
@@ -35,29 +32,3 @@ def resolve(patterns: Sequence[str], names: Sequence[str], option: str) -> list[
             )
         found.update(hits)
     return [name for name in names if name in found]
-
-
-def per_name(
-    items: Sequence[str],
-    names: Sequence[str],
-    option: str,
-    parse: Callable[[str], T],
-) -> dict[str, T]:
-    """Values for names from items ``VALUE`` (all names) and ``PATTERN=VALUE``; later ones win.
-
-    Raises:
-        InputError: a pattern matches nothing, or ``parse`` raised ValueError.
-    """
-    values: dict[str, T] = {}
-    for item in items:
-        pattern, _, text = item.rpartition("=")
-        try:
-            value = parse(text)
-        except InputError:
-            raise
-        except ValueError:
-            raise InputError(
-                f"{option} {item!r} is not a number", f"write {option} 1.15 or {option} 'fc*=1.15'"
-            ) from None
-        values |= dict.fromkeys(resolve([pattern], names, option) if pattern else names, value)
-    return values

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from lpss_cli.loading import Checkpoint, read
+from lpss_cli.prediction import predicted_hoyer
 from lpss_cli.sphere import hoyer
-from lpss_cli.weights import prunable_names
+from lpss_cli.weights import Weight, prunable_names
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Layer:
         hoyer: mean Hoyer of its live rows; None where no row has one.
         dead: number of neurons (rows) whose weights are all zero.
         p: the sphere's exponent it was trained on, if any.
+        predicted: Hoyer that p, fan-in and the sparsity of the layer let one expect; None off the
+            sphere and for p ≤ 1, where nothing is predicted.
         not_finite: number of entries that are NaN or infinite.
     """
 
@@ -36,6 +39,7 @@ class Layer:
     hoyer: float | None
     dead: int
     p: float | None = None
+    predicted: float | None = None
     not_finite: int = 0
 
     @property
@@ -108,15 +112,19 @@ def measure(name: str, tensor: Tensor, row_dim: int = 0, p: float | None = None)
     """Count and measure one weight."""
     measured = hoyer(tensor, row_dim)
     known = measured[measured.isfinite()]
+    zeros = int((tensor == 0).sum())
+    n = len(tensor.flatten()) // max(1, len(measured))
+    predictable = p is not None and p > 1 and n > 1
     rows = tensor.detach().movedim(row_dim, 0).flatten(1)
     return Layer(
         name=name,
         shape=tuple(tensor.shape),
         weights=tensor.numel(),
-        zeros=int((tensor == 0).sum()),
+        zeros=zeros,
         hoyer=float(known.mean()) if len(known) else None,
         dead=int((rows == 0).all(1).sum()),
         p=p,
+        predicted=predicted_hoyer(p, n, zeros / tensor.numel()) if predictable else None,
         not_finite=int((~tensor.isfinite()).sum()),
     )
 
@@ -132,14 +140,10 @@ def report(source: Path | Checkpoint) -> Report:
     """
     checkpoint = source if isinstance(source, Checkpoint) else read(source)
     state, meta = checkpoint.state_dict, checkpoint.meta
-    listed = meta.get("weights")
-    facts: dict[str, Any] = (
-        listed if isinstance(listed, dict) else {n: {} for n in prunable_names(state)}
-    )
+    facts = _facts(checkpoint)
     layers = [
-        measure(name, state[name], int(fact.get("row_dim") or 0), fact.get("p"))
-        for name, fact in facts.items()
-        if name in state
+        measure(name, weight.tensor, weight.row_dim or 0, facts[name].get("p"))
+        for name, weight in weights_of(checkpoint).items()
     ]
     return Report(
         path=str(checkpoint.path),
@@ -148,3 +152,18 @@ def report(source: Path | Checkpoint) -> Report:
         file_bytes=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         meta={k: v for k, v in meta.items() if k != "weights"},
     )
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
+    """Return a checkpoint's prunable weights: as the artefact lists them, else guessed."""
+    return {
+        name: Weight(name, checkpoint.state_dict[name], fact.get("row_dim", 0))
+        for name, fact in _facts(checkpoint).items()
+        if name in checkpoint.state_dict
+    }
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    listed = checkpoint.meta.get("weights")
+    guessed = prunable_names(checkpoint.state_dict)
+    return listed if isinstance(listed, dict) else {name: {} for name in guessed}

@@ -22,6 +22,7 @@ class RunState:
         candidates: name → trainable Linear or Conv weight, in module order.
         weights: those of them that are pruned; every count is over these.
         row_dims: name → dimension that counts neurons (None: no simple rows).
+        fan_ins: name → entries of one row (None: no simple rows).
         masks: name → bool tensor, True = kept; a masked weight is exactly 0.
         optimizer: made by the method after ``prepare``.
         sparsity: the target, zeros / prunable weights; never below what a checkpoint brings.
@@ -55,6 +56,7 @@ class RunState:
         self.candidates: dict[str, nn.Parameter] = {n: w.tensor for n, w in candidates.items()}
         self.weights = {n: w for n, w in self.candidates.items() if n not in skipped}
         self.row_dims = {n: w.row_dim for n, w in candidates.items()}
+        self.fan_ins = {n: w.fan_in for n, w in candidates.items()}
         self.masks: Masks = {
             n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights.items()
         }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lpss_cli.sphere import fan_in
+
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _NOT_PRUNED = ("embed", "norm", "token", "position")
 
@@ -24,8 +26,13 @@ class Weight:
     """
 
     name: str
-    tensor: nn.Parameter
+    tensor: Tensor
     row_dim: int | None = 0
+
+    @property
+    def fan_in(self) -> int | None:
+        """Entries of one row; None where rows are no simple slices."""
+        return None if self.row_dim is None else fan_in(self.tensor, self.row_dim)
 
 
 def prunable(model: nn.Module) -> dict[str, Weight]:

@@ -19,18 +19,27 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
-    " threads topology imports rules compute",
+    " threads topology imports rules compute exponents"
+    " prediction",
     "artifact state method",
-    "methods engine reporting exporting evaluation",
+    "methods engine planning reporting exporting evaluation",
     "request job jobs",
     "cli",
     "__init__ __main__",
 )
 RANK = {name: rank for rank, names in enumerate(TIERS) for name in names.split()}
 # What a method's file may import when it is imported, and what only where it is used.
-METHOD_EAGER = {"method", "methods", "schedule", "patterns", "errors"}  # "methods": presets
+METHOD_EAGER = {
+    "method",
+    "methods",
+    "schedule",
+    "patterns",
+    "exponents",
+    "errors",
+}  # "methods": presets
 METHOD_LAZY = METHOD_EAGER | {
     "topology",
+    "prediction",
     "lpsgd",
     "masks",
     "sphere",

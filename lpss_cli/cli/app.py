@@ -21,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+# The options of a method that a plan answers to.
+_PLANNED = ("p", "off_sphere", "ranking")
 # What the running command prints with; main() needs it for errors.
 _out = Out()
 
@@ -157,6 +159,31 @@ def report(
         printer.show(views.layer_table(item, printer.width), views.origin_table(item))
     documents = [item.to_dict() for item in reports]
     printer.document(documents[0] if len(documents) == 1 else documents)
+
+
+@app.command()
+@with_options(o.PLAN, o.PLACE, o.CHECKPOINT, o.PRINTING, method_fields=_PLANNED)
+def plan(
+    values: dict[str, Any],
+    chosen: dict[str, Any],
+    file: Annotated[
+        Path | None, typer.Argument(help="Checkpoint; default: --arch, else the newest here.")
+    ] = None,
+    hoyer: Annotated[
+        float | None,
+        typer.Option("--hoyer", help="Wished Hoyer sparsity of every layer: finds its p, above 1."),
+    ] = None,
+) -> None:
+    """Predict, before any training: p, Hoyer sparsity and kept weights, layer by layer."""
+    from lpss_cli.cli.views import plan_table
+    from lpss_cli.jobs import plan_for
+
+    printer = _printer(values)
+    path = _input(file, printer) if file or not values["arch"] else None
+    result = plan_for(path, _request(values, Path(), chosen), hoyer)
+    printer.show(plan_table(result, printer.width))
+    printer.note("Hoyer: without any pruning; 'Hoyer then': with all but the kept weights zero")
+    printer.document(result.to_dict())
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -13,7 +13,9 @@ from lpss_cli.cli.options import option
 
 
 def with_options(
-    *groups: Mapping[str, tuple[Any, Any]], of_methods: bool = False
+    *groups: Mapping[str, tuple[Any, Any]],
+    of_methods: bool = False,
+    method_fields: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of some groups, and every flag that a registered method declares.
 
@@ -21,15 +23,18 @@ def with_options(
         groups: name → (annotated type, default); the command gets them as one dict ``values``.
         of_methods: add the methods' flags; the command gets those that were given as a dict
             ``chosen``.
+        method_fields: add these of the methods' flags only.
     """
     shared = {name: kind for group in groups for name, kind in group.items()}
-    declared = method_flags() if of_methods else {}
+    declared = method_flags() if of_methods or method_fields else {}
+    if method_fields:
+        declared = {name: declared[name] for name in method_fields}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def wrapper(**given: Any) -> Any:
             extra = {"values": {name: given.pop(name) for name in shared}}
-            if of_methods:
+            if declared:
                 flags = {name: given.pop(name) for name in declared}
                 extra["chosen"] = {
                     name: tuple(value) if isinstance(value, list) else value

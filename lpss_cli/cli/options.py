@@ -234,6 +234,11 @@ DATA: dict[str, tuple[Any, Any]] = {
     "workers": (Workers, None),
     "holdout": (Holdout, None),
 }
+#: What a plan needs to know: the target, and the shape of a network that is not trained yet.
+PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "skip")}
+PLACE: dict[str, tuple[Any, Any]] = {
+    name: DATA[name] for name in ("arch", "data", "data_dir", "target", "drop", "image_size")
+}
 CHECKPOINT: dict[str, tuple[Any, Any]] = {"trust_pickle": (Trust, False)}
 DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, "auto")}
 ARTEFACT: dict[str, tuple[Any, Any]] = {"out": (Out, None)}

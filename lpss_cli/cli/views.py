@@ -15,6 +15,7 @@ from lpss_cli.cli.out import plain
 if TYPE_CHECKING:
     from lpss_cli.exporting import Exported
     from lpss_cli.job import Outcome
+    from lpss_cli.planning import Plan
     from lpss_cli.reporting import Layer, Report
 
 _FRACTIONS = ("accuracy", "balanced_accuracy")
@@ -94,10 +95,11 @@ def layer_table(report: Report, width: int) -> Table:
         "Hoyer": _number(report.hoyer),
         "dead": f"{report.dead:,}",
         "p": "",
+        "predicted": _error(report),
     }
-    for name, footer in numbers.items():
-        if name != "p" or with_p:
-            table.add_column(name, footer, justify="right", no_wrap=True)
+    shown = {n: f for n, f in numbers.items() if n not in ("p", "predicted") or with_p}
+    for name, footer in shown.items():
+        table.add_column(name, footer, justify="right", no_wrap=True)
     for layer in report.layers:
         cells = [
             plain(layer.name),
@@ -108,8 +110,61 @@ def layer_table(report: Report, width: int) -> Table:
             _number(layer.hoyer),
             f"{layer.dead:,}",
             *([f"{layer.p:.5g}" if layer.p is not None else "-"] if with_p else []),
+            *([_prediction(layer)] if with_p else []),
         ]
         table.add_row(*cells)
+    return table
+
+
+def _prediction(layer: Layer) -> str:
+    """Predicted Hoyer, and how far the measured one lies from it."""
+    if layer.predicted is None or layer.hoyer is None:
+        return "-"
+    return f"{layer.predicted:.3f} {layer.hoyer - layer.predicted:+.3f}"
+
+
+def _error(report: Report) -> str:
+    errors = [
+        abs(layer.hoyer - layer.predicted)
+        for layer in report.layers
+        if layer.hoyer is not None and layer.predicted is not None
+    ]
+    return f"mean |err| {sum(errors) / len(errors):.3f}" if errors else ""
+
+
+def plan_table(plan: Plan, width: int) -> Table:
+    """Lay out a plan layer by layer; what only researchers ask for where the width allows it."""
+    wide = width >= max(len(layer.name) for layer in plan.layers) + 80
+    table = Table(
+        title=f"{plain(plan.source)} at {share(plan.sparsity)} zeros, ranking {plan.ranking}",
+        title_justify="left",
+        title_style="bold",
+        show_footer=True,
+    )
+    table.add_column("layer", "all prunable", overflow="fold", min_width=8)
+    for name, footer in {
+        "weights": f"{plan.weights:,}",
+        "fan-in": "",
+        "p": "",
+        "Hoyer": "",
+        **({"n → ∞": ""} if wide else {}),
+        "kept": f"{plan.kept:,}",
+        "sparsity": share(1 - plan.kept / plan.weights),
+        "Hoyer then": "",
+    }.items():
+        table.add_column(name, footer, justify="right", no_wrap=True)
+    for layer in plan.layers:
+        table.add_row(
+            plain(layer.name),
+            f"{layer.weights:,}",
+            "-" if layer.fan_in is None else f"{layer.fan_in:,}",
+            "-" if layer.p is None else f"{layer.p:.5g}",
+            _number(layer.hoyer),
+            *([_number(layer.hoyer_limit)] if wide else []),
+            f"{layer.kept:,}",
+            share(1 - layer.kept / layer.weights),
+            _number(layer.hoyer_at_target),
+        )
     return table
 
 
@@ -144,7 +199,7 @@ def csv_text(reports: Sequence[Report]) -> str:
     """Return the layers of all reports as CSV, one row a layer."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = ("name", "shape", "weights", "zeros", "sparsity", "hoyer", "dead", "p")
+    names = ("name", "shape", "weights", "zeros", "sparsity", "hoyer", "dead", "p", "predicted")
     writer.writerow(("file", *names))
     for report in reports:
         for layer in report.layers:

@@ -17,6 +17,15 @@ from lpss_cli.errors import InputError, nearest
 KNOWN = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name; ``digits`` is embedded, the others are files under the data folder."""
 
+SHAPES = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
+"""Input shape and classes of the known data sets, for plans without the data."""
+
 AUGMENTS = ("none", "fashion", "cifar")
 """Named augmentation policies, see ``lpss_cli.data.augment``."""
 

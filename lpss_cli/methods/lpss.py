@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from lpss_cli import exponents
 from lpss_cli.method import Method, MethodConfig, option
-from lpss_cli.patterns import per_name, resolve
 from lpss_cli.schedule import cubic
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class LpSS(Method):
         lr: float = option(0.05, "peak learning rate of the parameters off the sphere", low=0)
         p: tuple[str, ...] = option(
             (),
-            "exponent p of the sphere, 0.2 to 1 or 1.03 to 4, or PATTERN=VALUE; above 1, "
-            "smaller is sparser; default 1.15",
+            "exponent p of the sphere, 0.2 to 1 or 1.03 to 4 (above 1, smaller is sparser), "
+            "PATTERN=VALUE, a list in layer order, or auto: by target and fan-in, the default",
         )
         eta: float | None = option(
             None,
@@ -79,11 +79,11 @@ class LpSS(Method):
                 InputError: a value is out of range, or a p is no number with a rule.
             """
             super().__post_init__()
-            per_name([item.rpartition("=")[2] for item in self.p], [], "--p", _parse_p)
+            exponents.check(self.p, _parse_p)
 
     def prepare(self, run: RunState) -> None:
         """Choose every sphere weight's p; start the controller from a random mask."""
-        for name, p in self._exponents(run).items():
+        for name, p in self.exponents(run.fan_ins, run.sparsity).items():
             run.facts[name]["p"] = p
         if self.config.path == "controller" and run.sparsity > 0 and run.masked == 0:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity))
@@ -179,22 +179,28 @@ class LpSS(Method):
             scale = 0.5 * latent.abs().mean()
             latent.copy_((-scale * weight.grad.sign()).to(latent.dtype).where(empty, latent))
 
-    def _exponents(self, run: RunState) -> dict[str, float]:
-        from lpss_cli.sphere import fan_in, snap_p
+    def exponents(self, fan_ins: Mapping[str, int | None], sparsity: float) -> dict[str, float]:
+        """Return p for every weight that goes on a sphere.
 
-        names = list(run.candidates)
-        patterns = self.config.off_sphere
-        off = set(names[-1:] if not patterns else ())
-        if patterns and patterns != ("none",):
-            off = set(resolve(patterns, names, "--off-sphere"))
-        wanted = per_name(("1.15", *self.config.p), names, "--p", _parse_p)
-        return {
-            name: snap_p(wanted[name])
-            for name in names
-            if name not in off
-            and run.row_dims[name] is not None
-            and fan_in(run.candidates[name], run.row_dims[name] or 0) > 1
-        }
+        Args:
+            fan_ins: name → fan-in, in layer order; None where rows are no simple slices.
+            sparsity: the target.
+
+        Raises:
+            InputError: a pattern matches nothing, or a list of p has another length.
+        """
+        from lpss_cli.sphere import snap_p
+
+        names = exponents.on_sphere(fan_ins, self.config.off_sphere)
+        suitable = self.suitable_p({name: fan_ins[name] or 0 for name in names}, sparsity)
+        wanted = exponents.assign(self.config.p, names, _parse_p, suitable.__getitem__)
+        return {name: snap_p(p) for name, p in wanted.items()}
+
+    def suitable_p(self, fan_ins: Mapping[str, int], sparsity: float) -> dict[str, float]:
+        """Return what ``auto`` means for every weight on a sphere."""
+        from lpss_cli.prediction import suitable_p
+
+        return {name: suitable_p(n, sparsity) for name, n in fan_ins.items()}
 
 
 def _parse_p(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 # Learning-rate factors of the published schedule at epochs 0, E/6, E/3, E-3 and E, relative to
 # its peak: 0.04, 2, 0.5, 0.004 and 0.0002 on the summed loss of 256 examples.
 _FACTORS = (0.02, 1.0, 0.25, 0.002, 0.0001)
+# Target: p of the first four layers and of the others, in the official demo.
+_EXPONENTS = {0.9: (1.2, 1.07), 0.8: (1.3, 1.15), 0.5: (1.4, 1.3)}
 
 
 class PublishedLpSS(LpSS):
@@ -28,7 +31,7 @@ class PublishedLpSS(LpSS):
 
     @dataclass(frozen=True)
     class Config(LpSS.Config):
-        """The official demo's settings; p is 1.07 to 1.3 there, by layer and target."""
+        """The official demo's settings."""
 
         lr: float = option(2.0, "peak learning rate of the parameters off the sphere", low=0)
         eta: float | None = option(2 / 256, "peak step on the sphere", low=0, high=0.5)
@@ -38,6 +41,11 @@ class PublishedLpSS(LpSS):
         end: float = option(0.8, "part of training at the exact cut", low=0, high=0.85)
         clip: float = option(0.0, "largest norm of the whole gradient; 0 for none", low=0)
         frequency: int = option(40, "steps between topology updates", low=1)
+
+    def suitable_p(self, fan_ins: Mapping[str, int], sparsity: float) -> dict[str, float]:
+        """Return the official demo's p for the nearest of its three targets."""
+        first, others = _EXPONENTS[min(_EXPONENTS, key=lambda s: abs(s - sparsity))]
+        return {name: first if i < 4 else others for i, name in enumerate(fan_ins)}
 
     def lr_factor(self, run: RunState) -> float:
         """Return the published piecewise linear factor at the present epoch."""

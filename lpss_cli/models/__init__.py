@@ -9,12 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .spec import KNOWN, is_import_path, resolve
+from .spec import KNOWN, is_import_path, mlp_widths, resolve
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["KNOWN", "build", "is_import_path", "resolve"]
+__all__ = ["KNOWN", "build", "is_import_path", "mlp_widths", "resolve"]
 
 # The file a network lives in, by the letters its name begins with. Every file offers
 # build(spec, input_shape, outputs).
