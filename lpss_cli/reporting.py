@@ -114,7 +114,7 @@ def measure(name: str, tensor: Tensor, row_dim: int = 0, p: float | None = None)
     known = measured[measured.isfinite()]
     zeros = int((tensor == 0).sum())
     n = len(tensor.flatten()) // max(1, len(measured))
-    predictable = p is not None and p > 1 and n > 1
+    predicted = predicted_hoyer(p, n, zeros / tensor.numel()) if p and p > 1 and n > 1 else None
     rows = tensor.detach().movedim(row_dim, 0).flatten(1)
     return Layer(
         name=name,
@@ -124,7 +124,7 @@ def measure(name: str, tensor: Tensor, row_dim: int = 0, p: float | None = None)
         hoyer=float(known.mean()) if len(known) else None,
         dead=int((rows == 0).all(1).sum()),
         p=p,
-        predicted=predicted_hoyer(p, n, zeros / tensor.numel()) if predictable else None,
+        predicted=predicted,
         not_finite=int((~tensor.isfinite()).sum()),
     )
 

@@ -53,7 +53,7 @@ class RunState:
         loss: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         self.model = model
-        self.candidates: dict[str, nn.Parameter] = {n: w.tensor for n, w in candidates.items()}
+        self.candidates: dict[str, Tensor] = {n: w.tensor for n, w in candidates.items()}
         self.weights = {n: w for n, w in self.candidates.items() if n not in skipped}
         self.row_dims = {n: w.row_dim for n, w in candidates.items()}
         self.fan_ins = {n: w.fan_in for n, w in candidates.items()}
