@@ -27,7 +27,7 @@ class LayerPlan:
         hoyer: predicted Hoyer of the trained layer without pruning; None where none is made.
         hoyer_limit: the same by the infinite-n closed form, which passes 1 for small p.
         kept: weights of its budget, by the ranking and the weights as they are now.
-        hoyer_at_target: predicted Hoyer once all but the budget are zero.
+        hoyer_at_target: predicted Hoyer once all but the budget are zero; None if that is nothing.
     """
 
     name: str
@@ -123,7 +123,7 @@ def _layer(weight: Weight, p: float | None, kept: int) -> LayerPlan:
     if p is not None and n is not None and p > 1:
         predicted = predicted_hoyer(p, n)
         limit = hoyer_limit(n, shape(p), p)
-        at_target = predicted_hoyer(p, n, 1.0 - kept / count)
+        at_target = predicted_hoyer(p, n, 1.0 - kept / count) if kept else None
     return LayerPlan(
         weight.name, tuple(weight.tensor.shape), count, n, p, predicted, limit, kept, at_target
     )

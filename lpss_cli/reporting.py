@@ -114,7 +114,9 @@ def measure(name: str, tensor: Tensor, row_dim: int = 0, p: float | None = None)
     known = measured[measured.isfinite()]
     zeros = int((tensor == 0).sum())
     n = len(tensor.flatten()) // max(1, len(measured))
-    predicted = predicted_hoyer(p, n, zeros / tensor.numel()) if p and p > 1 and n > 1 else None
+    predicted = None
+    if p is not None and p > 1 and n > 1 and zeros < tensor.numel():
+        predicted = predicted_hoyer(p, n, zeros / tensor.numel())
     rows = tensor.detach().movedim(row_dim, 0).flatten(1)
     return Layer(
         name=name,

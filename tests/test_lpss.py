@@ -34,12 +34,13 @@ def deep():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"0.weight": 1.15, "2.weight": 1.15}),
+        ({}, {"0.weight": 1.5, "2.weight": 1.5}),  # auto, of few inputs
+        ({"p": ("1.3,1.1",)}, {"0.weight": 1.3, "2.weight": 1.1}),
         ({"p": ("0.5",)}, {"0.weight": 0.5, "2.weight": 0.5}),
         ({"p": ("1.2", "2*=1.07")}, {"0.weight": 1.2, "2.weight": 1.07}),
-        ({"p": ("0.weight=2",)}, {"0.weight": 2.0, "2.weight": 1.15}),
-        ({"off_sphere": ("none",)}, {"0.weight": 1.15, "2.weight": 1.15, "4.weight": 1.15}),
-        ({"off_sphere": ("0*", "4*")}, {"2.weight": 1.15}),
+        ({"p": ("0.weight=2",)}, {"0.weight": 2.0, "2.weight": 1.5}),
+        ({"off_sphere": ("none",)}, {"0.weight": 1.5, "2.weight": 1.5, "4.weight": 1.5}),
+        ({"off_sphere": ("0*", "4*")}, {"2.weight": 1.5}),
         ({"p": ("1.0714",)}, {"0.weight": 15 / 14, "2.weight": 15 / 14}),
     ],
 )
