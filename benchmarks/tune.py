@@ -2,7 +2,7 @@
 
     python benchmarks/tune.py CASE --data-dir DIR
 
-Every method of a case gets a grid of the same size. A tenth of the training data is held out and
+Every method of a case gets about as many points. A tenth of the training data is held out and
 measured; the test split is not touched. Writes benchmarks/results/tune_CASE.json, one record a
 run, and goes on where it was stopped.
 """
@@ -32,30 +32,49 @@ WRN18 = {
     "precision": "bf16",
 }
 SGD = {"lr": (0.05, 0.1, 0.2), "weight_decay": (0.0, 5e-4)}
-#: case → (what all its runs share, seeds, grid of options per method)
-CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, dict[str, tuple]]]] = {
+LPSGD = {"eta": (0.005, 0.01, 0.02), "lr": (0.05, 0.1)}
+#: case → (what all its runs share, seeds, grids of options per method)
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str, tuple]]]]] = {
     "wrn18": (
         {**WRN18, "epochs": 4, "sparsity": 0.9},
         (0,),
-        {"lpss": {"p": (("1.1",), ("1.2",), ("1.3",)), "eta": (0.01, 0.02)}, "dense": SGD,
-         "gmp": SGD},
+        {
+            "lpss": [
+                {"p": (("1.1",), ("1.2",), ("1.3",)), "eta": (0.01, 0.02)},
+                {"lr": (0.05, 0.2)},
+                {"lr": (0.2,), "weight_decay": (5e-4,)},
+            ],
+            "dense": [SGD, {"lr": (0.4,), "weight_decay": (5e-4,)},
+                      {"lr": (0.2,), "weight_decay": (1e-3,)}],
+        },
+    ),
+    "lenet300-0.9": (
+        {**LENET300, "sparsity": 0.9}, (0,), {"lpss": [LPSGD], "gmp": [SGD], "dense": [SGD]},
+    ),
+    "lenet300-0.98": ({**LENET300, "sparsity": 0.98}, (0,), {"lpss": [LPSGD], "gmp": [SGD]}),
+    "lenet300-60x": (
+        {**LENET300, "epochs": 20, "sparsity": 1 - 1 / 60}, (0,), {"lpss": [LPSGD], "gmp": [SGD]},
+    ),
+    "lenet5-125x": (
+        {**LENET5, "epochs": 10, "sparsity": 1 - 1 / 125}, (0,), {"lpss": [LPSGD], "gmp": [SGD]},
     ),
     **{
         f"lenet300-p-{s:g}": (
             {**LENET300, "sparsity": s},
             (0, 1),
-            {"lpss": {"p": tuple((str(p),) for p in (0.5, 1.07, 1.15, 1.2, 1.3, 1.5, 2))}},
+            {"lpss": [{"p": tuple((str(p),) for p in (0.5, 1.07, 1.15, 1.2, 1.3, 1.5, 2))}]},
         )
         for s in (0.5, 0.8, 0.9, 0.95, 0.98)
     },
 }  # fmt: skip
 
 
-def runs(grids: dict[str, dict[str, tuple]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every method with every point of its grid."""
-    for method, grid in grids.items():
-        for values in itertools.product(*grid.values()):
-            yield method, dict(zip(grid, values, strict=True))
+def runs(grids: dict[str, list[dict[str, tuple]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every method with every point of its grids."""
+    for method, several in grids.items():
+        for grid in several:
+            for values in itertools.product(*grid.values()):
+                yield method, dict(zip(grid, values, strict=True))
 
 
 def held_out(base: dict[str, Any], method: str, options: dict[str, Any], seed: int, root: str):

@@ -143,7 +143,7 @@ def plan_table(plan: Plan, width: int) -> Table:
     )
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
     for name, footer in {
-        "weights": f"{plan.weights:,}",
+        **({"weights": f"{plan.weights:,}"} if wide else {}),
         "fan-in": "",
         "p": "",
         "Hoyer": "",
@@ -156,9 +156,9 @@ def plan_table(plan: Plan, width: int) -> Table:
     for layer in plan.layers:
         table.add_row(
             plain(layer.name),
-            f"{layer.weights:,}",
+            *([f"{layer.weights:,}"] if wide else []),
             "-" if layer.fan_in is None else f"{layer.fan_in:,}",
-            "-" if layer.p is None else f"{layer.p:.5g}",
+            "-" if layer.p is None else f"{layer.p:.4g}",
             _number(layer.hoyer),
             *([_number(layer.hoyer_limit)] if wide else []),
             f"{layer.kept:,}",

@@ -1,0 +1,140 @@
+"""Accuracy at high sparsity from scratch, each method with its options chosen on held-out data.
+
+    python benchmarks/tune.py CASE --data-dir DIR     for the cases below, first
+    python benchmarks/accuracy.py --data-dir DIR [--only TEXT]
+
+Every row takes from benchmarks/results/tune_CASE.json the options that were best on the held-out
+part, trains with each seed on all training data and measures the final model on the test split,
+once. Methods of a group share seeds. Writes benchmarks/results/accuracy.json and .md, and goes on
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tune import LENET5, LENET300, WRN18
+
+from lpss_cli import jobs
+from lpss_cli.errors import RunError
+from lpss_cli.request import Request
+
+RESULTS = Path("benchmarks/results")
+THREE, TWO = (0, 1, 2), (0, 1)
+#: (row, network and budget, sparsity, seeds, tuning case)
+GROUPS: list[tuple[str, dict[str, Any], float, tuple[int, ...], str]] = [
+    ("LeNet-300 MNIST, 12 epochs, dense", {**LENET300}, 0.0, THREE, "lenet300-0.9"),
+    ("LeNet-300 MNIST, 12 epochs, 90 %", {**LENET300}, 0.9, THREE, "lenet300-0.9"),
+    ("LeNet-300 MNIST, 12 epochs, 98 %", {**LENET300}, 0.98, THREE, "lenet300-0.98"),
+    ("LeNet-300 MNIST, 20 epochs, 60×", {**LENET300, "epochs": 20}, 1 - 1 / 60, THREE,
+     "lenet300-60x"),
+    ("LeNet-5 MNIST, 20 epochs, 125×", {**LENET5, "epochs": 20}, 1 - 1 / 125, TWO, "lenet5-125x"),
+    ("LeNet-5 MNIST, 30 epochs, 300×", {**LENET5, "epochs": 30}, 1 - 1 / 300, TWO, "lenet5-125x"),
+    ("WRN-18 Fashion-MNIST, 8 epochs, dense", {**WRN18, "epochs": 8}, 0.0, TWO, "wrn18"),
+    ("WRN-18 Fashion-MNIST, 8 epochs, 90 %", {**WRN18, "epochs": 8}, 0.9, TWO, "wrn18"),
+]  # fmt: skip
+
+
+def chosen(case: str) -> dict[str, dict[str, Any]]:
+    """Method → the options that were best on held-out data."""
+    done = json.loads((RESULTS / f"tune_{case}.json").read_text())
+    best: dict[str, tuple[float, dict[str, Any]]] = {}
+    for label, values in done.items():
+        method, _, options = label.partition(" ")
+        mean = statistics.mean(values)
+        if method not in best or mean > best[method][0]:
+            parsed = json.loads(options)
+            best[method] = mean, {k: tuple(v) if k == "p" else v for k, v in parsed.items()}
+    return {method: options for method, (_, options) in best.items()}
+
+
+def run(base: dict, method: str, options: dict, sparsity: float, seed: int, root: str) -> dict:
+    """Train once and measure on the test split."""
+    fields = dict(base)
+    overrides = {"data_dir": root}
+    if "augment" in fields:
+        overrides["augment"] = fields.pop("augment")
+    with tempfile.TemporaryDirectory() as folder:
+        request = Request(
+            Path(folder) / "m.pt",
+            data_overrides=overrides,
+            method=method,
+            options=options,
+            sparsity=sparsity or None,
+            seed=seed,
+            **fields,
+        )
+        try:
+            outcome = jobs.train(request)
+        except RunError as error:
+            return {"accuracy": None, "failed": error.what}
+    return {
+        "accuracy": outcome.after["accuracy"],
+        "zeros": outcome.report.zeros,
+        "prunable": outcome.report.weights,
+        "hoyer": outcome.report.hoyer,
+        "seconds": outcome.seconds,
+    }
+
+
+def table(done: dict[str, Any]) -> str:
+    """Lay the finished rows out as Markdown."""
+    lines = [
+        "| run | method | options chosen on held-out data | seeds | zeros | test accuracy, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, row in done.items():
+        name, _, method = key.rpartition(", ")
+        values = [100 * r["accuracy"] for r in row["runs"] if r["accuracy"] is not None]
+        lost = len(row["runs"]) - len(values)
+        text = f"{statistics.mean(values):.2f}" if values else "-"
+        text += f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        text += f" ({lost} failed)" if lost else ""
+        options = ", ".join(
+            f"{k} {v if isinstance(v, (int, float, str)) else ' '.join(v)}"
+            for k, v in row["options"].items()
+        )
+        first = row["runs"][0]
+        zeros = f"{first['zeros']:,} of {first['prunable']:,}" if first.get("zeros") else "-"
+        lines.append(
+            f"| {name} | {method} | {options or 'the defaults'} | {len(row['runs'])} | {zeros} "
+            f"| {text} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
+    given = parser.parse_args()
+    out = RESULTS / "accuracy.json"
+    for name, base, sparsity, seeds, case in GROUPS:
+        if given.only not in name:
+            continue
+        wanted = {m: o for m, o in chosen(case).items() if (m == "dense") == (sparsity == 0)}
+        for method, options in sorted(wanted.items(), key=lambda item: item[0] != "lpss"):
+            for seed in seeds:
+                # Read anew: another process may be at other rows.
+                done = json.loads(out.read_text()) if out.exists() else {}
+                row = done.setdefault(f"{name}, {method}", {"options": options, "runs": []})
+                if len(row["runs"]) > seed:
+                    continue
+                result = run(base, method, row["options"], sparsity, seed, given.data_dir)
+                done = json.loads(out.read_text()) if out.exists() else {}
+                row = done.setdefault(f"{name}, {method}", {"options": options, "runs": []})
+                row["runs"].append(result)
+                out.write_text(json.dumps(done, indent=1) + "\n")
+                out.with_suffix(".md").write_text(
+                    f"`python benchmarks/accuracy.py --data-dir DIR`\n\n{table(done)}\n"
+                )
+                print(name, method, seed, result["accuracy"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
