@@ -20,7 +20,7 @@ TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
     " threads topology imports rules compute exponents"
-    " prediction",
+    " prediction amenable",
     "artifact state method",
     "methods engine planning reporting exporting evaluation",
     "request job jobs",
