@@ -79,14 +79,11 @@ def on_sphere(fan_ins: Mapping[str, int | None], off: Sequence[str]) -> list[str
 
     Args:
         fan_ins: name → fan-in in layer order; None where rows are no simple slices.
-        off: patterns of weights kept off, or ``none``; empty means the last layer.
+        off: patterns of weights kept off.
 
     Raises:
         InputError: a pattern matches nothing.
     """
-    names = list(fan_ins)
-    left = set(resolve(off, names, "--off-sphere")) if tuple(off) != ("none",) else set()
-    if not off:
-        left = set(names[-1:])
+    left = resolve(off, list(fan_ins), "--off-sphere")
     # A row of one entry has no direction to move in.
     return [name for name, n in fan_ins.items() if name not in left and n is not None and n > 1]

@@ -147,7 +147,7 @@ WRONG_P = [
     (["--p", "5"], "p = 5 is outside", "4"),
     (["--p", "nan"], "p = nan is outside", "1.03"),
     (["--p", "small"], "'small' is not understood", "--p 1.15"),
-    (["--p", "1.2,1.3,1.4"], "lists 3 values for 2 weights", "fc2.weight"),
+    (["--p", "1.2,1.3"], "lists 2 values for 3 weights", "fc2.weight"),
     (["--p", "conv*=1.2"], "'conv*' matches no weight", "fc1.weight"),
     (["--eta", "0.7"], "--eta 0.7 is out of range", "0.5"),
     (["--gain", "huge"], "'huge' is not a choice", "fixed"),

@@ -55,10 +55,9 @@ def test_a_pattern_that_matches_nothing_on_a_sphere():
         given("head=1.1")
 
 
-def test_the_last_layer_and_rows_of_one_entry_are_off_the_sphere():
+def test_rows_of_one_entry_and_what_patterns_name_are_off_the_sphere():
     fan_ins = {"a.weight": 9, "b.weight": 1, "c.weight": None, "d.weight": 4, "e.weight": 5}
-    assert on_sphere(fan_ins, ()) == ["a.weight", "d.weight"]
-    assert on_sphere(fan_ins, ("none",)) == ["a.weight", "d.weight", "e.weight"]
+    assert on_sphere(fan_ins, ()) == ["a.weight", "d.weight", "e.weight"]
     assert on_sphere(fan_ins, ("a", "d")) == ["e.weight"]
     with pytest.raises(InputError, match="--off-sphere"):
         on_sphere(fan_ins, ("z",))
@@ -69,6 +68,7 @@ def test_auto_is_chosen_by_target_and_fan_in():
     assert LpSS().exponents(fan_ins, 0.9) == {
         "a.weight": suitable_p(784, 0.9),
         "b.weight": suitable_p(64, 0.9),
+        "c.weight": suitable_p(10, 0.9),
     }
     assert LpSS(LpSS.Config(p=("a=1.0714",))).exponents(fan_ins, 0.9)["a.weight"] == 15 / 14
 

@@ -34,14 +34,14 @@ def deep():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"0.weight": 1.5, "2.weight": 1.5}),  # auto, of few inputs
-        ({"p": ("1.3,1.1",)}, {"0.weight": 1.3, "2.weight": 1.1}),
-        ({"p": ("0.5",)}, {"0.weight": 0.5, "2.weight": 0.5}),
-        ({"p": ("1.2", "2*=1.07")}, {"0.weight": 1.2, "2.weight": 1.07}),
-        ({"p": ("0.weight=2",)}, {"0.weight": 2.0, "2.weight": 1.5}),
-        ({"off_sphere": ("none",)}, {"0.weight": 1.5, "2.weight": 1.5, "4.weight": 1.5}),
+        ({}, {"0.weight": 1.5, "2.weight": 1.5, "4.weight": 1.5}),  # auto, of few inputs
+        ({"p": ("1.3,1.1*2",)}, {"0.weight": 1.3, "2.weight": 1.1, "4.weight": 1.1}),
+        ({"p": ("0.5",)}, {"0.weight": 0.5, "2.weight": 0.5, "4.weight": 0.5}),
+        ({"p": ("1.2", "2*=1.07")}, {"0.weight": 1.2, "2.weight": 1.07, "4.weight": 1.2}),
+        ({"p": ("0.weight=2",)}, {"0.weight": 2.0, "2.weight": 1.5, "4.weight": 1.5}),
+        ({"off_sphere": ("4",)}, {"0.weight": 1.5, "2.weight": 1.5}),
         ({"off_sphere": ("0*", "4*")}, {"2.weight": 1.5}),
-        ({"p": ("1.0714",)}, {"0.weight": 15 / 14, "2.weight": 15 / 14}),
+        ({"p": ("1.0714",)}, dict.fromkeys(("0.weight", "2.weight", "4.weight"), 15 / 14)),
     ],
 )
 def test_which_weight_sits_on_which_sphere(options, expected):

@@ -55,7 +55,7 @@ class LpSS(Method):
         )
         gain_lr: float = option(0.03, "step of a learned radius, on its logarithm", low=0)
         off_sphere: tuple[str, ...] = option(
-            (), "weights kept off the sphere, by pattern, or 'none'; default the last layer"
+            (), "weights kept off the sphere, by pattern; default none"
         )
         path: str = option(
             "cubic",
@@ -191,10 +191,14 @@ class LpSS(Method):
         """
         from lpss_cli.sphere import snap_p
 
-        names = exponents.on_sphere(fan_ins, self.config.off_sphere)
+        names = self.on_sphere(fan_ins)
         suitable = self.suitable_p({name: fan_ins[name] or 0 for name in names}, sparsity)
         wanted = exponents.assign(self.config.p, names, _parse_p, suitable.__getitem__)
         return {name: snap_p(p) for name, p in wanted.items()}
+
+    def on_sphere(self, fan_ins: Mapping[str, int | None]) -> list[str]:
+        """Return the weights that go on spheres: all that have rows, unless told otherwise."""
+        return exponents.on_sphere(fan_ins, self.config.off_sphere)
 
     def suitable_p(self, fan_ins: Mapping[str, int], sparsity: float) -> dict[str, float]:
         """Return what ``auto`` means for every weight on a sphere."""

@@ -42,6 +42,10 @@ class PublishedLpSS(LpSS):
         clip: float = option(0.0, "largest norm of the whole gradient; 0 for none", low=0)
         frequency: int = option(40, "steps between topology updates", low=1)
 
+    def on_sphere(self, fan_ins: Mapping[str, int | None]) -> list[str]:
+        """Leave the last layer off the sphere too."""
+        return [name for name in super().on_sphere(fan_ins) if name != list(fan_ins)[-1]]
+
     def suitable_p(self, fan_ins: Mapping[str, int], sparsity: float) -> dict[str, float]:
         """Return the official demo's p for the nearest of its three targets."""
         first, others = _EXPONENTS[min(_EXPONENTS, key=lambda s: abs(s - sparsity))]
