@@ -16,7 +16,7 @@ from lpss_cli.job import JobWatcher
 from lpss_cli.request import Request
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -37,7 +37,7 @@ class Killer(JobWatcher):
 
     def on_step(self, run):
         if run.step == self.step:
-            raise Killed
+            raise KilledError
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def ask(out, **more):
 
 def killed(call, step=30):
     """Run to the middle of epoch 3 (11 steps an epoch)."""
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         call(Killer(step))
 
 
@@ -121,7 +121,7 @@ def test_without_resume_a_run_starts_from_the_beginning_and_says_so():
         ({"holdout": 0.5}, "data fingerprint was"),
         (
             {"data_overrides": {"mean": [0.1]}},
-            r"data\.mean was \[0\.30.*\] there and is \[0\.1\] here",
+            r"data\.mean was \[0\.30.*\] there and is \[0\.1\]",
         ),
     ],
     ids=str,
