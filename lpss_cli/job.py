@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, threads
+from lpss_cli import artifact, engine, resuming, threads
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.evaluation import evaluate
@@ -34,7 +34,7 @@ class Outcome:
         before: metrics of the input on the same data; None when trained from scratch.
         after: metrics of the result.
         measured_on: ``test`` or ``holdout``.
-        seconds: wall time of the training loop.
+        seconds: wall time of the training loop, earlier parts of a resumed run included.
     """
 
     report: Report
@@ -89,6 +89,8 @@ class Job:
 
     def _run(self, model: nn.Module, device: torch.device) -> Outcome:
         data = self.data
+        partial, identity = resuming.partial_of(self.request.out), self._identity()
+        saved = resuming.find(partial, identity, self.request.resume, self.watcher.on_note)
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
         for text in preprocessing_notes(data):
             self.watcher.on_note(text)
@@ -97,17 +99,35 @@ class Job:
             before = evaluate(model, data.test, data.task, device=device)
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
+        earlier = sum(epoch["seconds"] for epoch in saved["history"]) if saved else 0.0
+        keeper = resuming.Keeper(partial, identity, self.watcher)
         began = time.perf_counter()
         state = engine.run(
-            model, data, self.method, self.settings, device=device, watcher=self.watcher
+            model, data, self.method, self.settings, device=device, watcher=keeper, resume=saved
         )
-        seconds = time.perf_counter() - began
+        seconds = earlier + time.perf_counter() - began
         after = evaluate(model, data.test, data.task, device=device)
         part = "test" if self.request.holdout is None else "holdout"
         measured = {"on": part, "before": before, "after": after}
         meta = {**self._record(state), "metrics": measured, "seconds": seconds}
         artifact.save(self.request.out, dict(model.state_dict()), meta)
+        partial.unlink(missing_ok=True)
         return Outcome(report(self.request.out), data.task.primary, before, after, part, seconds)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what decides the run's bits; where data lie and what reads them does not."""
+        places = ("data_dir", "workers", "name")
+        spec = {k: v for k, v in self.data.spec.to_dict().items() if k not in places}
+        groups = {"": asdict(self.settings), "method.": asdict(self.method.config), "data.": spec}
+        return {
+            "lpss format": artifact.FORMAT,
+            "arch": self.arch,
+            "method": self.method.name,
+            "data": self.data.name,
+            "data fingerprint": self.data.fingerprint,
+            "source": self.source and artifact.sha256(self.source.path),
+            **{f"{group}{k}": v for group, vs in groups.items() for k, v in _plain(vs).items()},
+        }
 
     def _try(self, model: nn.Module) -> float:
         """Try two examples, and return the work of one.

@@ -13,7 +13,7 @@ import math
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.schedule import warmup_cosine
@@ -146,6 +146,19 @@ def registry() -> dict[str, type[Method]]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"lpss_cli.methods.{module.name}")
     return dict(sorted(Method.registry.items()))
+
+
+def option_kinds() -> dict[str, Any]:
+    """Name → type of every option of any method: ``T | None`` is T, a tuple of texts is a list."""
+    kinds: dict[str, Any] = {}
+    for cls in registry().values():
+        hints = get_type_hints(cls.Config)
+        for field in dataclasses.fields(cls.Config):
+            hint = hints[field.name]
+            inner = [kind for kind in get_args(hint) if kind is not type(None)]
+            listed = hint == tuple[str, ...]
+            kinds[field.name] = list[str] if listed else inner[0] if inner else hint
+    return kinds
 
 
 def get(name: str) -> type[Method]:

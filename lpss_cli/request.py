@@ -43,6 +43,7 @@ class Request:
         skip: globs of weights that are not pruned.
         holdout: measure on this part of the training data instead of the test split.
         force: replace an existing output.
+        resume: go on with a killed run of the same request, if there is one.
         trust_pickle: unpickle arbitrary objects.
         command: the command line, for the record.
     """
@@ -63,6 +64,7 @@ class Request:
     skip: tuple[str, ...] = ()
     holdout: float | None = None
     force: bool = False
+    resume: bool = False
     trust_pickle: bool = False
     command: str = ""
 

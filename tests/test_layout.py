@@ -23,7 +23,7 @@ TIERS = (
     " prediction amenable",
     "artifact state method",
     "methods engine planning reporting exporting evaluation",
-    "request job jobs",
+    "request given recipes resuming job jobs",
     "cli",
     "__init__ __main__",
 )

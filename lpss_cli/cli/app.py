@@ -48,33 +48,31 @@ def _printer(values: dict[str, Any]) -> Out:
     return _out
 
 
-def _request(values: dict[str, Any], out: Path, method_options: dict[str, Any]) -> Any:
-    from lpss_cli.request import Request
+def _request(
+    values: dict[str, Any], out: Path, method_options: dict[str, Any], base: dict[str, Any]
+) -> Any:
+    """Make the request of a command: what was typed wins over ``base``, a recipe's options."""
+    from lpss_cli import given
 
-    names = ("target", "drop", "image_size", "mean", "std", "augment", "split_seed", "workers",
-             "data_dir")  # fmt: skip
-    overrides = o.data_overrides({name: values.get(name) for name in names})
-    sparsity = values.get("sparsity")
-    return Request(
+    switches = ("force", "resume", "trust_pickle")
+    return given.request(
+        {name: value for name, value in values.items() if name in given.kinds()} | method_options,
+        base,
         out=out,
-        data=values.get("data"),
-        data_overrides=overrides,
-        arch=values.get("arch"),
-        method=values.get("method"),
-        options=method_options,
-        sparsity=None if sparsity is None else o.parse_sparsity(sparsity),
-        epochs=values.get("epochs"),
-        batch_size=values.get("batch_size"),
-        seed=values.get("seed", 0),
-        device=values.get("device", "auto"),
-        threads=values.get("threads"),
-        precision=values.get("precision", "fp32"),
-        skip=tuple(values.get("skip") or ()),
-        holdout=values.get("holdout"),
-        force=values.get("force", False),
-        trust_pickle=values.get("trust_pickle", False),
         command=_command_line(),
+        **{name: values[name] for name in switches if name in values},
     )
+
+
+def _recipe(values: dict[str, Any], stage: str, out: Out) -> dict[str, Any]:
+    """Return the options of the recipe that was named, if one was, and say which it is."""
+    from lpss_cli import recipes
+
+    if values["recipe"] is None:
+        return {}
+    recipe = recipes.read(values["recipe"])
+    out.note(f"recipe {recipe.name}: {recipe.title}")
+    return recipe.options(stage)
 
 
 def _command_line() -> str:
@@ -95,7 +93,7 @@ def _input(file: Path | None, out: Out) -> Path:
 
 
 @app.command()
-@with_options(o.TRAINING, o.DATA, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
+@with_options(o.TRAINING, o.RUN, o.DATA, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
 def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Train a network from scratch: dense by default, sparse in one run with --sparsity."""
     from lpss_cli.cli.progress import Printer
@@ -103,7 +101,8 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     from lpss_cli.jobs import train as run
 
     printer = _printer(values)
-    request = _request(values, values["out"] or Path("model.pt"), chosen)
+    base = _recipe(values, "train", printer)
+    request = _request(values, values["out"] or Path("model.pt"), chosen, base)
     with Printer(printer) as watcher:
         outcome = run(request, watcher)
     following = "lpss report" if outcome.report.zeros else f"lpss sparsify {request.out}"
@@ -112,7 +111,9 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
 
 
 @app.command()
-@with_options(o.TRAINING, o.DATA, o.CHECKPOINT, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
+@with_options(
+    o.TRAINING, o.RUN, o.DATA, o.CHECKPOINT, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True
+)
 def sparsify(
     file: Annotated[Path, typer.Argument(help="Checkpoint: .pt, .pth or .safetensors.")],
     values: dict[str, Any],
@@ -125,8 +126,9 @@ def sparsify(
 
     printer = _printer(values)
     target = values["out"] or file.with_name(f"{file.stem}.sparse.pt")
+    request = _request(values, target, chosen, _recipe(values, "sparsify", printer))
     with Printer(printer) as watcher:
-        outcome = run(file, _request(values, target, chosen), watcher)
+        outcome = run(file, request, watcher)
     printer.show(outcome_panel(outcome, "sparsified", "lpss report, lpss export"))
     printer.document(outcome.to_dict())
 
@@ -180,7 +182,7 @@ def plan(
 
     printer = _printer(values)
     path = _input(file, printer) if file or not values["arch"] else None
-    result = plan_for(path, _request(values, Path(), chosen), hoyer)
+    result = plan_for(path, _request(values, Path(), chosen, {}), hoyer)
     printer.show(plan_table(result, printer.width))
     printer.note("Hoyer: without any pruning; 'Hoyer then': with all but the kept weights zero")
     printer.document(result.to_dict())
@@ -207,7 +209,7 @@ def export(
     path = _input(file, printer)
     formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
     with printer.busy("writing, reading back and comparing"):
-        request = _request(values, path, {})
+        request = _request(values, path, {}, {})
         written = export_file(path, request, formats_chosen, out_dir, Printer(printer))
     printer.show(export_table(written))
     printer.note("files of a sparse network are as large as of a dense one: zeros are stored too")
@@ -225,7 +227,7 @@ def evaluate(
 
     printer = _printer(values)
     path = _input(file, printer)
-    primary, metrics = evaluate_file(path, _request(values, path, {}))
+    primary, metrics = evaluate_file(path, _request(values, path, {}, {}))
     if not values["as_json"]:
         printer.text(f"{metrics[primary]:.6g}")
     printer.document({"file": str(path), "primary_metric": primary, **metrics})

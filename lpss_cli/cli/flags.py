@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 from lpss_cli import method as methods
 from lpss_cli.cli.options import option
@@ -67,15 +67,13 @@ def with_options(
 def method_flags() -> dict[str, Any]:
     """Field name → annotated type, over the configs of all methods."""
     texts: dict[str, str] = {}
-    kinds: dict[str, Any] = {}
+    kinds = methods.option_kinds()
     defaults: dict[str, dict[str, list[str]]] = {}
     for name, cls in methods.registry().items():
-        hints = get_type_hints(cls.Config)
         for field in fields(cls.Config):
             texts[field.name] = field.metadata["help"]
             if field.metadata["choices"]:
                 texts[field.name] += f": {', '.join(field.metadata['choices'])}"
-            kinds[field.name] = _flag_type(hints[field.name])
             shown = defaults.setdefault(field.name, {})
             shown.setdefault(_default_text(field.default), []).append(name)
     everyone = len(methods.registry())
@@ -90,14 +88,6 @@ def method_flags() -> dict[str, Any]:
         ]
         for name, text in texts.items()
     }
-
-
-def _flag_type(hint: Any) -> Any:
-    """The type of one flag: ``tuple[str, ...]`` is a repeatable text, ``T | None`` is T."""
-    if hint == tuple[str, ...]:
-        return list[str]
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return kinds[0] if kinds else hint
 
 
 def _default_text(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,41 +9,9 @@ import typer
 
 from lpss_cli import method as methods
 from lpss_cli.data.spec import AUGMENTS, KNOWN
-from lpss_cli.errors import InputError
 from lpss_cli.models import KNOWN as NETWORKS
 
 _RUN, _DATA, _OUTPUT = "Training", "Data and network", "Output"
-
-
-def parse_sparsity(text: str) -> float:
-    """Read ``0.9``, ``90%`` or ``10x`` (one weight in ten kept) as a fraction of zeros.
-
-    Raises:
-        InputError: it is none of the three.
-    """
-    try:
-        if text[-1:] in ("x", "×"):
-            return 1.0 - 1.0 / float(text[:-1])
-        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(
-            f"--sparsity {text!r} is no number", "write 0.9, 90% or 10x (one weight in ten kept)"
-        ) from None
-
-
-def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
-    """Read ``0.5,0.5,0.5``.
-
-    Raises:
-        InputError: a part is no finite number.
-    """
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = (math.nan,)
-    if not all(map(math.isfinite, values)):
-        raise InputError(f"{flag} {text!r} is no list of numbers", f"write {flag} 0.48,0.45,0.40")
-    return values
 
 
 def option(*names: str, help: str, panel: str, **more: Any) -> Any:
@@ -172,17 +139,21 @@ BatchSize = Annotated[
     option("--batch-size", help="Examples a step. Default: 16 to 256 by data size.", panel=_RUN),
 ]
 Seed = Annotated[
-    int, option("--seed", help="Of initialisation, order and masks. Default: 0.", panel=_RUN)
+    int | None, option("--seed", help="Of initialisation, order and masks. Default: 0.", panel=_RUN)
 ]
 Device = Annotated[
-    str,
-    option("--device", help="auto (CUDA where there is one), cpu, cuda, cuda:1, mps.", panel=_RUN),
+    str | None,
+    option(
+        "--device",
+        help="cpu, cuda, cuda:1, mps. Default: auto, CUDA where there is one.",
+        panel=_RUN,
+    ),
 ]
 Threads = Annotated[
     int | None, option("--threads", help="CPU threads; default: 1 for small nets.", panel=_RUN)
 ]
 Precision = Annotated[
-    str,
+    str | None,
     option(
         "--precision",
         help="Of forward and backward: fp32, or bf16 (weights and steps stay fp32). Default: fp32.",
@@ -195,17 +166,17 @@ Skip = Annotated[
 ]
 
 
-def data_overrides(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn the data options that were given into fields of a ``DataSpec``."""
-    given = {k: v for k, v in values.items() if v is not None}
-    if "drop" in given:
-        given["drop"] = [part for part in given["drop"].split(",") if part]
-    for name in ("mean", "std"):
-        if name in given:
-            given[name] = parse_numbers(given[name], f"--{name}")
-    if "data_dir" in given:
-        given["data_dir"] = str(given["data_dir"])
-    return given
+Recipe = Annotated[
+    str | None,
+    option(
+        "--recipe",
+        help="Take options from a published experiment or a .toml file; typed ones win.",
+        panel=_RUN,
+    ),
+]
+Resume = Annotated[
+    bool, option("--resume", help="Go on with a killed run, from OUT.partial.", panel=_RUN)
+]
 
 
 #: Groups of options by parameter name, in the order of the help: (type, default).
@@ -214,12 +185,13 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "method": (MethodName, None),
     "epochs": (Epochs, None),
     "batch_size": (BatchSize, None),
-    "seed": (Seed, 0),
-    "device": (Device, "auto"),
+    "seed": (Seed, None),
+    "device": (Device, None),
     "threads": (Threads, None),
-    "precision": (Precision, "fp32"),
+    "precision": (Precision, None),
     "skip": (Skip, None),
 }
+RUN: dict[str, tuple[Any, Any]] = {"recipe": (Recipe, None), "resume": (Resume, False)}
 DATA: dict[str, tuple[Any, Any]] = {
     "data": (DataName, None),
     "arch": (Arch, None),
@@ -240,7 +212,7 @@ PLACE: dict[str, tuple[Any, Any]] = {
     name: DATA[name] for name in ("arch", "data", "data_dir", "target", "drop", "image_size")
 }
 CHECKPOINT: dict[str, tuple[Any, Any]] = {"trust_pickle": (Trust, False)}
-DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, "auto")}
+DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
 ARTEFACT: dict[str, tuple[Any, Any]] = {"out": (Out, None)}
 WRITING: dict[str, tuple[Any, Any]] = {"force": (Force, False)}
 PRINTING: dict[str, tuple[Any, Any]] = {

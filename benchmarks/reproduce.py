@@ -1,0 +1,196 @@
+"""Published tables, reproduced: every recipe of a table with each of its seeds.
+
+    python benchmarks/reproduce.py lpss --data-dir DIR [--only 'lpss-mnist*'] [--seeds N]
+
+DIR holds the known data sets, and the files and folders that recipes name (climate.csv, …). A
+recipe with both parts trains densely, then sparsifies that network with the same seed; recipes
+with the same dense part share it. Finished runs are kept and killed ones go on where they were.
+Writes benchmarks/results/TABLE.json and TABLE.md after every run. Nothing is chosen here: every
+option is the recipe's, and the accuracy is the last epoch's, on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from itertools import chain, count, islice
+from pathlib import Path
+
+from lpss_cli import given, jobs, loading, recipes
+from lpss_cli.data.spec import KNOWN
+from lpss_cli.errors import InputError, LpssError, RunError
+from lpss_cli.files import replacing
+from lpss_cli.job import JobWatcher
+from lpss_cli.recipes import Recipe
+from lpss_cli.reporting import report
+
+HERE = Path(__file__).parent
+HEAD = (
+    "| data | network | sparsity | epochs | published | ours mean ± sd (seeds) | Δ points |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+
+
+class Printed(JobWatcher):
+    """Prints what a job says, and one line an epoch."""
+
+    def on_note(self, text: str) -> None:
+        """Print it."""
+        print(f"  {text}", flush=True)
+
+    def on_warning(self, text: str) -> None:
+        """Print it."""
+        print(f"  Warning: {text}", flush=True)
+
+    def on_epoch(self, run) -> None:
+        """Print its record."""
+        last = run.history[-1]
+        print(f"  epoch {run.epoch}: loss {last['loss']:.4f}, {last['seconds']:.1f} s", flush=True)
+
+
+def stages(recipe: Recipe) -> dict[str, dict]:
+    """The parts of a recipe in their order; it must begin with training."""
+    recipe.options("train")
+    return {name: dict(getattr(recipe, name)) for name in recipes.STAGES if getattr(recipe, name)}
+
+
+def place(options: dict, data_dir: Path) -> dict[str, str]:
+    """Say where the data of a recipe are on this machine; a sparsified network knows its own."""
+    if "data" not in options:
+        return {}
+    if options["data"] in KNOWN:
+        return {"data_dir": str(data_dir)}
+    path = data_dir / options["data"]
+    return {"data": str(path)} if path.exists() else {}
+
+
+def run(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> dict:
+    """Run one recipe with one seed, or what is left of it; return what was measured."""
+    previous: Path | None = None
+    seconds, so_far = 0.0, []
+    for stage, options in stages(recipe).items():
+        # A file is known by all the options that made it: an edited recipe is another run.
+        so_far.append(options)
+        digest = hashlib.sha256(json.dumps(so_far, sort_keys=True).encode()).hexdigest()[:10]
+        out = work / f"{stage}-{digest}-seed{seed}.pt"
+        if not out.exists():
+            typed = {"seed": seed, **place(options, data_dir)}
+            request = given.request(typed, options, out=out, resume=True, command=recipe.name)
+            if previous is None:
+                jobs.train(request, Printed())
+            else:
+                jobs.sparsify(previous, request, Printed())
+        previous = out
+        seconds += loading.read(out).meta["seconds"]
+    meta, counted = loading.read(out).meta, report(out)
+    return {
+        **meta["metrics"]["after"],
+        "primary": meta["primary_metric"],
+        "zeros": counted.zeros,
+        "prunable": counted.weights,
+        "hoyer": counted.hoyer,
+        "seconds": seconds,
+        "device": meta["device"],
+        "versions": meta["versions"],
+    }
+
+
+def row(recipe: Recipe, runs: dict[str, dict]) -> str:
+    """One line of the table."""
+    parts = stages(recipe)
+    last = list(parts.values())[-1]
+    epochs = " + ".join(str(options.get("epochs", "default")) for options in parts.values())
+    published = "" if recipe.published is None else f"{100 * recipe.published:.2f}"
+    train = parts["train"]
+    what = [Path(train.get("data", "digits")).stem, train.get("arch", "mlp")]
+    good = [100 * r[r["primary"]] for r in runs.values() if "failed" not in r]
+    ours, change = "not yet run", ""
+    if good:
+        spread = f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else ""
+        ours = f"{statistics.mean(good):.2f}{spread} ({len(good)})"
+        if recipe.published is not None:
+            change = f"{statistics.mean(good) - 100 * recipe.published:+.2f}"
+    if len(good) < len(runs):
+        ours = f"{ours if good else ''} {len(runs) - len(good)} of {len(runs)} diverged".strip()
+    cells = [*what, f"{last.get('sparsity', 0.9 if 'sparsify' in parts else 0):.4g}", epochs]
+    return f"| {' | '.join([*cells, published, ours, change])} |"
+
+
+def of_table(table: str, folder: Path, only: str) -> tuple[list[Recipe], list[Recipe]]:
+    """All recipes of a table, by data, network and sparsity, and those of them to run."""
+    found = [recipes.read(str(path)) for path in sorted(folder.glob("*.toml"))]
+    found = [recipe for recipe in found if recipe.table == table]
+    chosen = [recipe for recipe in found if fnmatch(recipe.name, only)]
+    if not chosen:
+        what = f"--only {only!r} matches no recipe" if found else f"no table {table!r}"
+        raise InputError(what, f"recipes: {', '.join(r.name for r in found) or folder}")
+    return found, chosen
+
+
+def seeds(recipe: Recipe, number: int | None) -> Iterator[int]:
+    """The recipe's seeds, or so many of them, and more behind them."""
+    more = chain(recipe.seeds, count(max(recipe.seeds) + 1))
+    return islice(more, len(recipe.seeds) if number is None else number)
+
+
+def write(results: Path, table: str, all_of_it: list[Recipe], done: dict) -> None:
+    """Write the numbers and the table in one piece each."""
+    rows = (row(recipe, done.get(recipe.name, {}).get("runs", {})) for recipe in all_of_it)
+    command = f"`python benchmarks/reproduce.py {table} --data-dir DIR`"
+    text = f"{command}\n\nTest accuracy in %.\n\n{HEAD}" + "\n".join(rows) + "\n"
+    for suffix, content in (("json", json.dumps(done, indent=1) + "\n"), ("md", text)):
+        with replacing(results / f"{table}.{suffix}") as temporary:
+            temporary.write_text(content)
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
+    """Run what is missing."""
+    table, results = arguments.table, arguments.results
+    found, chosen = of_table(table, arguments.recipes, arguments.only)
+    for folder in (results, arguments.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    file = results / f"{table}.json"
+    done = json.loads(file.read_text()) if file.exists() else {}
+    for recipe in chosen:
+        options = json.loads(json.dumps(stages(recipe)))
+        if done.get(recipe.name, {}).get("options") != options:
+            done[recipe.name] = {"options": options, "runs": {}}
+        runs = done[recipe.name]["runs"]
+        for seed in seeds(recipe, arguments.seeds):
+            if str(seed) in runs:
+                continue
+            print(f"{recipe.name}, seed {seed}", flush=True)
+            try:
+                runs[str(seed)] = run(recipe, seed, arguments.data_dir, arguments.work)
+            except RunError as error:
+                runs[str(seed)] = {"failed": error.what}
+                print(f"  failed: {error.what}")
+            except InputError as error:  # mostly data that are not at hand
+                print(f"  not run: {error.what}: {error.do}")
+                break
+            write(results, table, found, done)
+    write(results, table, found, done)
+    print((results / f"{table}.md").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--only", default="*", help="a glob on the recipes' names")
+    parser.add_argument("--seeds", type=int, help="so many; default: the recipe's own")
+    parser.add_argument("--recipes", type=Path, default=recipes.FOLDER)
+    parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    try:
+        reproduce(parser.parse_args())
+    except LpssError as error:
+        raise SystemExit(f"Error: {error.what}\n{error.do}") from None
+
+
+if __name__ == "__main__":
+    main()
