@@ -1,5 +1,7 @@
 """The lpss artefact: ``{"lpss": {...}, "state_dict": ...}`` of plain containers and tensors.
 
+On request ``"init"`` holds the tensors that training began from.
+
 A person can use it without lpss: ``torch.load(path, weights_only=True)["state_dict"]``.
 """
 
@@ -31,19 +33,27 @@ def versions() -> dict[str, str]:
     }
 
 
-def save(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def save(
+    path: Path,
+    state_dict: dict[str, Tensor],
+    meta: dict[str, Any],
+    init: dict[str, Tensor] | None = None,
+) -> None:
     """Write an artefact in one piece and read it back.
 
     Args:
         path: where to; an existing file is replaced.
         state_dict: on any device; stored contiguous on the CPU.
         meta: plain containers of numbers, texts and None.
+        init: the tensors that training began from, to be kept beside.
 
     Raises:
         InputError: the disk is full or the directory went away.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in state_dict.items()}
     content = {"lpss": {"format": FORMAT, **meta}, "state_dict": tensors}
+    if init is not None:
+        content["init"] = {name: t.detach().cpu().contiguous() for name, t in init.items()}
     try:
         with replacing(path) as temporary:
             torch.save(content, temporary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -69,7 +69,10 @@ class JobWatcher(engine.Watcher):
 
 @dataclass(frozen=True)
 class Job:
-    """A resolved request: everything a training run and its record need."""
+    """A resolved request: everything a training run and its record need.
+
+    ``notes`` go into the record as they are.
+    """
 
     request: Request
     watcher: JobWatcher
@@ -78,6 +81,7 @@ class Job:
     method: Method
     settings: engine.Settings
     source: Checkpoint | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, model: nn.Module) -> Outcome:
         """Measure, train, measure again and write the artefact."""
@@ -99,6 +103,7 @@ class Job:
             before = evaluate(model, data.test, data.task, device=device)
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
+        init = self._init(model)
         earlier = sum(epoch["seconds"] for epoch in saved["history"]) if saved else 0.0
         keeper = resuming.Keeper(partial, identity, self.watcher)
         began = time.perf_counter()
@@ -110,9 +115,17 @@ class Job:
         part = "test" if self.request.holdout is None else "holdout"
         measured = {"on": part, "before": before, "after": after}
         meta = {**self._record(state), "metrics": measured, "seconds": seconds}
-        artifact.save(self.request.out, dict(model.state_dict()), meta)
+        artifact.save(self.request.out, dict(model.state_dict()), meta, init)
         partial.unlink(missing_ok=True)
         return Outcome(report(self.request.out), data.task.primary, before, after, part, seconds)
+
+    def _init(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """Return what the network began from, where it is to be kept: the source's own first."""
+        if not self.request.keep_init:
+            return None
+        if self.source is not None and self.source.init is not None:
+            return self.source.init
+        return {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the run's bits; where data lie and what reads them does not."""
@@ -198,6 +211,7 @@ class Job:
             "versions": artifact.versions(),
             "device": str(next(state.model.parameters()).device),
             "command": self.request.command,
+            **self.notes,
             "source": source and {"file": source.path.name, "sha256": artifact.sha256(source.path)},
         }
 

@@ -30,6 +30,7 @@ class Checkpoint:
         meta: what lpss wrote beside them; empty for files of other origin.
         kind: ``lpss``, ``state_dict`` or ``safetensors``, for people.
         notes: what was folded or stripped on the way in.
+        init: the tensors that training began from, where an artefact keeps them.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     kind: str = "state_dict"
     notes: list[str] = field(default_factory=list)
+    init: dict[str, Tensor] | None = None
 
 
 def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
@@ -74,7 +76,9 @@ def _interpret(path: Path, content: Any) -> Checkpoint:
         )
     meta = content.get("lpss")
     if isinstance(meta, Mapping):
-        return Checkpoint(path, _tensors(content.get("state_dict"), path), dict(meta), "lpss")
+        init = _tensors(content["init"], path) if content.get("init") is not None else None
+        state = _tensors(content.get("state_dict"), path)
+        return Checkpoint(path, state, dict(meta), "lpss", init=init)
     nested = next((content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), content)
     return Checkpoint(path, _tensors(nested, path))
 

@@ -42,6 +42,7 @@ class Request:
         precision: of the forward and backward pass: ``fp32`` or ``bf16``.
         skip: globs of weights that are not pruned.
         holdout: measure on this part of the training data instead of the test split.
+        keep_init: store the weights that training starts from, for tickets.
         force: replace an existing output.
         resume: go on with a killed run of the same request, if there is one.
         trust_pickle: unpickle arbitrary objects.
@@ -63,6 +64,7 @@ class Request:
     precision: str = "fp32"
     skip: tuple[str, ...] = ()
     holdout: float | None = None
+    keep_init: bool = False
     force: bool = False
     resume: bool = False
     trust_pickle: bool = False

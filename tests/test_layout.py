@@ -23,7 +23,7 @@ TIERS = (
     " prediction amenable",
     "artifact state method",
     "methods engine planning reporting exporting evaluation",
-    "request given recipes resuming job jobs",
+    "request given recipes resuming job jobs tickets",
     "cli",
     "__init__ __main__",
 )

@@ -130,6 +130,7 @@ def test_transposed_and_grouped_convolutions_and_attention_train():
     state = run(Odd(), settings=Settings(2, 16, sparsity=0.5))
     assert set(spheres(state)) == {
         "up.weight", "attention.in_proj_weight", "attention.out_proj.weight",
+            "out.weight",
     }  # fmt: skip
     row_dims = [g["row_dim"] for g in state.optimizer.param_groups if g["p"]]
     assert sorted(row_dims) == [0, 1]

@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 # The options of a method that a plan answers to.
 _PLANNED = ("p", "off_sphere", "ranking")
+# The options of a ticket's retraining, plain SGD.
+_SGD = ("lr", "momentum", "weight_decay", "clip", "warmup")
 # What the running command prints with; main() needs it for errors.
 _out = Out()
 
@@ -54,7 +56,7 @@ def _request(
     """Make the request of a command: what was typed wins over ``base``, a recipe's options."""
     from lpss_cli import given
 
-    switches = ("force", "resume", "trust_pickle")
+    switches = ("force", "resume", "trust_pickle", "keep_init")
     return given.request(
         {name: value for name, value in values.items() if name in given.kinds()} | method_options,
         base,
@@ -214,6 +216,38 @@ def export(
     printer.show(export_table(written))
     printer.note("files of a sparse network are as large as of a dense one: zeros are stored too")
     printer.document({"source": str(path), "files": [item.to_dict() for item in written]})
+
+
+@app.command()
+@with_options(o.BUDGET, o.DATA, o.CHECKPOINT, o.ARTEFACT, o.WRITING, o.PRINTING, method_fields=_SGD)
+def ticket(
+    file: Annotated[Path, typer.Argument(help="Sparse checkpoint whose mask is trained again.")],
+    values: dict[str, Any],
+    chosen: dict[str, Any],
+    start: Annotated[
+        str,
+        typer.Option(
+            "--init",
+            help="Start: rewind (needs --keep-init), centroids (two numbers a layer), random.",
+        ),
+    ] = "rewind",
+    control: Annotated[
+        bool, typer.Option(help="Train a random mask of the same counts too.")
+    ] = True,
+) -> None:
+    """Train a sparse network's mask again from its start, and compare with a random mask."""
+    from lpss_cli.cli.progress import Printer
+    from lpss_cli.cli.views import ticket_panel
+    from lpss_cli.tickets import ticket as run
+
+    printer = _printer(values)
+    target = values["out"] or file.with_name(f"{file.stem}.ticket.pt")
+    with Printer(printer) as watcher:
+        result = run(
+            file, _request(values, target, chosen, {}), start, control=control, watcher=watcher
+        )
+    printer.show(ticket_panel(result))
+    printer.document(result.to_dict())
 
 
 @app.command("eval")

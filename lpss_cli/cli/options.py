@@ -19,6 +19,14 @@ def option(*names: str, help: str, panel: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
 
 
+KeepInit = Annotated[
+    bool,
+    option(
+        "--keep-init",
+        help="Store the weights that training starts from too, for `lpss ticket`.",
+        panel=_OUTPUT,
+    ),
+]
 File = Annotated[Path | None, typer.Argument(help="Checkpoint; default: the newest here.")]
 Json = Annotated[bool, option("--json", help="Print one JSON document on stdout.", panel=_OUTPUT)]
 Quiet = Annotated[bool, option("--quiet", "-q", help="No notes and no bars.", panel=_OUTPUT)]
@@ -191,7 +199,11 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "precision": (Precision, None),
     "skip": (Skip, None),
 }
-RUN: dict[str, tuple[Any, Any]] = {"recipe": (Recipe, None), "resume": (Resume, False)}
+RUN: dict[str, tuple[Any, Any]] = {
+    "recipe": (Recipe, None),
+    "resume": (Resume, False),
+    "keep_init": (KeepInit, False),
+}
 DATA: dict[str, tuple[Any, Any]] = {
     "data": (DataName, None),
     "arch": (Arch, None),
@@ -206,6 +218,10 @@ DATA: dict[str, tuple[Any, Any]] = {
     "workers": (Workers, None),
     "holdout": (Holdout, None),
 }
+#: The options of a training whose target and method are settled.
+BUDGET: dict[str, tuple[Any, Any]] = {
+    name: kind for name, kind in TRAINING.items() if name not in ("sparsity", "method", "skip")
+} | {"resume": RUN["resume"]}
 #: What a plan needs to know: the target, and the shape of a network that is not trained yet.
 PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "skip")}
 PLACE: dict[str, tuple[Any, Any]] = {
@@ -214,6 +230,7 @@ PLACE: dict[str, tuple[Any, Any]] = {
 CHECKPOINT: dict[str, tuple[Any, Any]] = {"trust_pickle": (Trust, False)}
 DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
 ARTEFACT: dict[str, tuple[Any, Any]] = {"out": (Out, None)}
+INIT: dict[str, tuple[Any, Any]] = {"keep_init": (KeepInit, False)}
 WRITING: dict[str, tuple[Any, Any]] = {"force": (Force, False)}
 PRINTING: dict[str, tuple[Any, Any]] = {
     "as_json": (Json, False),

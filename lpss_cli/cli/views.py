@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lpss_cli.job import Outcome
     from lpss_cli.planning import Plan
     from lpss_cli.reporting import Layer, Report
+    from lpss_cli.tickets import Ticket
 
 _FRACTIONS = ("accuracy", "balanced_accuracy")
 
@@ -75,6 +76,29 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
     rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
     rows.add_row("next", following)
     return Panel(rows, title=title, title_align="left", expand=False)
+
+
+def ticket_panel(ticket: Ticket) -> Panel:
+    """Set a ticket beside the network its mask comes from and beside a random mask."""
+    outcome = ticket.outcome
+    name = outcome.primary
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column()
+    where = "" if outcome.measured_on == "test" else f" (on the {outcome.measured_on})"
+    rows.add_row("measured", f"{name.replace('_', ' ')}{where}")
+    rows.add_row("the sparse network", metric(name, ticket.source[name]))
+    before = outcome.before or {}
+    rows.add_row(f"its mask, {ticket.start}", f"{metric(name, before[name])} before any training")
+    rows.add_row("trained again", metric(name, outcome.after[name]))
+    if ticket.control is not None:
+        rows.add_row("a random mask, trained", metric(name, ticket.control[name]))
+    report = outcome.report
+    rows.add_row("sparsity", f"{share(report.sparsity)} ({report.zeros:,} of {report.weights:,})")
+    if ticket.initial_file is not None and ticket.initial_bytes is not None:
+        rows.add_row("start", f"{plain(ticket.initial_file)} ({size(ticket.initial_bytes)})")
+    rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
+    return Panel(rows, title="ticket", title_align="left", expand=False)
 
 
 def layer_table(report: Report, width: int) -> Table:

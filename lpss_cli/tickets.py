@@ -1,0 +1,156 @@
+"""Tickets: the mask of a sparse network, trained again from an early or a simple start.
+
+Three starts are known: the weights training once began from (lottery tickets, Frankle & Carbin,
+arXiv:1803.03635; the mask of any method, as in GSM, arXiv:1909.12778), two numbers per layer
+(ASNI-II, arXiv:2202.09284) and fresh random ones. The mask stays fixed. A random mask of the same
+per-layer counts, trained the same way, tells what the mask is worth.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpss_cli import amenable, models
+from lpss_cli.errors import InputError, nearest
+from lpss_cli.evaluation import evaluate
+from lpss_cli.files import check_writable
+from lpss_cli.job import Job, JobWatcher, Outcome
+from lpss_cli.loading import Checkpoint, load_into, read
+from lpss_cli.method import make
+from lpss_cli.reporting import weights_of
+from lpss_cli.request import TRAIN_BUDGET, Request, check, device_of, restore, settings_for
+
+STARTS = ("rewind", "centroids", "random")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a ticket gave.
+
+    Attributes:
+        start: one of ``STARTS``.
+        source: metrics of the sparse network the mask comes from.
+        outcome: of the retraining; its ``before`` are the metrics of the bare start.
+        control: metrics of a random mask with the same per-layer counts, trained the same way;
+            None where it was not asked for.
+        initial_file, initial_bytes: the stored start of two numbers per layer, if it is one.
+    """
+
+    start: str
+    source: dict[str, float]
+    outcome: Outcome
+    control: dict[str, float] | None
+    initial_file: str | None = None
+    initial_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers for JSON."""
+        return {**asdict(replace(self, outcome=None)), **self.outcome.to_dict()}  # type: ignore[arg-type]
+
+
+def ticket(
+    path: Path,
+    request: Request,
+    start: str = "rewind",
+    *,
+    control: bool = True,
+    watcher: JobWatcher | None = None,
+) -> Ticket:
+    """Retrain the mask of a sparse checkpoint from a start, and compare with a random mask.
+
+    Args:
+        path: the sparse checkpoint; ``rewind`` needs one made with ``--keep-init``.
+        request: budget, options of the retraining (plain momentum SGD) and the artefact to write.
+        start: one of ``STARTS``.
+        control: train the random mask too.
+        watcher: sees the runs go by.
+
+    Raises:
+        InputError: the file is not sparse, does not hold its start, or something does not fit.
+        RunError: training diverged.
+    """
+    watcher = watcher or JobWatcher()
+    check(request)
+    if start not in STARTS:
+        raise InputError(f"--init {start!r} is not a choice", nearest(start, STARTS))
+    method = make("dense", request.options)
+    checkpoint = read(path, trust_pickle=request.trust_pickle)
+    check_writable(request.out, force=request.force)
+    trained, arch, data = restore(checkpoint, request)
+    weights = {name: weight.tensor for name, weight in weights_of(checkpoint).items()}
+    total = sum(w.numel() for w in weights.values())
+    zeros = sum(int((w == 0).sum()) for w in weights.values())
+    if zeros == 0:
+        raise InputError(f"{path} is dense: it has no mask", "lpss sparsify it first")
+    device = device_of(request.device)
+    source = evaluate(trained, data.test, data.task, device=device)
+    watcher.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
+    settings = settings_for(request, data, zeros / total, TRAIN_BUDGET, keep_zeros=True)
+    # Not the stream the source itself began from, or random would be rewind.
+    torch.manual_seed(request.seed + (start == "random"))
+    fresh = models.build(arch, data.input_shape, data.outputs)
+    stored = _begin(fresh, start, checkpoint, weights, arch, request)
+    began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    # Without its record: the start is not what the checkpoint's metrics speak of.
+    anonymous = replace(checkpoint, meta={})
+    job = Job(request, watcher, arch, data, method, settings, anonymous, {"ticket": start})
+    outcome = job.run(fresh)
+    after = None
+    if control:
+        watcher.on_note("the same again with a random mask of the same counts")
+        fresh.load_state_dict(began)
+        _shuffle(fresh, weights, request.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            other = replace(request, out=Path(folder) / "control.pt", resume=False)
+            after = replace(job, request=other, notes={}).run(fresh).after
+    size = stored.stat().st_size if stored else None
+    return Ticket(start, source, outcome, after, str(stored) if stored else None, size)
+
+
+@torch.no_grad()
+def _begin(
+    model: nn.Module,
+    start: str,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Tensor],
+    arch: str,
+    request: Request,
+) -> Path | None:
+    """Put a fresh network at the start, masked; return the file of an amenable one."""
+    if start == "centroids":
+        path = request.out.with_suffix(".init.safetensors")
+        check_writable(path, force=request.force)
+        keys = ("arch", "input_shape", "outputs", "data", "preprocessing", "classes", "task")
+        meta = {key: checkpoint.meta[key] for key in keys if key in checkpoint.meta}
+        amenable.save(path, amenable.derive(weights, {"arch": arch, **meta}))
+        amenable.load(path).apply(model)  # from the file: what is on disk is what is trained
+        return path
+    if start == "rewind":
+        if checkpoint.init is None:
+            raise InputError(
+                f"{checkpoint.path} does not hold the weights its training began from",
+                "make it with --keep-init, or pass --init centroids or --init random",
+            )
+        load_into(model, replace(checkpoint, state_dict=checkpoint.init), arch)
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].mul_(weight != 0)
+    return None
+
+
+@torch.no_grad()
+def _shuffle(model: nn.Module, weights: Mapping[str, Tensor], seed: int) -> None:
+    """Move every masked layer's survivors to random places: the same values and counts."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    for name in weights:
+        flat = parameters[name].flatten()
+        order = torch.randperm(flat.numel(), generator=generator)
+        parameters[name].copy_(flat[order].view_as(parameters[name]))
