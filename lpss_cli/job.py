@@ -60,9 +60,6 @@ class Outcome:
 class JobWatcher(engine.Watcher):
     """A watcher that also sees what happens around the training loop."""
 
-    def on_note(self, text: str) -> None:
-        """A choice the job made: network, data, method."""
-
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
         """The input's metrics, before anything is trained."""
 

@@ -64,12 +64,13 @@ def method_flags() -> dict[str, Any]:
     texts: dict[str, str] = {}
     kinds: dict[str, Any] = {}
     defaults: dict[str, dict[str, list[str]]] = {}
+    # What all methods share is explained in general, however some of them restrict it.
+    for field in fields(methods.MethodConfig):
+        texts[field.name] = _text(field.metadata)
     for name, cls in methods.registry().items():
         hints = get_type_hints(cls.Config)
         for field in fields(cls.Config):
-            texts[field.name] = field.metadata["help"]
-            if field.metadata["choices"]:
-                texts[field.name] += f": {', '.join(field.metadata['choices'])}"
+            texts.setdefault(field.name, _text(field.metadata))
             kinds[field.name] = _flag_type(hints[field.name])
             shown = defaults.setdefault(field.name, {})
             shown.setdefault(_default_text(field.default), []).append(name)
@@ -87,6 +88,11 @@ def method_flags() -> dict[str, Any]:
     }
 
 
+def _text(metadata: Mapping[str, Any]) -> str:
+    choices = ", ".join(metadata["choices"])
+    return f"{metadata['help']}: {choices}" if choices else str(metadata["help"])
+
+
 def _flag_type(hint: Any) -> Any:
     """The type of one flag: ``tuple[str, ...]`` is a repeatable text, ``T | None`` is T."""
     if hint == tuple[str, ...]:
@@ -102,7 +108,9 @@ def _default_text(value: Any) -> str:
 def _who(defaults: dict[str, list[str]], everyone: int) -> str:
     """Say the default, or each method's own, or whose the flag is."""
     named = {value: names for value, names in defaults.items() if value}
-    if len(named) == 1 and sum(map(len, defaults.values())) == everyone:
+    if named and "" in defaults:
+        named["auto"] = defaults[""]
+    if len(named) == 1 and len(next(iter(named.values()))) == everyone:
         return f"[{next(iter(named))}]"
     if not named:
         return f"({', '.join(name for names in defaults.values() for name in names)})"
