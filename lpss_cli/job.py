@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Outcome:
         report: the written artefact, read back and measured.
         primary: name of the metric that counts.
         before: metrics of the input on the same data; None when trained from scratch.
+        before_cut: metrics just before an exact cut that ends the training (GSM's), after which
+            nothing can recover; None where training goes on.
         after: metrics of the result.
         measured_on: ``test`` or ``holdout``.
         seconds: wall time of the training loop.
@@ -43,6 +45,7 @@ class Outcome:
     after: dict[str, float]
     measured_on: str
     seconds: float
+    before_cut: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for JSON."""
@@ -51,6 +54,7 @@ class Outcome:
             "primary_metric": self.primary,
             "measured_on": self.measured_on,
             "before": self.before,
+            "before_cut": self.before_cut,
             "after": self.after,
             "seconds": self.seconds,
             "report": self.report.to_dict(),
@@ -62,6 +66,35 @@ class JobWatcher(engine.Watcher):
 
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
         """The input's metrics, before anything is trained."""
+
+
+class _CutMeter(engine.Watcher):
+    """Passes every event on, and measures the network before a cut that ends the training."""
+
+    def __init__(self, inner: engine.Watcher, measure: Callable[[], dict[str, float]]) -> None:
+        self._inner = inner
+        self._measure = measure
+        self.metrics: dict[str, float] | None = None
+
+    def on_start(self, run: RunState) -> None:
+        self._inner.on_start(run)
+
+    def on_step(self, run: RunState) -> None:
+        self._inner.on_step(run)
+
+    def on_epoch(self, run: RunState) -> None:
+        self._inner.on_epoch(run)
+
+    def on_cut(self, run: RunState) -> None:
+        if 0 < run.step == run.total_steps and run.sparsity > run.start_sparsity:
+            self.metrics = self._measure()
+        self._inner.on_cut(run)
+
+    def on_note(self, text: str) -> None:
+        self._inner.on_note(text)
+
+    def on_warning(self, text: str) -> None:
+        self._inner.on_warning(text)
 
 
 @dataclass(frozen=True)
@@ -89,22 +122,26 @@ class Job:
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
         for text in preprocessing_notes(data):
             self.watcher.on_note(text)
+
+        def measure() -> dict[str, float]:
+            return evaluate(model, data.test, data.task, device=device)
+
         before = None
         if self.source is not None:
-            before = evaluate(model, data.test, data.task, device=device)
+            before = measure()
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
         began = time.perf_counter()
-        state = engine.run(
-            model, data, self.method, self.settings, device=device, watcher=self.watcher
-        )
+        meter = _CutMeter(self.watcher, measure)
+        state = engine.run(model, data, self.method, self.settings, device=device, watcher=meter)
         seconds = time.perf_counter() - began
-        after = evaluate(model, data.test, data.task, device=device)
+        after = measure()
         part = "test" if self.request.holdout is None else "holdout"
-        measured = {"on": part, "before": before, "after": after}
+        measured = {"on": part, "before": before, "before_cut": meter.metrics, "after": after}
         meta = {**self._record(state), "metrics": measured, "seconds": seconds}
         artifact.save(self.request.out, dict(model.state_dict()), meta)
-        return Outcome(report(self.request.out), data.task.primary, before, after, part, seconds)
+        written, primary = report(self.request.out), data.task.primary
+        return Outcome(written, primary, before, after, part, seconds, meter.metrics)
 
     def _try(self, model: nn.Module) -> float:
         """Try two examples, and return the work of one.
@@ -165,6 +202,7 @@ class Job:
             "preprocessing": data.preprocessing,
             "method": self.method.name,
             "config": _plain(asdict(self.method.config)),
+            "notes": state.notes,
             "settings": _plain(asdict(self.settings)),
             "sparsity": self.settings.sparsity,
             "weights": {

@@ -58,6 +58,10 @@ class SNIP(Method):
         tiny = torch.finfo(torch.float32).tiny
         return {
             # A score of 0 (a dead unit's) ranks last but is no zero weight: exact counts need it.
-            name: (w.detach() * g).abs().clamp_min(tiny).log().masked_fill(~run.masks[name], -torch.inf)
+            name: (w.detach() * g)
+            .abs()
+            .clamp_min(tiny)
+            .log()
+            .masked_fill(~run.masks[name], -torch.inf)
             for name, w, g in zip(names, weights, total, strict=True)
         }
