@@ -19,7 +19,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
-    " threads topology imports rules compute",
+    " threads topology fading imports rules compute",
     "artifact state method",
     "methods engine reporting exporting evaluation",
     "request job jobs",
@@ -28,7 +28,14 @@ TIERS = (
 )
 RANK = {name: rank for rank, names in enumerate(TIERS) for name in names.split()}
 # What a method's file may import when it is imported, and what only where it is used.
-METHOD_EAGER = {"method", "methods", "schedule", "patterns", "errors"}  # "methods": presets
+METHOD_EAGER = {
+    "method",
+    "methods",
+    "schedule",
+    "fading",
+    "patterns",
+    "errors",
+}  # "methods": presets
 METHOD_LAZY = METHOD_EAGER | {
     "topology",
     "lpsgd",
@@ -136,7 +143,10 @@ def test_a_method_imports_the_interface_and_the_tier_below(path):
 
 
 LIGHT = [*(ROOT / "cli").glob("*.py"), *(ROOT / "methods").glob("*.py")]
-LIGHT += [ROOT / f for f in ("method.py", "schedule.py", "patterns.py", "errors.py", "__init__.py")]
+LIGHT += [
+    ROOT / f
+    for f in ("method.py", "schedule.py", "fading.py", "patterns.py", "errors.py", "__init__.py")
+]
 LIGHT += [ROOT / f for f in ("data/spec.py", "models/__init__.py", "models/spec.py", "__main__.py")]
 
 
