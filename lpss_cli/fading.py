@@ -61,7 +61,8 @@ def solve(
         alpha = speed * (1 - beta) if lr is None else lr
         eta = least_decay(rates, alpha, beta, nesterov) if decay is None else decay
         left = remaining(rates, alpha, beta, eta, nesterov)
-        if left <= LEFT or beta == 0 or not (momentum is None and decay is None):
+        fixed = momentum is not None or decay is not None
+        if left <= LEFT or beta == 0 or fixed or steps == 0:
             return Solved(alpha, beta, eta, left)
         beta = max(0.0, 1 - 1.1 * (1 - beta))
 
