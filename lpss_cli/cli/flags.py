@@ -80,7 +80,7 @@ def method_flags() -> dict[str, Any]:
             kinds[name] | None,
             option(
                 "--" + name.replace("_", "-"),
-                help=f"{text[:1].upper()}{text[1:]}. {_who(defaults[name], everyone)}",
+                help=f"{text[:1].upper()}{text[1:]} {_who(defaults[name], everyone)}",
                 panel="Method options",
             ),
         ]
@@ -106,13 +106,15 @@ def _default_text(value: Any) -> str:
 
 
 def _who(defaults: dict[str, list[str]], everyone: int) -> str:
-    """Say the default, or each method's own, or whose the flag is."""
-    named = {value: names for value, names in defaults.items() if value}
-    if named and "" in defaults:
-        named["auto"] = defaults[""]
-    if len(named) == 1 and len(next(iter(named.values()))) == everyone:
-        return f"[{next(iter(named))}]"
-    if not named:
-        return f"({', '.join(name for names in defaults.values() for name in names)})"
-    parts = (f"{value} {'/'.join(names)}" for value, names in named.items())
-    return f"[{', '.join(parts)}]"
+    """Say the default and the methods that have another, or whose the flag is.
+
+    In round brackets: square ones would be markup to the help's printer.
+    """
+    if set(defaults) == {""}:
+        return f"(for {', '.join(defaults[''])})"
+    common = sum(map(len, defaults.values())) == everyone
+    parts = []
+    for value, names in sorted(defaults.items(), key=lambda item: -len(item[1])):
+        whose = "" if common and not parts else f" for {', '.join(names)}"
+        parts.append(f"{value or 'auto'}{whose}")
+    return f"(default {'; '.join(parts)})"
