@@ -19,6 +19,7 @@ from lpss_cli.masks import check_sparsity, zero_count
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
 from lpss_cli.state import RunState
+from lpss_cli.watching import Watcher
 from lpss_cli.weights import Weight, prunable
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Settings:
         seed: decides data order, augmentation, random masks and dropout.
         sparsity: target zeros / prunable weights, in [0, 1).
         skip: globs of weights that are not pruned.
-        keep_zeros: weights that are zero at the start stay zero (a sparse checkpoint).
+        keep_zeros: the start is a checkpoint, and as many weights as are zero in it stay zero.
         precision: of the forward and backward pass, one of ``compute.PRECISIONS``.
     """
 
@@ -51,22 +52,6 @@ class Settings:
     skip: tuple[str, ...] = ()
     keep_zeros: bool = False
     precision: str = "fp32"
-
-
-class Watcher:
-    """Sees a run go by; every method does nothing by default."""
-
-    def on_start(self, run: RunState) -> None:
-        """Before the first step."""
-
-    def on_step(self, run: RunState) -> None:
-        """After every step; reading tensors here slows a GPU down."""
-
-    def on_epoch(self, run: RunState) -> None:
-        """After every epoch; ``run.history[-1]`` is its record."""
-
-    def on_warning(self, text: str) -> None:
-        """Something the user should know that is no error."""
 
 
 def run(
@@ -103,6 +88,8 @@ def run(
     state = _start(model, data, method, settings, device, watcher)
     if resume is not None:
         state.load_state_dict(resume)
+    for text in state.notes:
+        watcher.on_note(text)
     watcher.on_start(state)
     if state.total_steps == 0:
         _exact_cut(state, method, watcher)
@@ -149,6 +136,7 @@ def _start(
         loss=data.task.loss,
     )
     state.precision = settings.precision
+    state.from_checkpoint = settings.keep_zeros
     state.cut_step = max(1, math.floor(method.config.end * state.total_steps))
     torch.manual_seed(settings.seed)  # dropout
     if settings.keep_zeros:
@@ -252,6 +240,7 @@ def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
 
 def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
     _check_loss(run)
+    watcher.on_cut(run)
     wanted = zero_count(run.total, run.sparsity)
     if run.masked != wanted:  # a method of constant sparsity is there already
         run.prune_to(run.sparsity, method.scores(run), method.config.ranking)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from lpss_cli.method import Method
 from lpss_cli.reporting import Report, report
 from lpss_cli.request import Request, device_of, preprocessing_notes
 from lpss_cli.state import RunState
+from lpss_cli.watching import Relay, Watcher
 
 # An accuracy this far below the checkpoint's own claim means other data or preprocessing.
 _CLAIM_TOLERANCE = 0.02
@@ -32,6 +33,8 @@ class Outcome:
         report: the written artefact, read back and measured.
         primary: name of the metric that counts.
         before: metrics of the input on the same data; None when trained from scratch.
+        before_cut: metrics just before an exact cut that ends the training (GSM's), after which
+            nothing can recover; None where training goes on.
         after: metrics of the result.
         measured_on: ``test`` or ``holdout``.
         seconds: wall time of the training loop, earlier parts of a resumed run included.
@@ -43,6 +46,7 @@ class Outcome:
     after: dict[str, float]
     measured_on: str
     seconds: float
+    before_cut: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for JSON."""
@@ -51,20 +55,32 @@ class Outcome:
             "primary_metric": self.primary,
             "measured_on": self.measured_on,
             "before": self.before,
+            "before_cut": self.before_cut,
             "after": self.after,
             "seconds": self.seconds,
             "report": self.report.to_dict(),
         }
 
 
-class JobWatcher(engine.Watcher):
+class JobWatcher(Watcher):
     """A watcher that also sees what happens around the training loop."""
-
-    def on_note(self, text: str) -> None:
-        """A choice the job made: network, data, method."""
 
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
         """The input's metrics, before anything is trained."""
+
+
+class _CutMeter(Relay):
+    """Measures the network before a cut that ends the training."""
+
+    def __init__(self, inner: Watcher, measure: Callable[[], dict[str, float]]) -> None:
+        super().__init__(inner)
+        self._measure = measure
+        self.metrics: dict[str, float] | None = None
+
+    def on_cut(self, run: RunState) -> None:
+        if 0 < run.step == run.total_steps and run.sparsity > run.start_sparsity:
+            self.metrics = self._measure()
+        super().on_cut(run)
 
 
 @dataclass(frozen=True)
@@ -98,26 +114,32 @@ class Job:
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
         for text in preprocessing_notes(data):
             self.watcher.on_note(text)
+
+        def measure() -> dict[str, float]:
+            return evaluate(model, data.test, data.task, device=device)
+
         before = None
         if self.source is not None:
-            before = evaluate(model, data.test, data.task, device=device)
+            before = measure()
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
         init = self._init(model)
         earlier = sum(epoch["seconds"] for epoch in saved["history"]) if saved else 0.0
         keeper = resuming.Keeper(partial, identity, self.watcher)
         began = time.perf_counter()
+        meter = _CutMeter(keeper, measure)
         state = engine.run(
-            model, data, self.method, self.settings, device=device, watcher=keeper, resume=saved
+            model, data, self.method, self.settings, device=device, watcher=meter, resume=saved
         )
         seconds = earlier + time.perf_counter() - began
-        after = evaluate(model, data.test, data.task, device=device)
+        after = measure()
         part = "test" if self.request.holdout is None else "holdout"
-        measured = {"on": part, "before": before, "after": after}
+        measured = {"on": part, "before": before, "before_cut": meter.metrics, "after": after}
         meta = {**self._record(state), "metrics": measured, "seconds": seconds}
         artifact.save(self.request.out, dict(model.state_dict()), meta, init)
         partial.unlink(missing_ok=True)
-        return Outcome(report(self.request.out), data.task.primary, before, after, part, seconds)
+        written, primary = report(self.request.out), data.task.primary
+        return Outcome(written, primary, before, after, part, seconds, meter.metrics)
 
     def _init(self, model: nn.Module) -> dict[str, Tensor] | None:
         """Return what the network began from, where it is to be kept: the source's own first."""
@@ -201,6 +223,7 @@ class Job:
             "preprocessing": data.preprocessing,
             "method": self.method.name,
             "config": _plain(asdict(self.method.config)),
+            "notes": state.notes,
             "settings": _plain(asdict(self.settings)),
             "sparsity": self.settings.sparsity,
             "weights": {

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from lpss_cli.state import RunState
 
 
+#: How weights of different layers compare when they are ranked; see ``masks.RANKINGS``.
+RANKINGS = ("balanced", "magnitude", "lamp", "uniform", "erk")
+
+
 def option(
     default: Any,
     help: str,
@@ -53,7 +57,7 @@ class MethodConfig:
     ranking: str = option(
         "balanced",
         "how weights of different layers compare, globally or by layer budgets",
-        choices=("balanced", "magnitude", "lamp", "uniform", "erk"),
+        choices=RANKINGS,
     )
 
     def __post_init__(self) -> None:

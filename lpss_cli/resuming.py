@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from lpss_cli.engine import Watcher
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.files import replacing
 from lpss_cli.state import RunState
+from lpss_cli.watching import Relay, Watcher
 
 #: Seconds between two saves at least; what a killed run loses at most, to the end of an epoch.
 SAVE_EVERY = 30.0
@@ -77,36 +77,24 @@ def read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
-class Keeper(Watcher):
-    """Saves a run at the ends of its epochs, and passes on all it sees.
+class Keeper(Relay):
+    """Saves a run at the ends of its epochs.
 
     Args:
         path: where to save to.
         identity: what the run is; plain containers.
-        watcher: sees everything first.
+        inner: sees everything first.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], watcher: Watcher) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], inner: Watcher) -> None:
+        super().__init__(inner)
         self._path = path
         self._identity = dict(identity)
-        self._watcher = watcher
         self._saved = time.monotonic()
-
-    def on_start(self, run: RunState) -> None:
-        """Pass it on."""
-        self._watcher.on_start(run)
-
-    def on_step(self, run: RunState) -> None:
-        """Pass it on."""
-        self._watcher.on_step(run)
-
-    def on_warning(self, text: str) -> None:
-        """Pass it on."""
-        self._watcher.on_warning(text)
 
     def on_epoch(self, run: RunState) -> None:
         """Pass it on, then save if it is time; after the last epoch the artefact follows."""
-        self._watcher.on_epoch(run)
+        super().on_epoch(run)
         due = time.monotonic() - self._saved >= SAVE_EVERY
         if not due or run.step >= run.total_steps:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,11 +28,13 @@ class RunState:
         optimizer: made by the method after ``prepare``.
         sparsity: the target, zeros / prunable weights; never below what a checkpoint brings.
         start_sparsity: the sparsity training began with.
+        from_checkpoint: whether the weights were trained before, so that they mean something.
         step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
         cut_step: the step of the exact cut; after it the masks are fixed.
         precision: of the forward and backward pass.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
+        notes: lines about what the method chose by itself, for people and for the record.
         history: one record per finished epoch: loss, sparsity, seconds.
         loss_sum: sum of the losses of the present epoch's steps, on the model's device.
         rng: the generator of random masks, shared by all processes of a run.
@@ -63,6 +66,7 @@ class RunState:
         self.optimizer: Optimizer
         self.sparsity = sparsity
         self.start_sparsity = 0.0
+        self.from_checkpoint = False
         self.step = 0
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = epochs * steps_per_epoch
@@ -71,6 +75,7 @@ class RunState:
         self.epoch = 0
         self.memory: dict[str, Any] = {}
         self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.candidates}
+        self.notes: list[str] = []
         self.history: list[dict[str, float]] = []
         self.loss_sum = torch.zeros((), device=next(model.parameters()).device)
         self.rng = torch.Generator().manual_seed(seed)
@@ -111,11 +116,20 @@ class RunState:
         if hasattr(self, "optimizer"):
             self.enforce()
 
-    def random_masks(self, sparsity: float) -> None:
-        """Mask exactly ``round(s·N)`` weights, uniformly at random by the shared generator."""
-        scores = {n: torch.rand(w.shape, generator=self.rng) for n, w in self.weights.items()}
-        kept = self.total - zero_count(self.total, sparsity)
-        self.set_masks(select(scores, kept))
+    def random_masks(self, sparsity: float, ranking: str = "balanced") -> None:
+        """Mask exactly ``round(s·N)`` weights at random; those that are masked already stay so.
+
+        Every layer's budget follows from the ranking, over scores drawn by the shared generator.
+        """
+        scores = {
+            name: self.random_like(weight).masked_fill_(~self.masks[name], -math.inf)
+            for name, weight in self.weights.items()
+        }
+        self.prune_to(sparsity, scores, ranking)
+
+    def random_like(self, weight: Tensor) -> Tensor:
+        """Uniform random numbers in [0, 1), one per weight, the same on every device."""
+        return torch.rand(weight.shape, generator=self.rng).to(weight.device)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of masked weights."""

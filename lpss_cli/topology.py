@@ -42,6 +42,22 @@ def largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     return chosen.view(candidates.shape)
 
 
+def exchange(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor:
+    """Return the mask with ``count`` connections moved: smallest ``|w|`` out, best growth in.
+
+    Evci et al., arXiv:1911.11134, algorithm 1: candidates for growth are the connections that are
+    inactive after the drop. One that is dropped and grown at once has never been away.
+
+    Args:
+        weight: the weights, masked ones at 0.
+        mask: the present mask.
+        count: how many move, at most the active ones.
+        growth: score of every connection, larger is grown first; its active entries play no part.
+    """
+    kept = mask & ~largest(-weight.detach().abs(), mask, count)
+    return kept | largest(growth, ~kept, count)
+
+
 def row_normalised(gradient: Tensor, dims: Dims) -> Tensor:
     """``|g| / ‖g‖₂`` of every row; rows of zeros stay zero."""
     top = gradient.abs().amax(dims, keepdim=True)

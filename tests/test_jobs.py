@@ -174,7 +174,7 @@ def test_the_record_holds_everything_the_run_used(tmp_path):
     assert meta["settings"]["seed"] == 0
     assert len(meta["data_fingerprint"]) == 64
     assert {"torch", "lpss", "python"} <= set(meta["versions"])
-    assert [w.get("p") for w in meta["weights"].values()] == [0.5, 1.2, None]
+    assert [w.get("p") for w in meta["weights"].values()] == [0.5, 1.2, 0.5]
     assert [e["epoch"] for e in meta["history"]] == [1, 2]
     assert meta["history"][-1]["sparsity"] == 0.8
 

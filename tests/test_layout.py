@@ -20,7 +20,7 @@ TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
     " threads topology imports rules compute exponents"
-    " prediction amenable",
+    " prediction amenable fading watching",
     "artifact state method",
     "methods engine planning reporting exporting evaluation",
     "request given recipes resuming job jobs tickets",
@@ -35,6 +35,7 @@ METHOD_EAGER = {
     "schedule",
     "patterns",
     "exponents",
+    "fading",
     "errors",
 }  # "methods": presets
 METHOD_LAZY = METHOD_EAGER | {
@@ -145,7 +146,10 @@ def test_a_method_imports_the_interface_and_the_tier_below(path):
 
 
 LIGHT = [*(ROOT / "cli").glob("*.py"), *(ROOT / "methods").glob("*.py")]
-LIGHT += [ROOT / f for f in ("method.py", "schedule.py", "patterns.py", "errors.py", "__init__.py")]
+LIGHT += [
+    ROOT / f
+    for f in ("method.py", "schedule.py", "fading.py", "patterns.py", "errors.py", "__init__.py")
+]
 LIGHT += [ROOT / f for f in ("data/spec.py", "models/__init__.py", "models/spec.py", "__main__.py")]
 
 

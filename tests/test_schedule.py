@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpss_cli.schedule import cubic, warmup_cosine
+from lpss_cli.schedule import cubic, sigmoid, warmup_cosine, warmup_steps
 
 unit = st.floats(0, 1)
 
@@ -74,3 +74,36 @@ def test_cubic_is_monotone_between_start_and_target(a, b, begin, end, start, tar
     early, late = (cubic(x, begin, end, start, target) for x in (a, b))
     assert start - 1e-12 <= early <= late + 1e-12
     assert late <= target + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"),
+    [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.49, 1.0), (0.5, 0.1), (0.79, 0.1), (0.8, 0.01)],
+)
+def test_warmup_steps_by_hand(progress, factor):
+    assert warmup_steps(progress, 0.1, (0.5, 0.8)) == pytest.approx(factor, abs=1e-15)
+
+
+def test_warmup_steps_needs_no_warmup():
+    assert warmup_steps(0.0, 0.0, ()) == 1.0
+
+
+def test_the_sigmoid_equals_its_closed_form():
+    # e = 40, 80, 120 of 160 epochs with τ = 0.5 and c = 10 epochs: σ(-4), σ(0), σ(4).
+    def sigma(x):
+        return 1 / (1 + math.exp(-x))
+
+    low, high = sigma(-8), sigma((0.85 - 0.5) * 16)
+    for progress, plain in ((0.25, sigma(-4)), (0.5, 0.5), (0.75, sigma(4))):
+        expected = (plain - low) / (high - low)
+        assert sigmoid(progress, 0.85, 0.5, 1 / 16) == pytest.approx(expected, rel=1e-12)
+
+
+@given(unit, unit, unit, unit, st.floats(0.01, 1))
+def test_the_sigmoid_rises_from_exactly_0_to_exactly_1(a, b, end, centre, width):
+    a, b = sorted((a, b))
+    end = max(end, 0.01)
+    early, late = (sigmoid(x, end, centre, width) for x in (a, b))
+    assert 0 <= early <= late <= 1
+    assert sigmoid(0.0, end, centre, width) == 0
+    assert sigmoid(end, end, centre, width) == 1

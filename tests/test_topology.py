@@ -52,3 +52,15 @@ def test_growth_adapts_to_the_target():
     assert topology.growth_fraction(0.71, 0.8, 0.2, 0.1) == pytest.approx(0.9 * 0.71 / 0.8)
     assert topology.growth_fraction(0.73, 0.8, 0.2, 0.1) == pytest.approx(1.1 * 0.73 / 0.8)
     assert topology.growth_fraction(0.9, 0.8, 0.0, 0.1) > 1  # past the target it falls again
+
+
+def test_exchange_moves_the_smallest_to_where_growth_is_largest():
+    weight = torch.tensor([[3.0, -1.0, 0.0, 0.0], [0.5, 2.0, 0.0, 0.0]])
+    mask = weight != 0
+    growth = torch.tensor([[9.0, 9.0, 1.0, 4.0], [0.0, 9.0, 2.0, 3.0]])
+    # Out: 0.5 and -1. Candidates: those two (growth 0 and 9) and the four inactive ones.
+    moved = topology.exchange(weight, mask, 2, growth)
+    assert moved.tolist() == [[True, True, False, True], [False, True, False, False]]
+    assert torch.equal(topology.exchange(weight, mask, 0, growth), mask)
+    everything = topology.exchange(weight, mask, 4, growth)
+    assert int(everything.sum()) == 4

@@ -69,11 +69,12 @@ def method_flags() -> dict[str, Any]:
     texts: dict[str, str] = {}
     kinds = methods.option_kinds()
     defaults: dict[str, dict[str, list[str]]] = {}
+    # What all methods share is explained in general, however some of them restrict it.
+    for field in fields(methods.MethodConfig):
+        texts[field.name] = _text(field.metadata)
     for name, cls in methods.registry().items():
         for field in fields(cls.Config):
-            texts[field.name] = field.metadata["help"]
-            if field.metadata["choices"]:
-                texts[field.name] += f": {', '.join(field.metadata['choices'])}"
+            texts.setdefault(field.name, _text(field.metadata))
             shown = defaults.setdefault(field.name, {})
             shown.setdefault(_default_text(field.default), []).append(name)
     everyone = len(methods.registry())
@@ -82,7 +83,7 @@ def method_flags() -> dict[str, Any]:
             kinds[name] | None,
             option(
                 "--" + name.replace("_", "-"),
-                help=f"{text[:1].upper()}{text[1:]}. {_who(defaults[name], everyone)}",
+                help=f"{text[:1].upper()}{text[1:]} {_who(defaults[name], everyone)}",
                 panel="Method options",
             ),
         ]
@@ -90,16 +91,25 @@ def method_flags() -> dict[str, Any]:
     }
 
 
+def _text(metadata: Mapping[str, Any]) -> str:
+    choices = ", ".join(metadata["choices"])
+    return f"{metadata['help']}: {choices}" if choices else str(metadata["help"])
+
+
 def _default_text(value: Any) -> str:
     return "" if value is None or value == () else f"{value}"
 
 
 def _who(defaults: dict[str, list[str]], everyone: int) -> str:
-    """Say the default, or each method's own, or whose the flag is."""
-    named = {value: names for value, names in defaults.items() if value}
-    if len(named) == 1 and sum(map(len, defaults.values())) == everyone:
-        return f"[{next(iter(named))}]"
-    if not named:
-        return f"({', '.join(name for names in defaults.values() for name in names)})"
-    parts = (f"{value} {'/'.join(names)}" for value, names in named.items())
-    return f"[{', '.join(parts)}]"
+    """Say the default and the methods that have another, or whose the flag is.
+
+    In round brackets: square ones would be markup to the help's printer.
+    """
+    if set(defaults) == {""}:
+        return f"(for {', '.join(defaults[''])})"
+    common = sum(map(len, defaults.values())) == everyone
+    parts: list[str] = []
+    for value, names in sorted(defaults.items(), key=lambda item: -len(item[1])):
+        whose = "" if common and not parts else f" for {', '.join(names)}"
+        parts.append(f"{value or 'auto'}{whose}")
+    return f"(default {'; '.join(parts)})"

@@ -66,6 +66,9 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
         before = f"{metric(name, outcome.before[name])} → " if outcome.before else ""
         where = "" if outcome.measured_on == "test" else f" (on the {outcome.measured_on})"
         rows.add_row(name.replace("_", " "), f"{before}{metric(name, after)}{where}")
+    if outcome.before_cut is not None:
+        uncut = metric(outcome.primary, outcome.before_cut[outcome.primary])
+        rows.add_row("before the cut", f"{uncut} {outcome.primary.replace('_', ' ')}")
     count = f"{report.zeros:,} of {report.weights:,} prunable weights are zero"
     ratio = f", {report.compression:.3g}×" if report.zeros else ""
     rows.add_row("sparsity", f"{share(report.sparsity)} ({count}{ratio})")
@@ -207,11 +210,11 @@ def origin_table(report: Report) -> Table:
     )
     rows.add_row("method", plain(str(meta.get("method", ""))))
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
-    for part in ("before", "after"):
+    for part in ("before", "before_cut", "after"):
         values = metrics.get(part) or {}
         text = ", ".join(f"{k.replace('_', ' ')} {metric(k, v)}" for k, v in values.items())
         if text:
-            rows.add_row(part, f"{text} ({metrics.get('on', 'test')})")
+            rows.add_row(part.replace("_", " "), f"{text} ({metrics.get('on', 'test')})")
     versions: Mapping[str, str] = meta.get("versions") or {}
     rows.add_row("made with", ", ".join(f"{k} {v}" for k, v in versions.items()))
     if meta.get("command"):

@@ -1,0 +1,59 @@
+"""ASNI-I: global magnitude pruning along a sigmoid of the epochs (Damadi et al.)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lpss_cli.method import RANKINGS, Method, MethodConfig, option
+from lpss_cli.schedule import sigmoid
+
+if TYPE_CHECKING:
+    from lpss_cli.state import RunState
+
+# Cuts of a run that has not as many epochs: an epoch is too coarse a grid for its sigmoid.
+_CUTS = 100
+
+
+class ASNI(Method):
+    """Slow, fast, slow: sparsity after a part t of training is ``s·σ((t - τ)/c)``.
+
+    The sigmoid is rescaled to start at the input's sparsity and to reach the asked one exactly at
+    ``end``. Its width c is a part of training (the paper's 10 of 160 and 5 of 90 epochs are
+    0.06), so it scales with the run. The paper cuts after every epoch; a run of few epochs cuts
+    100 times. What is cut stays zero.
+    """
+
+    name: ClassVar[str] = "asni"
+    paper: ClassVar[str] = "Damadi et al. 2022, arXiv:2202.09284 (ASNI-I)"
+
+    @dataclass(frozen=True)
+    class Config(MethodConfig):
+        """The authors' settings for VGG on CIFAR-10."""
+
+        lr: float = option(0.05, "peak learning rate", low=0)
+        warmup: float = option(0.0, "part of training with a rising learning rate", low=0, high=1)
+        begin: float = option(0.0, "part of training before the first cut", low=0, high=1)
+        end: float = option(0.85, "part of training at the exact cut", low=0, high=0.85)
+        frequency: int | None = option(  # type: ignore[assignment]  # None: fits the run's length
+            None, "steps between cuts; an epoch, or a hundredth of a shorter run", low=1
+        )
+        ranking: str = option("magnitude", "how weights of layers compare", choices=RANKINGS)
+        tau: float = option(0.5, "part of training in the middle of the sigmoid", low=0, high=1)
+        width: float = option(0.06, "width of the sigmoid, a part of training", low=0.01, high=1)
+        second: float = option(
+            0.0, "part of the sparsity that a second sigmoid brings", low=0, high=1
+        )
+        second_tau: float = option(0.78, "the second sigmoid's middle", low=0, high=1)
+        second_width: float = option(0.022, "the second sigmoid's width", low=0.01, high=1)
+
+    def sparsity_at(self, run: RunState) -> float | None:
+        """Return the sum of the sigmoids at the steps of cuts."""
+        config = self.config
+        frequency = config.frequency or min(run.steps_per_epoch, max(1, run.total_steps // _CUTS))
+        if not run.due(config.begin, frequency):
+            return None
+        first = sigmoid(run.progress, config.end, config.tau, config.width)
+        second = sigmoid(run.progress, config.end, config.second_tau, config.second_width)
+        part = (1 - config.second) * first + config.second * second
+        return float(run.start_sparsity + (run.sparsity - run.start_sparsity) * part)

@@ -1,0 +1,79 @@
+"""SET: sparse from the first step, connections moving to random places (Mocanu et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lpss_cli.method import RANKINGS, Method, MethodConfig, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lpss_cli.state import RunState
+
+# Steps between updates, and the least number of updates in a run too short for them: below it
+# the topology hardly moves.
+_INTERVAL, _UPDATES = 100, 20
+
+
+class SET(Method):
+    """Constant sparsity: every ΔT steps the smallest weights of each layer move elsewhere.
+
+    At an update the fraction ``α/2·(1 + cos(πt/T_end))`` of a layer's connections of smallest
+    |w| is dropped and as many are grown at random, among those that are inactive then, the
+    dropped ones included (one that is grown at once has never been away). Grown weights start at
+    0 with zero momentum and take part in the very step of the update.
+
+    From scratch the first mask is random. From a checkpoint it holds the largest weights, within
+    the same layer budgets: a random one would destroy what was learned.
+    """
+
+    name: ClassVar[str] = "set"
+    paper: ClassVar[str] = "Mocanu et al. 2018, doi:10.1038/s41467-018-04316-3"
+
+    @dataclass(frozen=True)
+    class Config(MethodConfig):
+        """Plain momentum SGD; updates up to 75 % of training."""
+
+        begin: float = option(0.0, "part of training before the first update", low=0, high=1)
+        end: float = option(0.75, "part of training with updates", low=0, high=0.85)
+        frequency: int | None = option(  # type: ignore[assignment]  # None: fits the run's length
+            None, "steps between updates; 100, or as few as give 20 updates", low=1
+        )
+        ranking: str = option("erk", "how the layers share the budget", choices=RANKINGS)
+        drop_fraction: float = option(
+            0.3, "part of the connections that the first update moves, annealed to 0", low=0, high=1
+        )
+
+    def prepare(self, run: RunState) -> None:
+        """Set the mask of the first step: its layer budgets are those of the last one."""
+        if run.from_checkpoint:
+            run.prune_to(run.sparsity, self.scores(run), self.config.ranking)
+        else:
+            run.random_masks(run.sparsity, self.config.ranking)
+
+    def on_gradients(self, run: RunState) -> bool:
+        """Move connections where an update is due; the step is taken all the same."""
+        self.update(run)
+        return True
+
+    def update(self, run: RunState) -> bool:
+        """Move connections if an update is due, and say whether it was."""
+        frequency = self.config.frequency or min(_INTERVAL, max(1, run.cut_step // _UPDATES))
+        if not run.due(self.config.begin, frequency) or run.masked == 0:
+            return False
+        from lpss_cli.topology import annealed, exchange
+
+        fraction = annealed(self.config.drop_fraction, run.progress, 0.0, self.config.end)
+        masks = {}
+        for name, weight in run.weights.items():
+            mask = run.masks[name]
+            count = int(fraction * int(mask.sum()))
+            masks[name] = exchange(weight, mask, count, self.growth(run, weight))
+        run.set_masks(masks)
+        return True
+
+    def growth(self, run: RunState, weight: Tensor) -> Tensor:
+        """Return the score by which connections of one layer are grown: random numbers."""
+        return run.random_like(weight)

@@ -1,0 +1,67 @@
+"""SNIP: connections chosen once, before training, by their effect on the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar
+
+from lpss_cli.method import RANKINGS, Method, MethodConfig, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lpss_cli.state import RunState
+
+
+class SNIP(Method):
+    """Keep the largest ``|w · ∂L/∂w|`` of the start, over all layers; the mask is fixed then.
+
+    From a checkpoint the same is done to its weights.
+    """
+
+    name: ClassVar[str] = "snip"
+    paper: ClassVar[str] = "Lee et al. 2019, arXiv:1810.02340"
+
+    @dataclass(frozen=True)
+    class Config(MethodConfig):
+        """Plain momentum SGD after the choice."""
+
+        ranking: str = option("magnitude", "how scores of layers compare", choices=RANKINGS)
+        snip_batches: int = option(1, "batches that connections are scored on", low=1)
+
+    def prepare(self, run: RunState) -> None:
+        """Score every connection on the first batches and set the final mask."""
+        if run.sparsity > 0:
+            run.prune_to(run.sparsity, self._sensitivity(run), self.config.ranking)
+
+    def _sensitivity(self, run: RunState) -> Mapping[str, Tensor]:
+        """Return ``log|w · Σg|``, equation 4 of the paper without its normalising constant."""
+        import torch
+
+        names, weights = zip(*run.weights.items(), strict=True)
+        total = [torch.zeros_like(w) for w in weights]
+        buffers = {name: b.clone() for name, b in run.model.named_buffers()}
+        run.model.train()
+        for x, y in islice(run.batches(0), self.config.snip_batches):
+            loss = run.loss(run.model(x), y)
+            for total_, g in zip(
+                total,
+                torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True),
+                strict=True,
+            ):
+                total_ += g
+        with torch.no_grad():
+            for name, buffer in run.model.named_buffers():
+                buffer.copy_(buffers[name])  # looking must not move BatchNorm's statistics
+        tiny = torch.finfo(torch.float32).tiny
+        return {
+            # A score of 0 (a dead unit's) ranks last but is no zero weight: exact counts need it.
+            name: (w.detach() * g)
+            .abs()
+            .clamp_min(tiny)
+            .log()
+            .masked_fill(~run.masks[name], -torch.inf)
+            for name, w, g in zip(names, weights, total, strict=True)
+        }

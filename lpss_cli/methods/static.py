@@ -1,0 +1,32 @@
+"""A random mask that never changes: what any other choice of connections has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lpss_cli.method import RANKINGS, Method, MethodConfig, option
+
+if TYPE_CHECKING:
+    from lpss_cli.state import RunState
+
+
+class Static(Method):
+    """Keep a random part of every layer from the first step on.
+
+    The ranking sets the layers' budgets and the connections within them are drawn. A checkpoint's
+    weights are drawn from in the same way, whatever they are worth; its zeros stay zeros.
+    """
+
+    name: ClassVar[str] = "static"
+    paper: ClassVar[str] = "fixed random mask (as in Evci et al. 2020, arXiv:1911.11134)"
+
+    @dataclass(frozen=True)
+    class Config(MethodConfig):
+        """Plain momentum SGD."""
+
+        ranking: str = option("erk", "how the layers share the budget", choices=RANKINGS)
+
+    def prepare(self, run: RunState) -> None:
+        """Draw the mask."""
+        run.random_masks(run.sparsity, self.config.ranking)
