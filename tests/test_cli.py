@@ -76,7 +76,7 @@ def test_report_of_several_files_as_json_csv_and_tables(lpss):
     dense, sparse = json.loads(out)
     assert code == 0
     assert (dense["zeros"], sparse["zeros"], sparse["prunable"]) == (0, 45_180, 50_200)
-    assert [x["p"] for x in sparse["layers"]] == [0.5, 1.07, None]
+    assert [x["p"] for x in sparse["layers"]] == [0.5, 1.07, 0.5]
     assert sparse["run"]["command"].startswith("lpss sparsify model.pt --sparsity 10x")
     rows = list(csv.DictReader(io.StringIO(lpss("report", "model.sparse.pt", "--csv")[1])))
     assert sum(int(r["zeros"]) for r in rows) == 45_180
@@ -106,7 +106,7 @@ WRONG = [
     (["train", "--sparsity", "much"], "no number", "10x"),
     (["train", "--sparsity", "0x"], "no number", "10x"),
     (["train", "--sparsity", "0.99999999"], "leaves none of the 50,200", "at most"),
-    (["train", "--method", "gpm"], "unknown method 'gpm'", "did you mean 'gmp'"),
+    (["train", "--method", "gmpp"], "unknown method 'gmpp'", "did you mean 'gmp'"),
     (["train", "--data", "digts"], "no data set called 'digts'", "did you mean 'digits'"),
     (["train", "--data", "a/b.csv"], "no file or folder", "--data"),
     (["train", "--arch", "lenet30"], "unknown network 'lenet30'", "did you mean 'lenet300'"),
