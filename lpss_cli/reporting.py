@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lpss_cli.loading import Checkpoint, read
-from lpss_cli.prediction import predicted_hoyer
+from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
 from lpss_cli.sphere import hoyer
 from lpss_cli.weights import Weight, prunable_names
 
@@ -108,15 +109,20 @@ class Report:
         }
 
 
-def measure(name: str, tensor: Tensor, row_dim: int = 0, p: float | None = None) -> Layer:
-    """Count and measure one weight."""
+def measure(
+    name: str, tensor: Tensor, row_dim: int = 0, fact: Mapping[str, Any] | None = None
+) -> Layer:
+    """Count and measure one weight; ``fact`` is what its training noted: ``p``, ``travel``."""
+    fact = fact or {}
+    p = fact.get("p")
     measured = hoyer(tensor, row_dim)
     known = measured[measured.isfinite()]
     zeros = int((tensor == 0).sum())
     n = len(tensor.flatten()) // max(1, len(measured))
     predicted = None
     if p is not None and p > 1 and n > 1 and zeros < tensor.numel():
-        predicted = predicted_hoyer(p, n, zeros / tensor.numel())
+        travel = fact.get("travel") or TYPICAL_TRAVEL
+        predicted = predicted_hoyer(p, n, zeros / tensor.numel(), travel)
     rows = tensor.detach().movedim(row_dim, 0).flatten(1)
     return Layer(
         name=name,
@@ -144,7 +150,7 @@ def report(source: Path | Checkpoint) -> Report:
     state, meta = checkpoint.state_dict, checkpoint.meta
     facts = _facts(checkpoint)
     layers = [
-        measure(name, weight.tensor, weight.row_dim or 0, facts[name].get("p"))
+        measure(name, weight.tensor, weight.row_dim or 0, facts[name])
         for name, weight in weights_of(checkpoint).items()
     ]
     return Report(

@@ -41,6 +41,7 @@ METHOD_EAGER = {
 METHOD_LAZY = METHOD_EAGER | {
     "topology",
     "prediction",
+    "rules",
     "lpsgd",
     "masks",
     "sphere",

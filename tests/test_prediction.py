@@ -62,6 +62,12 @@ def test_smaller_p_is_predicted_to_be_sparser_everywhere():
     assert [shape(p) for p in ladder] == sorted((shape(p) for p in ladder), reverse=True)
 
 
+def test_longer_training_is_predicted_to_be_sparser():
+    values = [predicted_hoyer(1.15, 300, travel=t) for t in (0.0, 0.1, 1.0, 5.0, 10.0, 100.0)]
+    assert values == sorted(values)
+    assert values[0] < 0.1
+
+
 def test_more_zeros_are_predicted_to_be_sparser():
     values = [predicted_hoyer(1.3, 300, s) for s in (0.0, 0.5, 0.8, 0.9, 0.98)]
     assert values == sorted(values)
@@ -69,7 +75,7 @@ def test_more_zeros_are_predicted_to_be_sparser():
 
 
 @pytest.mark.parametrize("n", [25, 300, 2304])
-@pytest.mark.parametrize("wished", [0.3, 0.5, 0.7, 0.8])
+@pytest.mark.parametrize("wished", [0.3, 0.5, 0.7, 0.75])
 def test_the_inverse_gives_back_the_wish(n, wished):
     assert predicted_hoyer(p_for(wished, n), n) == pytest.approx(wished, abs=1e-3)
 

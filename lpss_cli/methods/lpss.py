@@ -88,6 +88,19 @@ class LpSS(Method):
         if self.config.path == "controller" and run.sparsity > 0 and run.masked == 0:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity))
 
+    def on_weights(self, run: RunState) -> None:
+        """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
+        run.memory["travel"] = run.memory.get("travel", 0.0) + self.lr_factor(run)
+        if run.step == run.total_steps:
+            for fact in run.facts.values():
+                if "p" in fact:
+                    fact["travel"] = run.memory["travel"] * self._eta(fact["p"])
+
+    def _eta(self, p: float) -> float:
+        from lpss_cli.rules import default_eta
+
+        return default_eta(p) if self.config.eta is None else float(self.config.eta)
+
     def make_optimizer(self, run: RunState) -> LpSGD:
         """Return LpSGD with one group per p and dimension of rows."""
         from lpss_cli.lpsgd import LpSGD
