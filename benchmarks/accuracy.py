@@ -30,11 +30,11 @@ THREE, TWO = (0, 1, 2), (0, 1)
 GROUPS: list[tuple[str, dict[str, Any], float, tuple[int, ...], str]] = [
     ("LeNet-300 MNIST, 12 epochs, dense", {**LENET300}, 0.0, THREE, "lenet300-0.9"),
     ("LeNet-300 MNIST, 12 epochs, 90 %", {**LENET300}, 0.9, THREE, "lenet300-0.9"),
-    ("LeNet-300 MNIST, 12 epochs, 98 %", {**LENET300}, 0.98, THREE, "lenet300-0.98"),
+    ("LeNet-300 MNIST, 12 epochs, 98 %", {**LENET300}, 0.98, THREE, "lenet300-60x"),
     ("LeNet-300 MNIST, 20 epochs, 60×", {**LENET300, "epochs": 20}, 1 - 1 / 60, THREE,
      "lenet300-60x"),
-    ("LeNet-5 MNIST, 20 epochs, 125×", {**LENET5, "epochs": 20}, 1 - 1 / 125, TWO, "lenet5-125x"),
-    ("LeNet-5 MNIST, 30 epochs, 300×", {**LENET5, "epochs": 30}, 1 - 1 / 300, TWO, "lenet5-125x"),
+    ("LeNet-5 MNIST, 20 epochs, 125×", {**LENET5, "epochs": 20}, 1 - 1 / 125, TWO, "lenet300-60x"),
+    ("LeNet-5 MNIST, 30 epochs, 300×", {**LENET5, "epochs": 30}, 1 - 1 / 300, TWO, "lenet300-60x"),
     ("WRN-18 Fashion-MNIST, 8 epochs, dense", {**WRN18, "epochs": 8}, 0.0, TWO, "wrn18"),
     ("WRN-18 Fashion-MNIST, 8 epochs, 90 %", {**WRN18, "epochs": 8}, 0.9, TWO, "wrn18"),
 ]  # fmt: skip

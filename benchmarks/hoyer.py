@@ -30,7 +30,7 @@ CALIBRATION = {
 }  # fmt: skip
 TEST = {
     "lenet300 on MNIST": {"arch": "lenet300", "data": "mnist", "epochs": 12, "batch_size": 256},
-    "wrn18 on Fashion-MNIST": {"arch": "wrn18", "epochs": 4, "augment": "fashion", **FASHION_CNN},
+    "wrn18 on Fashion-MNIST": {"arch": "wrn18", "epochs": 3, "augment": "fashion", **FASHION_CNN},
 }
 EXPONENTS = (1.07, 1.15, 1.3, 1.5, 2.0)
 

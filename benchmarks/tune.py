@@ -51,12 +51,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
     "lenet300-0.9": (
         {**LENET300, "sparsity": 0.9}, (0,), {"lpss": [LPSGD], "gmp": [SGD], "dense": [SGD]},
     ),
-    "lenet300-0.98": ({**LENET300, "sparsity": 0.98}, (0,), {"lpss": [LPSGD], "gmp": [SGD]}),
     "lenet300-60x": (
         {**LENET300, "epochs": 20, "sparsity": 1 - 1 / 60}, (0,), {"lpss": [LPSGD], "gmp": [SGD]},
-    ),
-    "lenet5-125x": (
-        {**LENET5, "epochs": 10, "sparsity": 1 - 1 / 125}, (0,), {"lpss": [LPSGD], "gmp": [SGD]},
     ),
     **{
         f"lenet300-p-{s:g}": (

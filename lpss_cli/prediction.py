@@ -19,7 +19,7 @@ from lpss_cli.errors import InputError
 from lpss_cli.sphere import P_RANGES
 
 # Shape of the trained features, ``k = (k0 + k1 a²)(1 + c/Λ)``, fitted to the calibration networks.
-_SHAPE, _START = (0.669, 0.0587), 12.8
+_SHAPE, _START = (0.793, 0.0732), 9.09
 #: Λ of a training of the default length: 2,000 steps of a peak η of 0.01 on a cosine.
 TYPICAL_TRAVEL = 10.0
 # What auto chooses from. Where a sparse row would be left with fewer inputs than this many, it
