@@ -58,7 +58,14 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
         f"lenet300-p-{s:g}": (
             {**LENET300, "sparsity": s},
             (0, 1),
-            {"lpss": [{"p": tuple((str(p),) for p in (0.5, 1.07, 1.15, 1.2, 1.3, 1.5, 2))}]},
+            {
+                "lpss": [
+                    {
+                        "p": tuple((str(p),) for p in (0.5, 1.07, 1.15, 1.2, 1.3, 1.5, 2)),
+                        "off_sphere": (("fc3",),),
+                    }
+                ]
+            },
         )
         for s in (0.5, 0.8, 0.9, 0.95, 0.98)
     },

@@ -257,3 +257,58 @@ def test_names_from_files_cannot_write_to_the_terminal(lpss):
     assert code == 0
     assert "\x1b" not in out
     assert "[bold]evil" in out
+
+
+def test_a_plan_needs_neither_data_nor_training(lpss):
+    args = ("plan", "--arch", "lenet300", "--data", "mnist", "--sparsity", "10x")
+    code, out, _ = lpss(*args, "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert (document["kept"], document["prunable"]) == (26620, 266200)
+    assert [layer["fan_in"] for layer in document["layers"]] == [784, 300, 100]
+    code, out, _ = lpss(*args, "--hoyer", "0.6")
+    assert code == 0
+    assert out.count("0.600") == 3
+    assert list(Path().iterdir()) == []
+
+
+def test_a_plan_of_a_checkpoint_and_the_report_agree_on_its_layers(lpss):
+    lpss("train", "--sparsity", "0.5", *FAST)
+    planned = json.loads(lpss("plan", "--sparsity", "0.5", "--json")[1])
+    reported = json.loads(lpss("report", "--json")[1])
+    assert [x["name"] for x in planned["layers"]] == [x["name"] for x in reported["layers"]]
+    assert [x["p"] for x in planned["layers"]] == [x["p"] for x in reported["layers"]]
+    assert all(0 < x["predicted"] < 1 for x in reported["layers"])
+    _, out, _ = lpss("report")
+    assert "predicted" in out
+    assert "mean |err|" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "what", "do"),
+    [
+        (["--arch", "lenet300", "--hoyer", "0.99"], "no p gives fc1.weight", "wish for"),
+        (["--arch", "lenet300", "--hoyer", "0.5", "--p", "1.2"], "exclude each other", "give"),
+        (["--arch", "lenet301"], "unknown network", "lenet300"),
+        (["--arch", "lenet300", "--sparsity", "1"], "outside [0, 1)", "0.9"),
+        (["missing.pt"], "there is no file", "check the path"),
+        ([], "no lpss artefact", "name a file"),
+    ],
+)
+def test_wrong_plans(lpss, args, what, do):
+    refused(lpss("plan", *args), what, do)
+
+
+def test_a_ticket_from_the_command_line(lpss):
+    lpss("train", "--sparsity", "0.5", "--keep-init", *FAST)
+    code, out, _ = lpss("ticket", "model.pt", "--epochs", "1", "--lr", "0.05")
+    assert code == 0
+    for text in ("its mask, rewind", "trained again", "a random mask", "model.ticket.pt"):
+        assert text in out
+    two = ("--init", "centroids", "--epochs", "1", "--no-control", "--out", "two.pt")
+    code, out, _ = lpss("ticket", "model.pt", *two, "--json")
+    document = json.loads(out)
+    assert document["control"] is None
+    assert document["initial_bytes"] == Path("two.init.safetensors").stat().st_size
+    refused(lpss("ticket", "two.pt", "--out", "x.pt"), "does not hold the weights", "--keep-init")
+    refused(lpss("ticket", "model.pt", "--init", "rewnd"), "not a choice", "rewind")
