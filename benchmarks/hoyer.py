@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 from pathlib import Path
 
 from lpss_cli import jobs
+from lpss_cli.loading import read
+from lpss_cli.prediction import predicted_hoyer
 from lpss_cli.request import Request
 
 FASHION_CNN = {"data": "fashion-mnist", "batch_size": 256, "precision": "bf16"}
@@ -36,7 +39,7 @@ EXPONENTS = (1.07, 1.15, 1.3, 1.5, 2.0)
 
 
 def measured(spec: dict, p: float, root: str) -> list[dict]:
-    """Train at p without pruning; return fan-in and Hoyer of every layer on a sphere."""
+    """Train at p without pruning; return what is known of every layer on a sphere."""
     fields = dict(spec)
     overrides = {"data_dir": root}
     if "augment" in fields:
@@ -46,11 +49,44 @@ def measured(spec: dict, p: float, root: str) -> list[dict]:
         options = {"p": (str(p),)}
         request = Request(out, data_overrides=overrides, method="lpss", options=options, **fields)
         report = jobs.train(request).report
+        facts = read(out).meta["weights"]
     return [
-        {"layer": x.name, "fan_in": x.weights // x.shape[0], "hoyer": x.hoyer}
+        {
+            "layer": x.name,
+            "fan_in": x.weights // x.shape[0],
+            "hoyer": x.hoyer,
+            "travel": facts[x.name]["travel"],
+        }
         for x in report.layers
         if x.p is not None
     ]
+
+
+def summary(done: dict[str, list[dict]]) -> str:
+    """Mean absolute error of every test network at every p, and over all its layers."""
+    lines = [
+        "| network | " + " | ".join(f"p = {p:g}" for p in EXPONENTS) + " | mean abs. error |",
+        "|---|" + "---|" * (len(EXPONENTS) + 1),
+    ]
+    everything = []
+    for name in (*CALIBRATION, *TEST):
+        cells, errors = [], []
+        for p in EXPONENTS:
+            layers = done.get(f"{name}, p = {p:g}", [])
+            pairs = [
+                (x["hoyer"], predicted_hoyer(p, x["fan_in"], travel=x["travel"])) for x in layers
+            ]
+            errors += [abs(measured - predicted) for measured, predicted in pairs]
+            means = [statistics.mean(values) for values in zip(*pairs, strict=True)]
+            cells.append("{1:.2f} / {0:.2f}".format(*means) if pairs else "not yet run")
+        kind = "" if name in TEST else " (calibration)"
+        if name in TEST:
+            everything += errors
+        error = f"{statistics.mean(errors):.3f}" if errors else ""
+        lines.append(f"| {name}{kind} | {' | '.join(cells)} | {error} |")
+    if everything:
+        lines.append(f"\nOver all layers of the test networks: {statistics.mean(everything):.3f}.")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -65,6 +101,8 @@ def main() -> None:
             if key not in done:
                 done[key] = measured(spec, p, root)
                 out.write_text(json.dumps(done, indent=1) + "\n")
+                text = f"`python benchmarks/hoyer.py --data-dir DIR`\n\n{summary(done)}\n"
+                out.with_suffix(".md").write_text(text)
                 print(key, [f"{x['hoyer']:.3f}" for x in done[key]], flush=True)
 
 

@@ -8,12 +8,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
 from lpss_cli.sphere import hoyer
 from lpss_cli.weights import Weight, prunable_names
+
+_BINS = 40
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """The weights of a layer that are not zero.
+
+    Attributes:
+        low, high: the ends of the histogram: the smallest and the largest of them.
+        counts: how many lie in each of its equal bins.
+        centroids: mean of the positive ones, mean of the negative ones; None without any
+            (the two numbers of ASNI-II, arXiv:2202.09284).
+    """
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    centroids: tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,7 @@ class Layer:
         predicted: Hoyer that p, fan-in and the sparsity of the layer let one expect; None off the
             sphere and for p ≤ 1, where nothing is predicted.
         not_finite: number of entries that are NaN or infinite.
+        survivors: how the weights that are not zero spread; None where there are none.
     """
 
     name: str
@@ -42,6 +63,7 @@ class Layer:
     p: float | None = None
     predicted: float | None = None
     not_finite: int = 0
+    survivors: Survivors | None = None
 
     @property
     def sparsity(self) -> float:
@@ -133,8 +155,21 @@ def measure(
         dead=int((rows == 0).all(1).sum()),
         p=p,
         predicted=predicted,
+        survivors=_survivors(tensor),
         not_finite=int((~tensor.isfinite()).sum()),
     )
+
+
+def _survivors(tensor: Tensor) -> Survivors | None:
+    values = tensor.detach().float()
+    values = values[(values != 0) & values.isfinite()]
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    counts = torch.histc(values.cpu(), _BINS, low, high).long().tolist()
+    parts = [values[values > 0], values[values < 0]]
+    up, down = (float(part.double().mean()) if len(part) else None for part in parts)
+    return Survivors(low, high, tuple(counts), (up, down))
 
 
 def report(source: Path | Checkpoint) -> Report:

@@ -110,3 +110,14 @@ def test_every_floating_type_is_measured_in_float64(dtype):
 
 def test_negative_zero_is_zero():
     assert measure("w", tensor([[-0.0, 1.0]])).zeros == 1
+
+
+def test_survivors_are_counted_in_bins_between_the_smallest_and_the_largest():
+    weight = tensor([[0.0, 1.0, 3.0, 0.0], [-1.0, 0.0, 3.0, 0.0]])
+    found = measure("w", weight).survivors
+    assert (found.low, found.high, sum(found.counts)) == (-1.0, 3.0, 4)
+    assert (found.counts[0], found.counts[20], found.counts[-1]) == (1, 1, 2)
+    assert found.centroids == (pytest.approx(7 / 3), -1.0)
+    assert measure("w", tensor([[0.0, 2.0]])).survivors.centroids == (2.0, None)
+    assert sum(measure("w", tensor([[0.0, 2.0, 2.0]])).survivors.counts) == 2
+    assert measure("w", tensor([[0.0, 0.0]])).survivors is None
