@@ -216,6 +216,7 @@ class Job:
             "outputs": data.outputs,
             "task": data.task.name,
             "primary_metric": data.task.primary,
+            "higher_is_better": data.task.higher_is_better,
             "data": data.spec.to_dict(),
             "data_name": data.name,
             "data_fingerprint": data.fingerprint,

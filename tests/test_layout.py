@@ -13,7 +13,8 @@ import pytest
 import lpss_cli
 
 ROOT = Path(lpss_cli.__file__).parent
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safetensors", "numpy"}
+HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safetensors", "numpy",
+         "matplotlib"}  # fmt: skip
 
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
@@ -23,7 +24,7 @@ TIERS = (
     " prediction amenable fading watching",
     "artifact state method",
     "methods engine planning reporting exporting evaluation",
-    "request given recipes resuming job jobs tickets",
+    "request given recipes resuming job jobs tickets comparing plotting",
     "cli",
     "__init__ __main__",
 )

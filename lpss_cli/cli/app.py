@@ -250,6 +250,49 @@ def ticket(
     printer.document(result.to_dict())
 
 
+@app.command()
+@with_options(o.SHARED, o.DATA, o.PRINTING)
+def compare(
+    values: dict[str, Any],
+    method_names: Annotated[
+        str, typer.Option("--methods", help="Methods, by comma; a dense run is always made.")
+    ] = "lpss,gmp",
+    sparsities: Annotated[
+        str, typer.Option("--sparsities", help="Targets, by comma: 0.8,0.9,60x.")
+    ] = "0.8,0.9,0.95,0.98",
+    seeds: Annotated[int, typer.Option(help="Runs of every method and target.")] = 3,
+    tune: Annotated[
+        bool, typer.Option(help="Choose learning rate and decay on held-out data first.")
+    ] = True,
+    out_dir: Annotated[
+        Path, typer.Option("--out-dir", help="Folder of results; a killed run goes on there.")
+    ] = Path("compare"),
+) -> None:
+    """Train several methods alike and set them side by side, with a picture."""
+    from lpss_cli.cli.views import compare_table
+    from lpss_cli.comparing import Comparison
+    from lpss_cli.comparing import compare as run
+    from lpss_cli.given import sparsity
+    from lpss_cli.plotting import accuracy_against_sparsity
+
+    printer = _printer(values)
+    what = Comparison(
+        tuple(part.strip() for part in method_names.split(",") if part.strip()),
+        tuple(sparsity(part.strip()) for part in sparsities.split(",") if part.strip()),
+        seeds,
+        tune,
+    )
+    request = _request(values, out_dir, {}, {})
+    with printer.busy("training"):
+        rows = run(what, request, out_dir, printer.note)
+    title = f"{values['arch'] or 'the default network'} on {values['data'] or 'digits'}"
+    picture = out_dir / "accuracy.svg"
+    accuracy_against_sparsity(rows, title, picture)
+    printer.show(compare_table(rows, title))
+    printer.note(f"all runs: {out_dir / 'results.json'}, picture: {picture}")
+    printer.document({"rows": rows, "picture": str(picture)})
+
+
 @app.command("eval")
 @with_options(o.DATA, o.DEVICE, o.CHECKPOINT, o.PRINTING)
 def evaluate(

@@ -222,6 +222,11 @@ DATA: dict[str, tuple[Any, Any]] = {
 BUDGET: dict[str, tuple[Any, Any]] = {
     name: kind for name, kind in TRAINING.items() if name not in ("sparsity", "method", "skip")
 } | {"resume": RUN["resume"]}
+#: What all runs of a comparison share.
+SHARED: dict[str, tuple[Any, Any]] = {
+    name: TRAINING[name]
+    for name in ("epochs", "batch_size", "device", "threads", "precision", "skip")
+}
 #: What a plan needs to know: the target, and the shape of a network that is not trained yet.
 PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "skip")}
 PLACE: dict[str, tuple[Any, Any]] = {

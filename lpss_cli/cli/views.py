@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from lpss_cli.cli.out import plain
 
@@ -102,6 +103,38 @@ def ticket_panel(ticket: Ticket) -> Panel:
         rows.add_row("start", f"{plain(ticket.initial_file)} ({size(ticket.initial_bytes)})")
     rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
     return Panel(rows, title="ticket", title_align="left", expand=False)
+
+
+def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Set methods side by side, one row a method and target; the best of a target is bold."""
+    table = Table(title=plain(title), title_justify="left", title_style="bold")
+    table.add_column("method", no_wrap=True)
+    for name in ("sparsity", "zeros", "result", "Hoyer", "s/epoch", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    best: dict[float, float] = {}
+    for row in rows:
+        if row["mean"] is not None:
+            best[row["sparsity"]] = max(best.get(row["sparsity"], row["mean"]), row["mean"])
+    for row in rows:
+        mean, fraction = row["mean"], row["metric"] in _FRACTIONS
+        result = "diverged"
+        if mean is not None:
+            result = f"{100 * mean:.2f}" if fraction else f"{mean:.4g}"
+            if row["sd"] is not None:
+                result += f" ± {100 * row['sd']:.2f}" if fraction else f" ± {row['sd']:.2g}"
+            if row["failed"]:
+                result += f" ({row['failed']} diverged)"
+        highest = fraction and row["sparsity"] and mean == best.get(row["sparsity"])
+        table.add_row(
+            row["method"],
+            share(row["sparsity"]) if row["sparsity"] else "-",
+            f"{row['zeros']:,}" if row["zeros"] else "-",
+            Text(result, style="bold" if highest else ""),
+            _number(row["hoyer"]),
+            _number(row["seconds_per_epoch"], 2),
+            size(int(row["peak_bytes"])) if row["peak_bytes"] else "-",
+        )
+    return table
 
 
 def layer_table(report: Report, width: int) -> Table:
