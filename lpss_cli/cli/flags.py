@@ -113,7 +113,7 @@ def _who(defaults: dict[str, list[str]], everyone: int) -> str:
     if set(defaults) == {""}:
         return f"(for {', '.join(defaults[''])})"
     common = sum(map(len, defaults.values())) == everyone
-    parts = []
+    parts: list[str] = []
     for value, names in sorted(defaults.items(), key=lambda item: -len(item[1])):
         whose = "" if common and not parts else f" for {', '.join(names)}"
         parts.append(f"{value or 'auto'}{whose}")
