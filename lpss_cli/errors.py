@@ -50,6 +50,7 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """
     from difflib import get_close_matches
 
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    close.sort(key=lambda other: sorted(other) != sorted(name))  # swapped letters come first
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known)}"
