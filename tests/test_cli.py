@@ -106,7 +106,7 @@ WRONG = [
     (["train", "--sparsity", "much"], "no number", "10x"),
     (["train", "--sparsity", "0x"], "no number", "10x"),
     (["train", "--sparsity", "0.99999999"], "leaves none of the 50,200", "at most"),
-    (["train", "--method", "gmpp"], "unknown method 'gmpp'", "did you mean 'gmp'"),
+    (["train", "--method", "gpm"], "unknown method 'gpm'", "did you mean 'gmp'"),
     (["train", "--data", "digts"], "no data set called 'digts'", "did you mean 'digits'"),
     (["train", "--data", "a/b.csv"], "no file or folder", "--data"),
     (["train", "--arch", "lenet30"], "unknown network 'lenet30'", "did you mean 'lenet300'"),
