@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.panel import Panel
@@ -138,41 +138,34 @@ def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def layer_table(report: Report, width: int) -> Table:
-    """Lay out a report layer by layer, with totals; shapes only where the width allows them."""
+    """Lay out a report layer by layer, with totals; shapes and weights where the width allows."""
+    first = max([len("all prunable"), *(len(layer.name) for layer in report.layers)])
     with_p = any(layer.p is not None for layer in report.layers)
-    longest = max((len(layer.name) for layer in report.layers), default=8)
-    with_shape = width >= longest + 68
+    predicts = any(layer.predicted is not None for layer in report.layers)
+    # Widths of what is always there, and of the optional columns, borders included.
+    room = width - first - 44 - 9 * with_p - 18 * predicts
+    columns: dict[str, tuple[str, Callable[[Layer], str]]] = {
+        "weights": (f"{report.weights:,}", lambda layer: f"{layer.weights:,}"),
+        "zeros": (f"{report.zeros:,}", lambda layer: f"{layer.zeros:,}"),
+        "sparsity": (share(report.sparsity), lambda layer: share(layer.sparsity)),
+        "Hoyer": (_number(report.hoyer), lambda layer: _number(layer.hoyer)),
+        "dead": (f"{report.dead:,}", lambda layer: f"{layer.dead:,}"),
+        "p": ("", lambda layer: "-" if layer.p is None else f"{layer.p:.4g}"),
+        "predicted": (_error(report), _prediction),
+    }
+    hidden = {"weights": room < 12, "p": not with_p, "predicted": not predicts}
+    shown = {name: column for name, column in columns.items() if not hidden.get(name)}
     table = Table(
         title=plain(report.path), title_justify="left", title_style="bold", show_footer=True
     )
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
-    if with_shape:
+    if room >= 28:
         table.add_column("shape", no_wrap=True)
-    numbers = {
-        "weights": f"{report.weights:,}",
-        "zeros": f"{report.zeros:,}",
-        "sparsity": share(report.sparsity),
-        "Hoyer": _number(report.hoyer),
-        "dead": f"{report.dead:,}",
-        "p": "",
-        "predicted": _error(report),
-    }
-    shown = {n: f for n, f in numbers.items() if n not in ("p", "predicted") or with_p}
-    for name, footer in shown.items():
+    for name, (footer, _) in shown.items():
         table.add_column(name, footer, justify="right", no_wrap=True)
     for layer in report.layers:
-        cells = [
-            plain(layer.name),
-            *(["×".join(map(str, layer.shape))] if with_shape else []),
-            f"{layer.weights:,}",
-            f"{layer.zeros:,}",
-            share(layer.sparsity),
-            _number(layer.hoyer),
-            f"{layer.dead:,}",
-            *([f"{layer.p:.5g}" if layer.p is not None else "-"] if with_p else []),
-            *([_prediction(layer)] if with_p else []),
-        ]
-        table.add_row(*cells)
+        shape = ["×".join(map(str, layer.shape))] if room >= 28 else []
+        table.add_row(plain(layer.name), *shape, *(cell(layer) for _, cell in shown.values()))
     return table
 
 
