@@ -312,3 +312,19 @@ def test_a_ticket_from_the_command_line(lpss):
     assert document["initial_bytes"] == Path("two.init.safetensors").stat().st_size
     refused(lpss("ticket", "two.pt", "--out", "x.pt"), "does not hold the weights", "--keep-init")
     refused(lpss("ticket", "model.pt", "--init", "rewnd"), "not a choice", "rewind")
+
+
+def test_a_comparison_from_the_command_line(lpss):
+    args = ("--methods", "gmp", "--sparsities", "0.5", "--seeds", "1", "--no-tune")
+    code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert [row["method"] for row in document["rows"]] == ["dense", "gmp"]
+    assert document["rows"][1]["zeros"] == round(0.5 * (64 * 8 + 80))
+    assert Path(document["picture"]).read_text().startswith("<?xml")
+    code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1")
+    assert "gmp" in out
+    assert "50.00%" in out
+    refused(lpss("compare", *args), "of another network, data or budget", "--out-dir")
+    refused(lpss("compare", "--methods", "gpm"), "unknown method 'gpm'", "did you mean 'gmp'")
+    refused(lpss("compare", "--sparsities", "0.5,x"), "'x' is no number", "write 0.9")
