@@ -89,7 +89,8 @@ def main() -> None:
                 runs.append(measure([*train, *where], [*sparsify, *where], seed, Path(folder)))
                 file.write_text(json.dumps(done, indent=1) + "\n")
                 print(name, seed, runs[-1], flush=True)
-    text = f"`{' '.join(['python', *sys.argv[:1]])} --data-dir DIR`\n\n{table({name: done[name] for name, *_ in ROWS})}\n"
+    rows = table({name: done[name] for name, *_ in ROWS})
+    text = f"`{' '.join(['python', *sys.argv[:1]])} --data-dir DIR`\n\n{rows}\n"
     arguments.out.with_suffix(".md").write_text(text)
     print(text)
 
