@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="a glob on the recipes' names")
     parser.add_argument("--seeds", type=int, help="so many; default: the recipe's own")
     parser.add_argument("--recipes", type=Path, default=recipes.FOLDER)
-    parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--work", type=Path, default=HERE / "artefacts")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     try:
         reproduce(parser.parse_args())

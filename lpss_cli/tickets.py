@@ -104,14 +104,19 @@ def ticket(
     outcome = job.run(fresh)
     after = None
     if control:
-        watcher.on_note("the same again with a random mask of the same counts")
         fresh.load_state_dict(began)
-        _shuffle(fresh, weights, request.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            other = replace(request, out=Path(folder) / "control.pt", resume=False)
-            after = replace(job, request=other, notes={}).run(fresh).after
+        after = _control(job, fresh, weights)
     size = stored.stat().st_size if stored else None
     return Ticket(start, source, outcome, after, str(stored) if stored else None, size)
+
+
+def _control(job: Job, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Train a random mask of the same counts from the same start; return its metrics."""
+    job.watcher.on_note("the same again with a random mask of the same counts")
+    _shuffle(model, weights, job.request.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        request = replace(job.request, out=Path(folder) / "control.pt", resume=False)
+        return replace(job, request=request, notes={}).run(model).after
 
 
 @torch.no_grad()
