@@ -236,6 +236,7 @@ def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
         if sparsity is not None and zero_count(run.total, sparsity) > 0:
             _check_loss(run)
             run.prune_to(sparsity, method.scores(run), method.config.ranking)
+            method.on_cut(run)
 
 
 def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
@@ -244,6 +245,7 @@ def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
     wanted = zero_count(run.total, run.sparsity)
     if run.masked != wanted:  # a method of constant sparsity is there already
         run.prune_to(run.sparsity, method.scores(run), method.config.ranking)
+    method.on_cut(run)
     if wanted > 0:
         recalibrate_norms(run.model, islice(run.batches(run.epoch), _NORM_BATCHES))
     for name, mask in run.masks.items():
