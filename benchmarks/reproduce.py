@@ -68,10 +68,13 @@ def place(options: dict, data_dir: Path) -> dict[str, str]:
     return {"data": str(path)} if path.exists() else {}
 
 
-def run(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> dict:
-    """Run one recipe with one seed, or what is left of it; return what was measured."""
-    previous: Path | None = None
-    seconds, so_far = 0.0, []
+def artefacts(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> list[Path]:
+    """Run the parts of a recipe with one seed, or what is left of them; return their files.
+
+    They keep the weights that training began from: tickets need them.
+    """
+    files: list[Path] = []
+    so_far = []
     for stage, options in stages(recipe).items():
         # A file is known by all the options that made it: an edited recipe is another run.
         so_far.append(options)
@@ -79,21 +82,29 @@ def run(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> dict:
         out = work / f"{stage}-{digest}-seed{seed}.pt"
         if not out.exists():
             typed = {"seed": seed, **place(options, data_dir)}
-            request = given.request(typed, options, out=out, resume=True, command=recipe.name)
-            if previous is None:
-                jobs.train(request, Printed())
+            request = given.request(
+                typed, options, out=out, resume=True, keep_init=True, command=recipe.name
+            )
+            if files:
+                jobs.sparsify(files[-1], request, Printed())
             else:
-                jobs.sparsify(previous, request, Printed())
-        previous = out
-        seconds += loading.read(out).meta["seconds"]
-    meta, counted = loading.read(out).meta, report(out)
+                jobs.train(request, Printed())
+        files.append(out)
+    return files
+
+
+def run(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> dict:
+    """Run one recipe with one seed; return what was measured."""
+    files = artefacts(recipe, seed, data_dir, work)
+    meta, counted = loading.read(files[-1]).meta, report(files[-1])
     return {
         **meta["metrics"]["after"],
         "primary": meta["primary_metric"],
+        "before_cut": (meta["metrics"]["before_cut"] or {}).get(meta["primary_metric"]),
         "zeros": counted.zeros,
         "prunable": counted.weights,
         "hoyer": counted.hoyer,
-        "seconds": seconds,
+        "seconds": sum(loading.read(file).meta["seconds"] for file in files),
         "device": meta["device"],
         "versions": meta["versions"],
     }

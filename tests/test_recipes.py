@@ -56,7 +56,8 @@ def test_a_packaged_recipe_resolves_to_a_request(name):
             request = given.request({}, recipe.options(stage))
             check(request)
             method.make(request.method, request.options)
-            DataSpec.from_dict({"name": request.data, **request.data_overrides})
+            if request.data is not None:  # sparsify takes the network's own
+                DataSpec.from_dict({"name": request.data, **request.data_overrides})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Winning tickets: masks of three methods, trained again from the weights of the very start.
+
+    python benchmarks/tickets.py --data-dir DIR [--only TEXT]
+
+For every GSM recipe: the recipe's dense network gives its initial weights and the magnitude mask
+(its largest weights, cut at once); the recipe itself gives GSM's mask; 20 epochs of the default
+method from the dense network give LpSS's. Each mask is trained from the initial weights as the
+dense network was, and so is a random mask with the layer counts of GSM's. Writes
+benchmarks/results/tickets.json and .md after every run and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from reproduce import HERE, artefacts
+
+from lpss_cli import given, jobs, recipes
+from lpss_cli.files import replacing
+from lpss_cli.recipes import Recipe
+from lpss_cli.tickets import ticket
+
+CASES = ("gsm-mnist-lenet300-60x", "gsm-mnist-lenet5-125x", "gsm-mnist-lenet5-300x")
+SHARED = ("batch_size", "precision")
+MASKS = {
+    "magnitude": {"method": "gmp", "ranking": "magnitude", "epochs": 0},
+    "lpss": {"method": "lpss", "epochs": 20},
+}
+
+
+def sparse(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) -> Path:
+    """Return the sparse network that a mask comes from; make it if it is missing."""
+    files = artefacts(recipe, seed, data_dir, work)
+    if mask == "gsm":
+        return files[-1]
+    out = work / f"{recipe.name}-{mask}-seed{seed}.pt"
+    if not out.exists():
+        part = recipe.options("sparsify")
+        options = {key: part[key] for key in ("sparsity", *SHARED) if key in part}
+        typed = {"seed": seed, "data_dir": str(data_dir)}
+        request = given.request(typed, {**options, **MASKS[mask]}, out=out, keep_init=True)
+        jobs.sparsify(files[0], request)
+    return out
+
+
+def measure(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) -> dict[str, Any]:
+    """Train a ticket; accuracy of its source, of itself and, for GSM, of a random mask."""
+    source = sparse(recipe, mask, seed, data_dir, work)
+    training = recipe.options("train")
+    keys = ("epochs", "lr", "weight_decay", *SHARED)
+    options = {key: training[key] for key in keys if key in training}
+    typed = {"seed": seed, "data_dir": str(data_dir)}
+    out = work / f"{recipe.name}-{mask}-ticket-seed{seed}.pt"
+    request = given.request(typed, options, out=out, force=True)
+    found = ticket(source, request, control=mask == "gsm")
+    report = found.outcome.report
+    return {
+        "source": found.source["accuracy"],
+        "ticket": found.outcome.after["accuracy"],
+        "random": found.control["accuracy"] if found.control else None,
+        "zeros": report.zeros,
+        "prunable": report.weights,
+        "layers": {layer.name: layer.weights - layer.zeros for layer in report.layers},
+    }
+
+
+def table(done: dict[str, Any]) -> str:
+    """Lay the finished runs out as Markdown."""
+    lines = [
+        "| recipe | mask | kept weights | sparse network, % | ticket, % | random mask, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, runs in done.items():
+        name, mask = key.split(", ")
+        first = runs[0]
+        kept = f"{first['prunable'] - first['zeros']:,} of {first['prunable']:,}"
+        cells = [_mean([r[column] for r in runs]) for column in ("source", "ticket", "random")]
+        lines.append(f"| {name} | {mask} | {kept} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float | None]) -> str:
+    good = [100 * v for v in values if v is not None]
+    if not good:
+        return "-"
+    spread = f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else ""
+    return f"{statistics.mean(good):.2f}{spread} ({len(good)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--only", default="", help="recipes whose name contains this text")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=HERE / "artefacts")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    out = arguments.results / "tickets.json"
+    for name in CASES:
+        for mask in ("magnitude", "gsm", "lpss") if arguments.only in name else ():
+            for seed in range(arguments.seeds):
+                done = json.loads(out.read_text()) if out.exists() else {}
+                runs = done.setdefault(f"{name}, {mask}", [])
+                if len(runs) > seed:
+                    continue
+                recipe = recipes.read(name)
+                runs.append(measure(recipe, mask, seed, arguments.data_dir, arguments.work))
+                print(name, mask, seed, runs[-1], flush=True)
+                text = f"`python benchmarks/tickets.py --data-dir DIR`\n\n{table(done)}\n"
+                for path, content in (
+                    (out, json.dumps(done, indent=1) + "\n"),
+                    (out.with_suffix(".md"), text),
+                ):
+                    with replacing(path) as temporary:
+                        temporary.write_text(content)
+
+
+if __name__ == "__main__":
+    main()
