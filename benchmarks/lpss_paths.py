@@ -20,7 +20,7 @@ from lpss_cli.errors import RunError
 from lpss_cli.request import Request
 
 PUBLISHED_TIMES = {"begin": 0.2, "end": 0.8, "frequency": 40}
-BASE = {"p": ("1.15",), "off_sphere": ("fc3",)}
+BASE = {"p": ("1.15",)}
 WAYS = {
     "lpss, cubic path (default)": ("lpss", BASE),
     "lpss, controller": ("lpss", {"path": "controller", **BASE}),

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
                     {
                         "p": tuple((str(p),) for p in (0.5, 1.07, 1.15, 1.2, 1.3, 1.5, 2)),
                         "off_sphere": (("fc3",),),
+                        "ranking": ("balanced",),
                     }
                 ]
             },

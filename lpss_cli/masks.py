@@ -24,7 +24,7 @@ def zero_count(total: int, sparsity: float) -> int:
     return round(sparsity * total)
 
 
-def select(scores: Scores, k: int, ranking: str = "balanced") -> Masks:
+def select(scores: Scores, k: int, ranking: str = "lamp") -> Masks:
     """Keep the k best weights; fewer when fewer than k scores are finite.
 
     Args:
@@ -143,13 +143,13 @@ def _balanced(scores: Scores, k: int) -> Masks:
     return {name: floor[name] | free[name] for name in scores}
 
 
-#: ranking name -> selector. ``balanced``: global magnitude, but every layer keeps at least half
-#: its ERK share. ``magnitude``: global magnitude alone. ``lamp``: global LAMP score. ``uniform``:
-#: the same density in every layer. ``erk``: ERK densities.
+#: ranking name -> selector. ``lamp``: global LAMP score. ``balanced``: global magnitude, but every
+#: layer keeps at least half its ERK share. ``magnitude``: global magnitude alone. ``uniform``: the
+#: same density in every layer. ``erk``: ERK densities.
 RANKINGS: dict[str, Callable[[Scores, int], Masks]] = {
+    "lamp": _lamp,
     "balanced": _balanced,
     "magnitude": top_k,
-    "lamp": _lamp,
     "uniform": _uniform,
     "erk": _erk,
 }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 #: How weights of different layers compare when they are ranked; see ``masks.RANKINGS``.
-RANKINGS = ("balanced", "magnitude", "lamp", "uniform", "erk")
+RANKINGS = ("lamp", "balanced", "magnitude", "uniform", "erk")
 
 
 def option(
@@ -55,7 +55,7 @@ class MethodConfig:
     end: float = option(0.7, "part of training at the exact cut", low=0, high=0.85)
     frequency: int = option(20, "steps between topology updates", low=1)
     ranking: str = option(
-        "balanced",
+        "lamp",
         "how weights of different layers compare, globally or by layer budgets",
         choices=RANKINGS,
     )

@@ -116,7 +116,7 @@ class RunState:
         if hasattr(self, "optimizer"):
             self.enforce()
 
-    def random_masks(self, sparsity: float, ranking: str = "balanced") -> None:
+    def random_masks(self, sparsity: float, ranking: str) -> None:
         """Mask exactly ``round(s·N)`` weights at random; those that are masked already stay so.
 
         Every layer's budget follows from the ranking, over scores drawn by the shared generator.

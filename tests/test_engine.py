@@ -208,7 +208,7 @@ def test_masks_that_hold_the_target_are_not_cut_again():
         name = "grows"
 
         def prepare(self, run):
-            run.random_masks(run.sparsity)
+            run.random_masks(run.sparsity, "erk")
 
         def sparsity_at(self, run):
             return None

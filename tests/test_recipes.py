@@ -75,7 +75,7 @@ def test_a_recipe_of_the_table_is_what_is_published(
     # Batches of 256 would be one step an epoch on the 400 rows of Climate.
     assert request.batch_size == (None if "climate" in name else 256)
     assert request.method == "lpss"
-    assert set(request.options) <= {"p", "off_sphere"}  # all else is the default
+    assert set(request.options) <= {"p", "off_sphere", "ranking"}  # all else is the default
     with torch.device("meta"):
         network = models.build(request.arch, shape, classes)
     count = sum(p.numel() for p in network.parameters())

@@ -86,7 +86,7 @@ class LpSS(Method):
         for name, p in self.exponents(run.fan_ins, run.sparsity).items():
             run.facts[name]["p"] = p
         if self.config.path == "controller" and run.sparsity > 0 and run.masked == 0:
-            run.random_masks(min(self.config.initial_sparsity, run.sparsity))
+            run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
 
     def on_weights(self, run: RunState) -> None:
         """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
