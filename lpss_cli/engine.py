@@ -18,6 +18,7 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.masks import check_sparsity, zero_count
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
+from lpss_cli.sphere import hoyer
 from lpss_cli.state import RunState
 from lpss_cli.watching import Watcher
 from lpss_cli.weights import Weight, prunable
@@ -198,11 +199,24 @@ def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
             "epoch": run.epoch,
             "loss": float(run.loss_sum) / run.steps_per_epoch,
             "sparsity": run.masked / run.total if run.total else 0.0,
+            "hoyer": _hoyer(run),
             "seconds": time.perf_counter() - began,
         }
     )
     run.loss_sum.zero_()
     watcher.on_epoch(run)
+
+
+def _hoyer(run: RunState) -> float:
+    """Return the mean Hoyer of all rows of the pruned weights, by their number of weights."""
+    known, total = 0.0, 0
+    for name, weight in run.weights.items():
+        rows = hoyer(weight.detach(), run.row_dims[name] or 0)
+        rows = rows[rows.isfinite()]
+        if len(rows):
+            known += float(rows.mean()) * weight.numel()
+            total += weight.numel()
+    return known / total if total else 0.0
 
 
 def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:

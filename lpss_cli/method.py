@@ -136,7 +136,7 @@ class Method:
         return None
 
     def on_cut(self, run: RunState) -> None:
-        """See the masks that a cut along the path, or the exact cut, has left: a place to rewind."""
+        """See the masks that a cut has left, along the path or at its end: a place to rewind."""
 
     def on_gradients(self, run: RunState) -> bool:
         """See dense gradients before they are masked; False skips this optimizer step."""

@@ -24,7 +24,7 @@ TIERS = (
     " prediction amenable fading watching",
     "artifact state method",
     "methods engine planning reporting exporting evaluation",
-    "request given recipes resuming job jobs tickets comparing plotting",
+    "request given recipes resuming job jobs tickets comparing plotting pages",
     "cli",
     "__init__ __main__",
 )

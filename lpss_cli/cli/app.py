@@ -136,24 +136,38 @@ def sparsify(
 
 
 @app.command()
-@with_options(o.CHECKPOINT, o.PRINTING)
+@with_options(o.CHECKPOINT, o.WRITING, o.PRINTING)
 def report(
     values: dict[str, Any],
     files: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints; default: the newest here.")
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the layers as CSV.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write one page with pictures that needs no network."),
+    ] = None,
 ) -> None:
     """Count zeros and measure Hoyer sparsity, layer by layer."""
     from lpss_cli.cli import views
+    from lpss_cli.files import check_writable
     from lpss_cli.loading import read
     from lpss_cli.reporting import report as measure
 
     printer = _printer(values)
     if csv and values["as_json"]:
         raise InputError("--csv and --json exclude each other", "choose one")
+    if html is not None:
+        check_writable(html, force=values["force"], option="--html")
     paths = files or [_input(None, printer)]
-    reports = [measure(read(path, trust_pickle=values["trust_pickle"])) for path in paths]
+    checkpoints = [read(path, trust_pickle=values["trust_pickle"]) for path in paths]
+    reports = [measure(checkpoint) for checkpoint in checkpoints]
+    if html is not None:
+        from lpss_cli import pages
+
+        states = [checkpoint.state_dict for checkpoint in checkpoints]
+        written = pages.write(html, list(zip(reports, states, strict=True)))
+        printer.note(f"wrote {html}, {views.size(written)}")
     if csv:
         printer.text(views.csv_text(reports).rstrip("\n"))
         return

@@ -1,0 +1,159 @@
+"""Reports as one self-contained web page: no network, light and dark, readable on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+
+from lpss_cli.files import replacing
+from lpss_cli.pages import figures
+from lpss_cli.reporting import Layer, Report
+from lpss_cli.version import __version__
+
+_FRACTIONS = ("accuracy", "balanced_accuracy")
+_UNITS = ("B", "kB", "MB", "GB")
+
+
+def write(path: Path, pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> int:
+    """Write a page about one or several checkpoints, side by side.
+
+    Args:
+        path: the file; it is replaced in one piece.
+        pages: each report with its checkpoint's tensors, of which small masks are drawn.
+
+    Returns:
+        The number of bytes written.
+    """
+    text = render(pages)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path.stat().st_size
+
+
+def render(pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> str:
+    """Return the page as HTML; every text from a file is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lpss_cli", "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "size": size, "number": number, "metric": metric}
+    template = environment.get_template("report.html")
+    shown = [_page(report, tensors) for report, tensors in pages]
+    return template.render(pages=shown, version=__version__)
+
+
+def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    meta = report.meta
+    masks = {
+        layer.name: figures.mask_picture(tensors[layer.name])
+        for layer in report.layers
+        if layer.name in tensors
+    }
+    return {
+        "report": report,
+        "meta": meta,
+        "cards": _cards(report),
+        "metrics": _metrics(meta),
+        "masks": {name: picture for name, picture in masks.items() if picture is not None},
+        "histograms": [
+            (layer, figures.histogram(layer.survivors))
+            for layer in report.layers
+            if layer.survivors
+        ],
+        "agreement": figures.agreement(_predicted(report.layers)),
+        "curves": figures.curves(_history(meta)),
+        "origin": _origin(meta),
+    }
+
+
+def _cards(report: Report) -> list[tuple[str, str, str]]:
+    """Return (title, figure, remark) of the summary."""
+    cards = []
+    for name, before, after in _metrics(report.meta)[:1]:
+        remark = f"was {metric(before, name)}" if before is not None else "trained from scratch"
+        cards.append((name.replace("_", " "), metric(after, name), remark))
+    kept = report.weights - report.zeros
+    cards.append(("zeros", percent(report.sparsity), f"{report.zeros:,} of {report.weights:,}"))
+    cards.append(
+        ("kept weights", f"{kept:,}", f"1 in {report.compression:.4g}" if kept else "none")
+    )
+    cards.append(("Hoyer", number(report.hoyer), "0 all equal, 1 one weight a neuron"))
+    cards.append(("file", size(report.file_bytes), f"{report.parameters:,} parameters"))
+    if report.dead:
+        cards.append(("dead neurons", f"{report.dead:,}", "rows without a weight"))
+    return cards
+
+
+def _metrics(meta: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+    """Return (name, before, after) of every metric, the one that counts first."""
+    measured = meta.get("metrics") or {}
+    before, after = measured.get("before") or {}, measured.get("after") or {}
+    primary = meta.get("primary_metric")
+    names = sorted(after, key=lambda name: name != primary)
+    return [(name, before.get(name), after[name]) for name in names]
+
+
+def _predicted(layers: Sequence[Layer]) -> list[tuple[str, float, float]]:
+    """Return (layer, predicted, measured) Hoyer, where there are both."""
+    return [
+        (layer.name, layer.predicted, layer.hoyer)
+        for layer in layers
+        if layer.predicted is not None and layer.hoyer is not None
+    ]
+
+
+def _history(meta: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the numbers of every epoch by name, those that every epoch has."""
+    history = meta.get("history") or []
+    names = [name for name in (history[0] if history else {}) if name not in ("epoch", "seconds")]
+    return {name: [epoch[name] for epoch in history] for name in names}
+
+
+def _origin(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how the checkpoint was made, as far as it says so."""
+    versions = ", ".join(f"{k} {v}" for k, v in (meta.get("versions") or {}).items())
+    settings = ", ".join(f"{k} {v}" for k, v in (meta.get("settings") or {}).items())
+    options = ", ".join(f"{k} {v}" for k, v in (meta.get("config") or {}).items())
+    rows = {
+        "command": meta.get("command"),
+        "network": meta.get("arch"),
+        "data": meta.get("data_name"),
+        "method": meta.get("method"),
+        "its options": options,
+        "settings": settings,
+        "versions": versions,
+        "training": f"{meta['seconds']:.1f} s" if meta.get("seconds") else None,
+        "data fingerprint": meta.get("data_fingerprint"),
+    }
+    return [(name, str(value)) for name, value in rows.items() if value]
+
+
+def percent(fraction: float) -> str:
+    """Write a share so that 100 % means all."""
+    text = f"{100 * fraction:.2f}"
+    return f"{text if fraction in (0, 1) or text not in ('0.00', '100.00') else 100 * fraction} %"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes with three digits or so."""
+    value, unit = float(count), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.4g} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def metric(value: float, name: str) -> str:
+    """Write a metric: fractions in percent."""
+    return f"{100 * value:.2f} %" if name in _FRACTIONS else f"{value:.4g}"

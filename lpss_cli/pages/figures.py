@@ -1,0 +1,126 @@
+"""The pictures of a report page: SVG texts that take the page's colours, and PNG masks."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup, escape
+from torch import Tensor
+
+from lpss_cli.reporting import Survivors
+
+# Masks with more weights or longer sides are not drawn: nobody could see a weight.
+_LARGEST, _LONGEST = 1 << 19, 2048
+_WIDTH, _HEIGHT = 260, 120
+
+
+def histogram(survivors: Survivors) -> Markup:
+    """Draw how the weights that are not zero spread, with the centroids of both signs."""
+    low, high, counts = survivors.low, survivors.high, survivors.counts
+    span = (high - low) or 1.0
+    top = max(counts)
+    step = _WIDTH / len(counts)
+    bars = [
+        f'<rect class="bar" x="{i * step:.1f}" y="{_HEIGHT * (1 - c / top):.1f}" '
+        f'width="{step - 0.6:.1f}" height="{_HEIGHT * c / top:.1f}"/>'
+        for i, c in enumerate(counts)
+        if c
+    ]
+    marks = [
+        f'<line class="mark" x1="{_WIDTH * (c - low) / span:.1f}" '
+        f'x2="{_WIDTH * (c - low) / span:.1f}" y1="0" y2="{_HEIGHT}"/>'
+        for c in survivors.centroids
+        if c is not None
+    ]
+    ends = _ends(f"{low:.3g}", f"{high:.3g}")
+    title = f"{sum(counts):,} weights from {low:.3g} to {high:.3g}"
+    return _svg(title, "".join(bars + marks) + ends)
+
+
+def agreement(points: Sequence[tuple[str, float, float]]) -> Markup | None:
+    """Draw measured against predicted Hoyer, a point a layer; None where nothing is predicted."""
+    if not points:
+        return None
+    side = 200
+    dots = [
+        f'<circle class="dot" cx="{side * p:.1f}" cy="{side * (1 - m):.1f}" r="4">'
+        f"<title>{escape(name)}: predicted {p:.3f}, measured {m:.3f}</title></circle>"
+        for name, p, m in points
+    ]
+    line = f'<line class="axis" x1="0" y1="{side}" x2="{side}" y2="0"/>'
+    frame = f'<rect class="frame" width="{side}" height="{side}"/>'
+    labels = (
+        f'<text x="{side / 2}" y="{side + 14}" text-anchor="middle">predicted</text>'
+        f'<text transform="translate(-5 {side / 2}) rotate(-90)" text-anchor="middle">measured'
+        "</text>"
+    )
+    mean = sum(abs(p - m) for _, p, m in points) / len(points)
+    title = f"predicted against measured Hoyer, mean error {mean:.3f}"
+    body = frame + line + "".join(dots) + labels
+    return _svg(title, body, (side, side), (16, 4, 18))
+
+
+def curves(history: Mapping[str, Sequence[float]]) -> list[tuple[str, Markup]]:
+    """Draw every quantity over the epochs, as (name, picture)."""
+    return [(name, _curve(name, values)) for name, values in history.items() if len(values) > 1]
+
+
+def _curve(name: str, values: Sequence[float]) -> Markup:
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    points = " ".join(
+        f"{_WIDTH * i / (len(values) - 1):.1f},{_HEIGHT * (1 - (v - low) / span):.1f}"
+        for i, v in enumerate(values)
+    )
+    scale = (
+        f'<text x="2" y="10">{high:.4g}</text><text x="2" y="{_HEIGHT - 3}">{low:.4g}</text>'
+        + _ends("epoch 1", str(len(values)))
+    )
+    title = f"{name}: {values[0]:.4g} in epoch 1, {values[-1]:.4g} in epoch {len(values)}"
+    return _svg(title, f'<polyline class="curve" points="{points}"/>{scale}')
+
+
+def mask_picture(weight: Tensor) -> tuple[str, int, int] | None:
+    """Draw where a weight is not zero: a row a neuron, a column an input.
+
+    Returns:
+        A data URI of a PNG and its width and height; None for weights too large to look at.
+    """
+    if weight.dim() < 2 or not 0 < weight.numel() <= _LARGEST:
+        return None
+    from PIL import Image
+
+    kept = weight.detach().flatten(1) != 0
+    height, width = kept.shape
+    if max(height, width) > _LONGEST:
+        return None
+    picture = Image.fromarray(kept.numpy()).convert("1")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/png;base64,{data}", width, height
+
+
+def _ends(left: str, right: str) -> str:
+    y = _HEIGHT + 12
+    return (
+        f'<text x="0" y="{y}">{left}</text>'
+        f'<text x="{_WIDTH}" y="{y}" text-anchor="end">{right}</text>'
+    )
+
+
+def _svg(
+    title: str,
+    body: str,
+    size: tuple[int, int] = (_WIDTH, _HEIGHT),
+    margins: tuple[int, int, int] = (2, 2, 16),
+) -> Markup:
+    """Wrap a picture; ``margins`` are left and right, above, below."""
+    side, above, below = margins
+    box = f"{-side} {-above} {size[0] + 2 * side} {size[1] + above + below}"
+    return Markup(
+        f'<svg viewBox="{box}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{body}</svg>"
+    )
