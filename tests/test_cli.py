@@ -45,6 +45,7 @@ def test_the_four_commands_as_typed_in_an_empty_directory(tmp_path):
         assert "Traceback" not in done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {
         "model.pt", "model.sparse.pt", "model.sparse.safetensors", "model.sparse.onnx",
+        "model.sparse.lpss",
     }  # fmt: skip
     state = torch.load(tmp_path / "model.sparse.pt", weights_only=True)["state_dict"]
     weights = [t for t in state.values() if t.dim() == 2]

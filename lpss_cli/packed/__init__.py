@@ -1,7 +1,7 @@
 """The packed format ``.lpss``: the smallest faithful file of a sparse network.
 
-``pack`` makes the bytes of a file from a state_dict, ``unpack`` reads them; docs/format.md says what
-they are.
+``pack`` makes the bytes of a file from a state_dict, ``unpack`` reads them; docs/format.md says
+what they are.
 """
 
 from __future__ import annotations
@@ -24,15 +24,30 @@ from .container import MAGIC
 from .entry import LARGEST, Entry
 from .values import CHOICES, DTYPES, FLOATS
 
-__all__ = ["CHOICES", "MAGIC", "Entry", "MalformedError", "Unpacked", "pack", "unpack"]
+__all__ = [
+    "CHOICES",
+    "DEFAULT_VALUES",
+    "MAGIC",
+    "VALUE_BYTES",
+    "Entry",
+    "MalformedError",
+    "Unpacked",
+    "pack",
+    "unpack",
+]
+
+DEFAULT_VALUES = "fp16"
+#: Bytes of one stored value, by choice; those of the tensor's own type for ``fp32``.
+VALUE_BYTES = {"fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A file's tensors on the CPU, its facts, and how each tensor was stored."""
+    """A file's tensors on the CPU, its facts, and how each tensor is stored."""
 
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
+    about: dict[str, Any]
     entries: list[Entry]
 
 
@@ -40,8 +55,9 @@ def pack(
     state: Mapping[str, Tensor],
     meta: Mapping[str, Any],
     prunable: Collection[str],
-    values: str = "fp16",
+    values: str = DEFAULT_VALUES,
     *,
+    about: Mapping[str, Any] | None = None,
     compress: bool = True,
 ) -> bytes:
     """Return the bytes of a packed file.
@@ -53,6 +69,8 @@ def pack(
             all others are kept bit for bit.
         values: a name of ``CHOICES``; ``fp32`` keeps the prunable ones bit for bit too, but for
             the sign of zeros.
+        about: what the file says of itself, like the hash of its source; the choice of values is
+            added.
         compress: use zstd where it makes a part shorter.
 
     Raises:
@@ -75,7 +93,9 @@ def pack(
         else:
             table.append(tensors.encode_dense(name, dtype, array, compress))
     try:
-        return container.write(_plain(meta), table, compress)
+        return container.write(
+            _plain(meta), {"values": values, **_plain(about or {})}, table, compress
+        )
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"the checkpoint's facts cannot be packed: {error}", "use --format safetensors"
@@ -91,7 +111,7 @@ def unpack(data: bytes) -> Unpacked:
     content = container.read(data)
     pairs = zip(content.entries, content.arrays, strict=True)
     state = {entry.name: _to_tensor(entry, array) for entry, array in pairs}
-    return Unpacked(state, content.meta, content.entries)
+    return Unpacked(state, content.meta, content.about, content.entries)
 
 
 def _to_array(name: str, tensor: Tensor) -> tuple[str, Array]:
@@ -136,7 +156,7 @@ def _twins(arrays: Mapping[str, tuple[str, Array]]) -> dict[str, str]:
     first: dict[tuple[Any, ...], list[str]] = {}
     found = {}
     for name, (dtype, array) in arrays.items():
-        key = (dtype, array.shape, zlib.crc32(array.reshape(-1).view(np.uint8)))
+        key = (dtype, array.shape, zlib.crc32(array.tobytes()))
         candidates = first.setdefault(key, [])
         bits = array.tobytes() if candidates else b""
         twin = next((other for other in candidates if arrays[other][1].tobytes() == bits), name)

@@ -37,19 +37,22 @@ class Content:
     """What a file holds: facts, the table, and the tensors' bits in the table's order."""
 
     meta: dict[str, Any]
+    about: dict[str, Any]
     entries: list[Entry]
     arrays: list[Array]
 
 
 def write(
     meta: dict[str, Any],
+    about: dict[str, Any],
     table: Sequence[tuple[Entry, Sequence[bytes]]],
     compress: bool = True,
 ) -> bytes:
     """Return the file's bytes.
 
     Args:
-        meta: JSON-like facts.
+        meta: what the checkpoint says of its network; JSON-like.
+        about: what the file says of itself; JSON-like.
         table: entries with their stored sections.
         compress: let the header be a zstd frame.
 
@@ -57,7 +60,7 @@ def write(
         MalformedError: the header is too long to be read back.
         TypeError, ValueError: the facts are not JSON.
     """
-    lines = {"meta": meta, "tensors": [entry.to_dict() for entry, _ in table]}
+    lines = {"meta": meta, "about": about, "tensors": [entry.to_dict() for entry, _ in table]}
     text = json.dumps(lines, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     plain = text.encode()
     need(len(plain) <= HEADER_LIMIT, f"a header of {len(plain):,} bytes")
@@ -84,7 +87,7 @@ def read(data: bytes) -> Content:
     Raises:
         MalformedError: they are not whole, or not what a writer makes.
     """
-    meta, entries, body = parse_header(data)
+    meta, about, entries, body = _parse(data)
     arrays: list[Array] = []
     place = 0
     for entry in entries:
@@ -93,15 +96,11 @@ def read(data: bytes) -> Content:
             stored.append(body[place : place + size])
             place += size
         arrays.append(decode(entry, stored, arrays))
-    return Content(meta, entries, arrays)
+    return Content(meta, about, entries, arrays)
 
 
-def parse_header(data: bytes) -> tuple[dict[str, Any], list[Entry], bytes]:
-    """Return facts, table and body; everything is checked but the sections' content.
-
-    Raises:
-        MalformedError: as ``read``.
-    """
+def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Any], list[Entry], bytes]:
+    """Return facts, table and body; everything is checked but the sections' content."""
     need(len(data) >= START, "a file that ends before its header")
     magic, version, reserved, stored, plain, length = _FIXED.unpack_from(data)
     need(magic == MAGIC, "no magic number of a pack")
@@ -112,23 +111,24 @@ def parse_header(data: bytes) -> tuple[dict[str, Any], list[Entry], bytes]:
     digest.update(rest)
     need(digest.digest() == data[_FIXED.size : START], "content that does not have its hash")
     need(plain <= min(HEADER_LIMIT, HEADER_RATIO * stored), "a header that is too long")
-    meta, entries = _table(load(bytes(rest[:stored]), plain))
+    meta, about, entries = _table(load(bytes(rest[:stored]), plain))
     need(_least_size(entries) <= len(data), "more weights than a file of this length holds")
     used = sum(sum(entry.sections) for entry in entries)
     need(used <= length, "sections beyond the end of the file")
     need(not any(rest[stored + used :]), "padding that is not zero")
-    return meta, entries, bytes(rest[stored:])
+    return meta, about, entries, bytes(rest[stored:])
 
 
-def _table(header: bytes) -> tuple[dict[str, Any], list[Entry]]:
+def _table(header: bytes) -> tuple[dict[str, Any], dict[str, Any], list[Entry]]:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError):
         raise MalformedError("a header that is no JSON") from None
-    right = isinstance(content, dict) and set(content) == {"meta", "tensors"}
-    need(right, "a header with other keys than meta and tensors")
-    meta, lines = content["meta"], content["tensors"]
-    need(isinstance(meta, dict) and isinstance(lines, list), "a header of other types")
+    right = isinstance(content, dict) and set(content) == {"meta", "about", "tensors"}
+    need(right, "a header with other keys than meta, about and tensors")
+    meta, about, lines = (content[key] for key in ("meta", "about", "tensors"))
+    right = isinstance(meta, dict) and isinstance(about, dict) and isinstance(lines, list)
+    need(right, "a header of other types")
     entries = [parse(line, place) for place, line in enumerate(lines)]
     need(len({entry.name for entry in entries}) == len(entries), "two tensors of one name")
-    return meta, entries
+    return meta, about, entries

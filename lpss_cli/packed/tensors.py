@@ -37,8 +37,8 @@ def encode_sparse(
     positions = np.flatnonzero(flat & 0x7FFF if dtype == "bfloat16" else flat)
     width = max(1, flat.size // max(1, _rows(array)))
     coded = values.encode(flat[positions], dtype, positions // width, _rows(array), choice)
-    index, parts = _index(positions, flat.size, coded.stored.itemsize, compress)
-    entry = Entry(name, dtype, array.shape, values=coded.code, **index)
+    entry = Entry(name, dtype, array.shape, "dense", len(positions), values=coded.code)
+    entry, parts = _index(entry, positions, coded.stored.itemsize, compress)
     stored = coded.stored
     if entry.index == "dense":
         stored = np.zeros(flat.size, stored.dtype)
@@ -49,22 +49,21 @@ def encode_sparse(
 
 
 def _index(
-    positions: Array, count: int, value_bytes: int, compress: bool
-) -> tuple[dict[str, str | int], list[bytes]]:
+    entry: Entry, positions: Array, value_bytes: int, compress: bool
+) -> tuple[Entry, list[bytes]]:
     """Choose the shortest way to say where the kept weights are, by its length in the file."""
     k = bits.rice_parameter(bits.gaps_of(positions))
     unary, length, low = bits.encode_gaps(positions, k)
     gaps = [store(unary, compress), store(low, compress)]
-    mask = [store(bits.encode_mask(positions, count), compress)]
-    kept = len(positions)
-    found: dict[str, str | int] = {"index": "mask", "kept": kept}
-    parts = mask
-    if sum(map(len, gaps)) < len(mask[0]):
-        found = {"index": "gaps", "kept": kept, "rice": k, "unary": length}
-        parts = gaps
-    if (count - kept) * value_bytes <= sum(map(len, parts)):
-        found, parts = {"index": "dense", "kept": count}, []
-    return found, parts
+    mask = [store(bits.encode_mask(positions, entry.count), compress)]
+    zeros = (entry.count - entry.kept) * value_bytes
+    costs = {"dense": zeros, "mask": len(mask[0]), "gaps": sum(map(len, gaps))}
+    best = min(costs, key=lambda name: costs[name])
+    if best == "gaps":
+        return replace(entry, index=best, rice=k, unary=length), gaps
+    if best == "mask":
+        return replace(entry, index=best), mask
+    return replace(entry, index=best, kept=entry.count), []
 
 
 def decode(entry: Entry, stored: Sequence[bytes], earlier: Sequence[Array]) -> Array:
@@ -82,7 +81,8 @@ def decode(entry: Entry, stored: Sequence[bytes], earlier: Sequence[Array]) -> A
         other = earlier[entry.same]
         same = other.dtype == np.dtype(DTYPES[entry.dtype]) and other.shape == entry.shape
         need(same, f"{entry.name!r:.80} is the same as a tensor of another kind")
-        return other.copy()
+        copied: Array = other.copy()
+        return copied
     parts = [load(data, size) for data, size in zip(stored, entry.lengths(), strict=True)]
     positions = _positions(entry, parts)
     coded = _values(entry, parts)

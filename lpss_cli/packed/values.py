@@ -97,7 +97,8 @@ def decode(coded: Coded, dtype: str, rows: Array) -> Array:
 def to_float(values: Array, dtype: str) -> Array:
     """Return float32 values; bits of bfloat16 are the upper half of those of float32."""
     if dtype == "bfloat16":
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        bits: Array = values.astype(np.uint32) << np.uint32(16)
+        return bits.view(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         return values.astype(np.float32)
 
@@ -113,7 +114,8 @@ def _to_bf16(values: Array) -> Array:
     """Round finite float32 to the nearest bfloat16, ties to the even one."""
     bits = values.view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
+    upper: Array = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+    return upper.astype(np.uint16)
 
 
 def _encode(code: str, values: Array, rows: Array, count: int) -> Coded | None:
