@@ -130,7 +130,7 @@ def rounded(tensor: Tensor, code: str) -> Tensor:
         tensor: of a floating type for every code but ``raw``.
         code: ``raw``, ``fp16``, ``bf16``, ``fp16-rows`` or ``int8-rows``.
     """
-    if code == "raw":
+    if code == "raw" or not tensor.numel():
         return tensor
     values = tensor.float()
     if code == "fp16":
@@ -140,7 +140,7 @@ def rounded(tensor: Tensor, code: str) -> Tensor:
     rows = values.reshape(len(values), -1) if values.dim() else values.reshape(1, 1)
     largest = rows.abs().amax(dim=1, keepdim=True)
     if code == "fp16-rows":
-        scale = torch.ldexp(torch.ones(()), torch.frexp(largest).exponent - 14)
+        scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 14)
         got = (rows / scale).half().float() * scale
     else:
         scale = largest / 127

@@ -130,5 +130,7 @@ def _table(header: bytes) -> tuple[dict[str, Any], dict[str, Any], list[Entry]]:
     right = isinstance(meta, dict) and isinstance(about, dict) and isinstance(lines, list)
     need(right, "a header of other types")
     entries = [parse(line, place) for place, line in enumerate(lines)]
+    copies = [entries[entry.same] for entry in entries if entry.index == "same"]
+    need(all(other.index != "same" for other in copies), "a copy of a copy")
     need(len({entry.name for entry in entries}) == len(entries), "two tensors of one name")
     return meta, about, entries

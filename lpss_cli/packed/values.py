@@ -89,7 +89,7 @@ def decode(coded: Coded, dtype: str, rows: Array) -> Array:
     name = {"bf16": "bfloat16", "int8-rows": "int8"}.get(coded.code, "float16")
     values = to_float(coded.stored, name)
     if has_scales(coded.code):
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):
             values = values * coded.scales[rows]
     return _from_float(values, dtype)
 
@@ -99,14 +99,14 @@ def to_float(values: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
         bits: Array = values.astype(np.uint32) << np.uint32(16)
         return bits.view(np.float32)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         return values.astype(np.float32)
 
 
 def _from_float(values: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
         return _to_bf16(values)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         return values.astype(DTYPES[dtype])
 
 
@@ -129,7 +129,7 @@ def _encode(code: str, values: Array, rows: Array, count: int) -> Coded | None:
     np.maximum.at(largest, rows, np.abs(values))
     live = largest > 0
     scales = np.ones(count, np.float32)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         if code == "int8-rows":
             scales[live] = largest[live] / np.float32(127)
         else:  # a power of two, exact: the row's largest value comes to lie in [2^13, 2^14)

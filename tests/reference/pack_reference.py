@@ -112,6 +112,4 @@ def _kind(line: dict) -> str:
 
 def _planes(sections: list[bytes], count: int, kind: str) -> list:
     parts = [_content(section, count) for section in sections]
-    return [
-        struct.unpack("<" + kind, bytes(part[i] for part in parts))[0] for i in range(count)
-    ]
+    return [struct.unpack("<" + kind, bytes(part[i] for part in parts))[0] for i in range(count)]
