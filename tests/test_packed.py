@@ -1,4 +1,4 @@
-"""The packed format: its codes in closed form, round trips, and the bytes that docs/format.md shows."""
+"""The packed format: its codes in closed form, round trips, and the bytes that the docs show."""
 
 from __future__ import annotations
 
@@ -232,8 +232,6 @@ def test_a_file_with_hardly_any_weight_is_padded_to_a_length_that_is_believed():
     data = pack(state, {}, ["w"])
     assert len(data) == math.ceil((4_000_005 - container.FREE) / container.PER_BYTE)
     assert torch.equal(unpack(data).state_dict["w"], state["w"])
-    pack_reference_meta, _, _ = pack_reference.read(pack({"w": torch.zeros(9)}, {"a": 1}, ["w"]))
-    assert pack_reference_meta == {"a": 1}
 
 
 def example() -> dict[str, torch.Tensor]:
