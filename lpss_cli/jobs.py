@@ -21,6 +21,7 @@ from lpss_cli.loading import Checkpoint, read
 from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
 from lpss_cli.packed import CHOICES, DEFAULT_VALUES
+from lpss_cli.packed import check as check_packable
 from lpss_cli.packing import Trial, export_pack
 from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
@@ -178,6 +179,8 @@ def export_file(
     for to in targets.values():
         check_writable(to, force=request.force, option="--out-dir")
     # Everything that can be refused is, before the first file is written.
+    if "pack" in targets:
+        check_packable(checkpoint.state_dict)
     restored = _restored(checkpoint, request, targets, watcher or JobWatcher())
     written = []
     if restored is not None and "onnx" in targets:

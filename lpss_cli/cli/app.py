@@ -207,8 +207,9 @@ def export(
     ] = None,
 ) -> None:
     """Write masked safetensors, ONNX and a packed file, each read back from disk and compared."""
+    from lpss_cli.cli.file_views import size_table
     from lpss_cli.cli.progress import Printer
-    from lpss_cli.cli.views import export_table, size_table
+    from lpss_cli.cli.views import export_table
     from lpss_cli.jobs import export_file, sizes_of
 
     printer = _printer(values)
@@ -251,7 +252,7 @@ def verify(
     ] = 0.0,
 ) -> None:
     """Compare two files: weights, zeros, predictions. Exit code 0 if equal, else 1."""
-    from lpss_cli.cli.views import verdict, verify_table
+    from lpss_cli.cli.file_views import verdict, verify_table
     from lpss_cli.verifying import verify_files
 
     printer = _printer(values)

@@ -32,6 +32,7 @@ __all__ = [
     "Entry",
     "MalformedError",
     "Unpacked",
+    "check",
     "pack",
     "unpack",
 ]
@@ -102,6 +103,16 @@ def pack(
         ) from None
 
 
+def check(state: Mapping[str, Tensor]) -> None:
+    """Refuse what ``pack`` would refuse of the tensors.
+
+    Raises:
+        InputError: as ``pack``.
+    """
+    for name, tensor in state.items():
+        _to_array(name, tensor)
+
+
 def unpack(data: bytes) -> Unpacked:
     """Read the bytes of a packed file.
 
@@ -123,7 +134,8 @@ def _to_array(name: str, tensor: Tensor) -> tuple[str, Array]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES or tensor.layout != torch.strided:
         raise InputError(
-            f"{name} is of type {dtype}, which is not packed", f"known: {', '.join(DTYPES)}"
+            f"{name} is of type {dtype}, which is not packed",
+            f"leave pack out of --format; packed are {', '.join(DTYPES)}",
         )
     if tensor.numel() > LARGEST:
         raise InputError(f"{name} has {tensor.numel():,} entries", f"{LARGEST:,} are packed")

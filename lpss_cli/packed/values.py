@@ -153,7 +153,8 @@ def _keeps(values: Array, dtype: str) -> bool:
 def planes(values: Array) -> list[bytes]:
     """Split (K,) values into one string for each of their bytes, the least significant first."""
     size = values.dtype.itemsize
-    table = np.ascontiguousarray(values).view(np.uint8).reshape(-1, size)
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    table = np.ascontiguousarray(little).view(np.uint8).reshape(-1, size)
     return [np.ascontiguousarray(table[:, byte]).tobytes() for byte in range(size)]
 
 
