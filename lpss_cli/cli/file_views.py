@@ -41,7 +41,9 @@ def verify_table(result: Verification) -> Table:
         if item.what:
             table.add_row(plain(item.name), f"{item.count:,}", item.what)
             continue
-        zeros = "the same" if item.same_zeros else f"{item.zeros[0]:,} and {item.zeros[1]:,}"
+        zeros = "the same" if item.same_zeros else f"{item.zeros[0]:,} → {item.zeros[1]:,}"
+        if not item.same_zeros and item.zeros[0] == item.zeros[1]:
+            zeros = f"{item.zeros[0]:,}, others"
         largest = f"{item.largest:.3g}" if item.different else "-"
         table.add_row(plain(item.name), f"{item.count:,}", f"{item.different:,}", largest, zeros)
     return table
