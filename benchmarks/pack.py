@@ -2,7 +2,7 @@
 
     python benchmarks/pack.py --data-dir DIR
 
-Three networks trained to 90 % zeros (short runs: the size is measured, not the accuracy), and the
+Three networks trained to 90 % zeros (the convolutional ones shortly: sizes are measured), and the
 shapes of ResNet-50 with normal weights of Kaiming's scale under one cut by magnitude. Every file is
 read again; fp32 must come back bit for bit, and the zeros of the others must be the same. Writes
 benchmarks/results/pack.json and .md. Trained networks are kept in benchmarks/artefacts.
@@ -29,11 +29,11 @@ from lpss_cli.request import Request
 from lpss_cli.weights import prunable
 
 TRAINED = {
-    "LeNet-300 MNIST, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 2},
-    "LeNet-5 MNIST, 90 %": {
+    "LeNet-300 MNIST, 12 epochs, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 12},
+    "LeNet-5 MNIST, 1 epoch, 90 %": {
         "arch": "lenet5", "data": "mnist", "epochs": 1, "precision": "bf16",
     },
-    "WRN-18 Fashion-MNIST, 90 %": {
+    "WRN-18 Fashion-MNIST, 1 epoch, 90 %": {
         "arch": "wrn18", "data": "fashion-mnist", "epochs": 1, "precision": "bf16",
     },
 }  # fmt: skip
