@@ -153,18 +153,13 @@ def _to_array(name: str, tensor: Tensor) -> tuple[str, Array]:
 
 
 def _to_tensor(entry: Entry, array: Array) -> Tensor:
-    name = f"{entry.name!r:.80}"
     if entry.dtype == "bool":
-        need(not (array > 1).any(), f"a truth value that is none in {name}")
+        need(not (array > 1).any(), f"a truth value that is none in {entry.name!r:.80}")
         return torch.from_numpy(array.view(np.bool_))
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if entry.dtype == "bfloat16":
-        tensor = torch.from_numpy(array.astype(np.uint16, copy=False).view(np.int16))
-        tensor = tensor.view(torch.bfloat16)
-    else:
-        tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    if tensor.is_floating_point():
-        need(bool(tensor.isfinite().all()), f"values that are not finite in {name}")
-    return tensor
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _twins(arrays: Mapping[str, tuple[str, Array]]) -> dict[str, str]:

@@ -88,6 +88,8 @@ def decode(entry: Entry, stored: Sequence[bytes], earlier: Sequence[Array]) -> A
     coded = _values(entry, parts)
     width = max(1, entry.count // max(1, entry.rows))
     kept = values.decode(coded, entry.dtype, positions // width if len(coded.scales) else positions)
+    # Asked of the kept ones alone: the memory of zeros is not touched and so not taken yet.
+    need(values.finite(kept, entry.dtype), f"values that are not finite in {entry.name!r:.80}")
     if entry.index == "dense":
         return kept.reshape(entry.shape)
     array = np.zeros(entry.count, DTYPES[entry.dtype])

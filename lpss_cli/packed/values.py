@@ -146,8 +146,14 @@ def _encode(code: str, values: Array, rows: Array, count: int) -> Coded | None:
 
 
 def _keeps(values: Array, dtype: str) -> bool:
-    floats = to_float(values, dtype)
-    return bool(np.isfinite(floats).all() and (floats != 0).all())
+    return finite(values, dtype) and bool((to_float(values, dtype) != 0).all())
+
+
+def finite(values: Array, dtype: str) -> bool:
+    """Whether bits of a tensor type are all finite numbers."""
+    if dtype == "bfloat16":
+        values = to_float(values, dtype)
+    return dtype not in FLOATS or bool(np.isfinite(values).all())
 
 
 def planes(values: Array) -> list[bytes]:
