@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lpss_cli.artifact import sha256
 from lpss_cli.errors import RunError, one_line
 from lpss_cli.files import replacing
 from lpss_cli.loading import Checkpoint
+from lpss_cli.reporting import exponents_of, weights_of
 from lpss_cli.weights import prunable
 
-FORMATS = ("safetensors", "onnx")
+FORMATS = ("safetensors", "onnx", "pack")
 # Largest difference of an ONNX output, as a part of the largest |logit|.
 TOLERANCE = 1e-5
 _OPSET = 18
@@ -35,10 +37,11 @@ class Exported:
 
     Attributes:
         path: the file.
-        kind: ``safetensors`` or ``onnx``.
+        kind: one of ``FORMATS``.
         bytes: its size on disk.
         checked: what was compared, for people.
         largest_difference: of the outputs, relative to the largest |logit|; 0 for exact copies.
+        metrics: on the test split, where it was at hand: name -> (before, in the file).
     """
 
     path: str
@@ -46,6 +49,7 @@ class Exported:
     bytes: int
     checked: str
     largest_difference: float
+    metrics: dict[str, tuple[float, float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for JSON."""
@@ -63,9 +67,30 @@ def export_safetensors(checkpoint: Checkpoint, path: Path) -> Exported:
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
     described = {key: value for key, value in checkpoint.meta.items() if key != "history"}
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata={"lpss": json.dumps(described), "format": "pt"})
+        facts = {"lpss": json.dumps(described), "format": "pt", **provenance(checkpoint)}
+        save_file(state, temporary, metadata=facts)
         _compare_tensors(state, temporary, path)
     return Exported(str(path), "safetensors", path.stat().st_size, "every tensor, bit for bit", 0.0)
+
+
+def provenance(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return texts for programs that look at an exported file alone.
+
+    ``sparsity`` is counted, zeros / prunable weights; ``method`` and ``p`` (JSON, by weight) are
+    there if the checkpoint knows them; ``source_sha256`` is of the file it was read from.
+    """
+    weights = weights_of(checkpoint)
+    total = sum(weight.tensor.numel() for weight in weights.values())
+    zeros = sum(int((weight.tensor == 0).sum()) for weight in weights.values())
+    facts = {"sparsity": f"{zeros / total:.10g}"} if total else {}
+    if isinstance(checkpoint.meta.get("method"), str):
+        facts["method"] = checkpoint.meta["method"]
+    exponents = exponents_of(checkpoint)
+    if exponents:
+        facts["p"] = json.dumps(exponents)
+    if checkpoint.path.is_file():
+        facts["source_sha256"] = sha256(checkpoint.path)
+    return facts
 
 
 def _compare_tensors(state: dict[str, Tensor], written: Path, path: Path) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lpss_cli import models
+from lpss_cli.data import Data
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exporting import FORMATS, Exported, export_onnx, export_safetensors
 from lpss_cli.files import check_writable
 from lpss_cli.job import Job, JobWatcher, Outcome
-from lpss_cli.loading import read
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
+from lpss_cli.packed import CHOICES, DEFAULT_VALUES
+from lpss_cli.packed import check as check_packable
+from lpss_cli.packing import Trial, export_pack
 from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import (
@@ -30,10 +35,13 @@ from lpss_cli.request import (
     restore,
     settings_for,
 )
+from lpss_cli.sizes import Size, table
 from lpss_cli.weights import prunable
 
 # Real inputs whose outputs an exported network must reproduce.
 _COMPARED = 256
+# Formats whose files end in another name.
+_SUFFIXES = {"pack": "lpss"}
 # What a program that runs the ONNX file needs beside the network.
 _ONNX_METADATA = ("arch", "classes", "preprocessing", "sparsity", "method")
 
@@ -139,15 +147,18 @@ def export_file(
     formats: tuple[str, ...] = FORMATS,
     directory: Path | None = None,
     watcher: JobWatcher | None = None,
+    values: str = DEFAULT_VALUES,
 ) -> list[Exported]:
     """Write a checkpoint in other formats beside it, each file read back and compared.
 
     Args:
-        path: the checkpoint; ``model.pt`` becomes ``model.safetensors`` and ``model.onnx``.
+        path: the checkpoint; ``model.pt`` becomes ``model.safetensors``, ``model.onnx`` and the
+            packed ``model.lpss``.
         request: how to rebuild the network where the file does not say.
         formats: some of ``FORMATS``.
         directory: where to write instead.
         watcher: told what was folded or renamed on the way in.
+        values: type of the packed values, one of ``packed.CHOICES``.
 
     Raises:
         InputError: the file does not exist or fit, or an output exists.
@@ -155,24 +166,69 @@ def export_file(
     """
     for name in set(formats) - set(FORMATS):
         raise InputError(f"unknown format {name!r}", nearest(name, FORMATS))
+    if values not in CHOICES:
+        raise InputError(f"unknown --values {values!r}", nearest(values, tuple(CHOICES)))
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for note in checkpoint.notes:
         (watcher or JobWatcher()).on_note(note)
     directory = directory or path.parent
-    targets = {name: directory / f"{path.stem}.{name}" for name in formats}
+    targets = {name: directory / f"{path.stem}.{_SUFFIXES.get(name, name)}" for name in formats}
     targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
     if not targets:
         raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
     for to in targets.values():
         check_writable(to, force=request.force, option="--out-dir")
     # Everything that can be refused is, before the first file is written.
-    restored = restore(checkpoint, request) if "onnx" in targets else None
+    if "pack" in targets:
+        check_packable(checkpoint.state_dict)
+    restored = _restored(checkpoint, request, targets, watcher or JobWatcher())
     written = []
-    if restored is not None:
+    if restored is not None and "onnx" in targets:
         model, _, data = restored
         x = next(iter(data.test.batches(_COMPARED)))[0]
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
         written.append(export_onnx(model, x, targets["onnx"], metadata=texts))
     if "safetensors" in targets:
         written.append(export_safetensors(checkpoint, targets["safetensors"]))
+    if "pack" in targets:
+        trial = restored and Trial(restored[0], restored[2], device_of(request.device))
+        written.append(export_pack(checkpoint, targets["pack"], values=values, trial=trial))
     return sorted(written, key=lambda file: formats.index(file.kind))
+
+
+def _restored(
+    checkpoint: Checkpoint, request: Request, formats: Collection[str], watcher: JobWatcher
+) -> tuple[nn.Module, str, Data] | None:
+    """Return the network and its data: for ONNX always, for a pack's proof where they are at hand.
+
+    Raises:
+        InputError: a network or data that are needed, or were typed, do not exist or fit.
+    """
+    if not {"onnx", "pack"} & set(formats):
+        return None
+    try:
+        return restore(checkpoint, request)
+    except InputError as error:
+        if "onnx" in formats or request.arch or request.data:
+            raise
+        watcher.on_note(f"outputs are not compared: {error.what}")
+        return None
+
+
+def sizes_of(path: Path, request: Request, written: Sequence[Exported], values: str) -> list[Size]:
+    """Set the sizes of a checkpoint's written files beside the dense and the masked ones.
+
+    Args:
+        path: the checkpoint that was exported.
+        request: whether pickles are trusted.
+        written: the files.
+        values: type of the packed ones' values.
+
+    Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    checkpoint = read(path, trust_pickle=request.trust_pickle)
+    files = [(x.kind, x.bytes, values if x.kind == "pack" else "fp32") for x in written]
+    if checkpoint.kind == "pack":
+        files.append(("pack", path.stat().st_size, str(checkpoint.about.get("values"))))
+    return table(checkpoint.state_dict, list(weights_of(checkpoint)), files)

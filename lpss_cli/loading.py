@@ -1,4 +1,4 @@
-"""Reading checkpoints: our own, bare state_dicts and safetensors, without running their code."""
+"""Reading checkpoints: ours, packed, bare state_dicts, safetensors; their code never runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lpss_cli.errors import InputError
 from lpss_cli.folding import fold
+from lpss_cli.packed import MAGIC, MalformedError, unpack
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 
@@ -28,9 +29,10 @@ class Checkpoint:
         path: the file.
         state_dict: parameters and buffers by name, on the CPU.
         meta: what lpss wrote beside them; empty for files of other origin.
-        kind: ``lpss``, ``state_dict`` or ``safetensors``, for people.
+        kind: ``lpss``, ``state_dict``, ``safetensors`` or ``pack``, for people.
         notes: what was folded or stripped on the way in.
         init: the tensors that training began from, where an artefact keeps them.
+        about: what an exported file says of itself, like the hash of its source.
     """
 
     path: Path
@@ -39,13 +41,15 @@ class Checkpoint:
     kind: str = "state_dict"
     notes: list[str] = field(default_factory=list)
     init: dict[str, Tensor] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of any accepted kind.
 
     Args:
-        path: an lpss artefact, a ``torch.save`` file or a safetensors file, told apart by content.
+        path: an lpss artefact, a ``torch.save`` file, a safetensors file or a packed ``.lpss``,
+            told apart by content.
         trust_pickle: unpickle arbitrary objects; only for files of trusted origin.
 
     Raises:
@@ -54,9 +58,11 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     if not path.exists():
         raise InputError(f"there is no file {path}", "check the path; `lpss train` makes model.pt")
     if not path.is_file():
-        raise InputError(f"{path} is not a file", "give a .pt, .pth or .safetensors file")
+        raise InputError(f"{path} is not a file", "give a .pt, .pth, .safetensors or .lpss file")
+    if _is_packed(path):
+        return _read_packed(path)
     if _is_safetensors(path):
-        checkpoint = Checkpoint(path, *_read_safetensors(path), "safetensors")
+        checkpoint = _read_safetensors(path)
     else:
         checkpoint = _interpret(path, _torch_load(path, trust_pickle))
     # What lpss wrote has the names of its own network, wrapped or not.
@@ -185,7 +191,7 @@ def _is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{" and 2 <= size <= path.stat().st_size - 8
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> Checkpoint:
     import json
 
     from safetensors import SafetensorError, safe_open
@@ -194,16 +200,34 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             # (safe_open is no mapping: it has keys() and cannot be iterated)
-            described = (file.metadata() or {}).get("lpss", "{}")
+            about = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path} is a damaged safetensors file: {error}", "make it again"
         ) from None
     try:
-        meta = json.loads(described)
+        meta = json.loads(about.pop("lpss", "{}"))
     except json.JSONDecodeError:
         meta = {}
-    return tensors, meta if isinstance(meta, dict) else {}
+    meta = meta if isinstance(meta, dict) else {}
+    return Checkpoint(path, tensors, meta, "safetensors", about=about)
+
+
+def _is_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _read_packed(path: Path) -> Checkpoint:
+    try:
+        found = unpack(path.read_bytes())
+    except MalformedError as error:
+        raise InputError(f"{path} is a damaged pack: {error}", "make it again") from None
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {_reason(error)}", "the file may be damaged"
+        ) from None
+    return Checkpoint(path, found.state_dict, found.meta, "pack", about=found.about)
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lpss_cli.loading import Checkpoint, read
+from lpss_cli.packed import DEFAULT_VALUES
 from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
+from lpss_cli.sizes import bound
 from lpss_cli.sphere import hoyer
 from lpss_cli.weights import Weight, prunable_names
 
@@ -73,13 +75,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class Report:
-    """One checkpoint in numbers; ``parameters`` and ``file_bytes`` count everything in it."""
+    """One checkpoint in numbers; ``parameters`` and ``file_bytes`` count everything in it.
+
+    ``bound_bytes`` is the information bound (``sizes.bound``) with values of type
+    ``bound_values``: those of a packed file, else the ones that are packed by default.
+    """
 
     path: str
     layers: list[Layer]
     parameters: int
     file_bytes: int
     meta: dict[str, Any] = field(default_factory=dict)
+    kind: str = "state_dict"
+    bound_bytes: float = 0.0
+    bound_values: str = DEFAULT_VALUES
 
     @property
     def weights(self) -> int:
@@ -119,6 +128,8 @@ class Report:
         return {
             "file": self.path,
             "file_bytes": self.file_bytes,
+            "bound_bytes": self.bound_bytes,
+            "bound_values": self.bound_values,
             "parameters": self.parameters,
             "prunable": self.weights,
             "zeros": self.zeros,
@@ -188,12 +199,17 @@ def report(source: Path | Checkpoint) -> Report:
         measure(name, weight.tensor, weight.row_dim or 0, facts[name])
         for name, weight in weights_of(checkpoint).items()
     ]
+    packed = checkpoint.kind == "pack"
+    values = str(checkpoint.about.get("values")) if packed else DEFAULT_VALUES
     return Report(
         path=str(checkpoint.path),
         layers=layers,
         parameters=sum(t.numel() for t in state.values()),
         file_bytes=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
         meta={k: v for k, v in meta.items() if k != "weights"},
+        kind=checkpoint.kind,
+        bound_bytes=bound(state, facts, values),
+        bound_values=values,
     )
 
 
@@ -204,6 +220,11 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
         for name, fact in _facts(checkpoint).items()
         if name in checkpoint.state_dict
     }
+
+
+def exponents_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """Return p of each weight that was trained on a sphere, by name."""
+    return {name: fact["p"] for name, fact in _facts(checkpoint).items() if "p" in fact}
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -45,6 +45,7 @@ def test_the_four_commands_as_typed_in_an_empty_directory(tmp_path):
         assert "Traceback" not in done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {
         "model.pt", "model.sparse.pt", "model.sparse.safetensors", "model.sparse.onnx",
+        "model.sparse.lpss",
     }  # fmt: skip
     state = torch.load(tmp_path / "model.sparse.pt", weights_only=True)["state_dict"]
     weights = [t for t in state.values() if t.dim() == 2]
@@ -328,3 +329,91 @@ def test_a_comparison_from_the_command_line(lpss):
     refused(lpss("compare", *args), "of another network, data or budget", "--out-dir")
     refused(lpss("compare", "--methods", "gpm"), "unknown method 'gpm'", "did you mean 'gmp'")
     refused(lpss("compare", "--sparsities", "0.5,x"), "'x' is no number", "write 0.9")
+
+
+@pytest.fixture
+def sparse_model(lpss):
+    lpss("train", "--sparsity", "0.9", "--out", "m.pt", *FAST)
+    return lpss
+
+
+def test_a_pack_serves_wherever_a_checkpoint_does(sparse_model):
+    lpss = sparse_model
+    accuracy = lpss("eval", "m.pt")[1]
+    code, out, _ = lpss("export", "m.pt", "--format", "pack", "--values", "fp32", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert [x["path"] for x in document["files"]] == ["m.lpss"]
+    assert document["files"][0]["bytes"] == Path("m.lpss").stat().st_size
+    rows = {x["name"]: x for x in document["sizes"]}
+    assert set(rows) == {"dense fp32", "safetensors", "safetensors + zstd -19", "pack"}
+    assert rows["pack"]["bytes"] == Path("m.lpss").stat().st_size
+    assert rows["dense fp32"]["bytes"] == 4 * (50_200 + 410)
+    assert lpss("eval", "m.lpss")[1] == accuracy
+    assert lpss("verify", "m.pt", "m.lpss")[0] == 0
+    report = json.loads(lpss("report", "m.lpss", "--json")[1])
+    assert report["zeros"] == 45_180
+    assert report["bound_values"] == "fp32"
+    assert report["file_bytes"] < 1.1 * report["bound_bytes"]
+    assert "of it" in lpss("report", "m.lpss")[1]
+    assert lpss("unpack", "m.lpss")[0] == 0
+    assert lpss("verify", "m.lpss", "m.safetensors")[0] == 0
+    code, out, _ = lpss("export", "m.lpss", "--force", "--json")
+    assert code == 0
+    assert [x["kind"] for x in json.loads(out)["files"]] == ["safetensors", "onnx"]
+    assert [x["name"] for x in json.loads(out)["sizes"]][-1] == "pack"
+    assert lpss("sparsify", "m.lpss", "--sparsity", "0.95", *FAST)[0] == 0
+    # The newest artefact is still one that training wrote.
+    assert "m.sparse.pt, the newest" in lpss("eval")[2]
+
+
+def test_rounded_values_are_told_apart_and_pass_within_a_tolerance(sparse_model):
+    lpss = sparse_model
+    code, out, _ = lpss("export", "m.pt", "--format", "pack")
+    assert code == 0
+    assert "fp16 as rounded" in out
+    assert "accuracy" in out
+    code, out, err = lpss("verify", "m.pt", "m.lpss")
+    assert (code, err) == (1, "")
+    assert "not equal exactly" in out
+    assert "the same" in out
+    assert "predictions changed" in out
+    code, out, _ = lpss("verify", "m.pt", "m.lpss", "--tolerance", "0.1", "--json")
+    document = json.loads(out)
+    assert (code, document["equal"]) == (0, True)
+    assert all(x["same_zeros"] for x in document["tensors"])
+    assert document["predictions"]["examples"] == 360
+
+
+def test_a_pack_without_its_data_is_proved_by_its_tensors(sparse_model):
+    lpss = sparse_model
+    state = torch.load("m.pt", weights_only=True)["state_dict"]
+    torch.save(state, "bare.pt")
+    code, out, err = lpss("export", "bare.pt", "--format", "pack,safetensors")
+    assert code == 0
+    assert "outputs are not compared: bare.pt does not say which network" in err
+    assert "accuracy" not in out
+    args = ("export", "bare.pt", "--format", "pack", "--force", "--arch", "lenet300")
+    refused(lpss(*args), "", "")  # what was typed must be right
+
+
+def test_what_cannot_be_packed_is_found_before_any_file_is_written(lpss):
+    torch.save({"w": torch.tensor([[1.0, float("nan")]])}, "bare.pt")
+    args = ("export", "bare.pt", "--format", "safetensors,pack")
+    refused(lpss(*args), "w holds values that are not finite", "diverged")
+    assert [p.name for p in Path().iterdir()] == ["bare.pt"]
+
+
+def test_wrong_packs_and_comparisons(sparse_model):
+    lpss = sparse_model
+    lpss("export", "m.pt", "--format", "pack")
+    refused(lpss("export", "m.pt", "--format", "zip"), "unknown format 'zip'", "pack")
+    refused(lpss("export", "m.pt", "--values", "fp61"), "unknown --values", "did you mean 'fp16'")
+    refused(lpss("unpack", "m.pt"), "m.pt is no packed file", "lpss export")
+    refused(lpss("verify", "m.pt", "none.pt"), "there is no file", "check the path")
+    refused(lpss("verify", "m.pt", "m.lpss", "--tolerance", "-1"), "--tolerance", "from 0 up")
+    whole = Path("m.lpss").read_bytes()
+    for name, data in {"cut": whole[:-1], "flipped": whole[:-1] + bytes([whole[-1] ^ 1])}.items():
+        Path(f"{name}.lpss").write_bytes(data)
+        for command in (["eval"], ["report"], ["unpack"], ["export"], ["sparsify"]):
+            refused(lpss(*command, f"{name}.lpss"), f"{name}.lpss is a damaged pack", "again")

@@ -75,7 +75,7 @@ def test_a_plain_pytorch_state_dict_goes_through_all_of_it(tmp_path, blob_file, 
     assert zeros == outcome.report.zeros == round(0.75 * (6 * 32 + 32 * 3))
     assert outcome.after["accuracy"] > 0.85
     written = jobs.export_file(Path("sparse.pt"), Request(Path("x"), arch="net.py:make"))
-    assert [w.kind for w in written] == ["safetensors", "onnx"]
+    assert [w.kind for w in written] == ["safetensors", "onnx", "pack"]
     done = subprocess.run(
         [sys.executable, "-c", RUN_ONNX, "sparse.onnx", "blobs.npz"],
         capture_output=True,

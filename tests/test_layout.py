@@ -14,17 +14,17 @@ import lpss_cli
 
 ROOT = Path(lpss_cli.__file__).parent
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safetensors", "numpy",
-         "matplotlib"}  # fmt: skip
+         "matplotlib", "zstandard"}  # fmt: skip
 
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
     " threads topology imports rules compute exponents"
-    " prediction amenable fading watching",
+    " prediction amenable fading watching packed sizes",
     "artifact state method",
-    "methods engine planning reporting exporting evaluation",
-    "request given recipes resuming job jobs tickets comparing plotting pages",
+    "methods engine planning reporting exporting evaluation packing",
+    "request given recipes resuming job jobs tickets comparing plotting verifying pages",
     "cli",
     "__init__ __main__",
 )

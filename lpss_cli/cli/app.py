@@ -210,26 +210,72 @@ def export(
     values: dict[str, Any],
     file: o.File = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Some of safetensors,onnx.")
-    ] = "safetensors,onnx",
+        str, typer.Option("--format", help="Some of safetensors,onnx,pack.")
+    ] = "safetensors,onnx,pack",
+    packed_values: Annotated[
+        str,
+        typer.Option("--values", help="Of the kept weights in the pack: fp32, fp16, bf16, int8."),
+    ] = "fp16",
     out_dir: Annotated[
         Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
     ] = None,
 ) -> None:
-    """Write masked safetensors and ONNX, each read back from disk and compared."""
+    """Write masked safetensors, ONNX and a packed file, each read back from disk and compared."""
+    from lpss_cli.cli.file_views import size_table
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views import export_table
-    from lpss_cli.jobs import export_file
+    from lpss_cli.jobs import export_file, sizes_of
 
     printer = _printer(values)
     path = _input(file, printer)
     formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
     with printer.busy("writing, reading back and comparing"):
         request = _request(values, path, {}, {})
-        written = export_file(path, request, formats_chosen, out_dir, Printer(printer))
-    printer.show(export_table(written))
-    printer.note("files of a sparse network are as large as of a dense one: zeros are stored too")
-    printer.document({"source": str(path), "files": [item.to_dict() for item in written]})
+        written = export_file(
+            path, request, formats_chosen, out_dir, Printer(printer), packed_values
+        )
+        sizes = sizes_of(path, request, written, packed_values)
+    printer.show(export_table(written), size_table(sizes))
+    document: dict[str, Any] = {"source": str(path), "files": [x.to_dict() for x in written]}
+    printer.document({**document, "sizes": [x.to_dict() for x in sizes]})
+
+
+@app.command()
+@with_options(o.UNPACKED, o.WRITING, o.PRINTING)
+def unpack(
+    file: Annotated[Path, typer.Argument(help="Packed file: .lpss.")], values: dict[str, Any]
+) -> None:
+    """Turn a packed file back into safetensors, read back from disk and compared."""
+    from lpss_cli.cli.views import export_table
+    from lpss_cli.packing import unpack_file
+
+    printer = _printer(values)
+    written = unpack_file(file, values["out"], force=values["force"])
+    printer.show(export_table([written]))
+    printer.document({"source": str(file), "files": [written.to_dict()]})
+
+
+@app.command()
+@with_options(o.DATA, o.DEVICE, o.CHECKPOINT, o.PRINTING)
+def verify(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The file that counts as right.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The file to compare with it.")],
+    values: dict[str, Any],
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference of a weight that is no difference.")
+    ] = 0.0,
+) -> None:
+    """Compare two files: weights, zeros, predictions. Exit code 0 if equal, else 1."""
+    from lpss_cli.cli.file_views import verdict, verify_table
+    from lpss_cli.verifying import verify_files
+
+    printer = _printer(values)
+    with printer.busy("comparing"):
+        result = verify_files(a, b, _request(values, a, {}, {}), tolerance)
+    printer.show(verify_table(result), verdict(result))
+    printer.document(result.to_dict())
+    if not result.equal:
+        raise typer.Exit(1)
 
 
 @app.command()

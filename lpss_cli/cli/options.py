@@ -38,6 +38,10 @@ Out = Annotated[
         "--out", "-o", help="Artefact to write. Default: model.pt, FILE.sparse.pt.", panel=_OUTPUT
     ),
 ]
+UnpackedTo = Annotated[
+    Path | None,
+    option("--out", "-o", help="File to write. Default: FILE.safetensors.", panel=_OUTPUT),
+]
 Trust = Annotated[
     bool,
     option("--trust-pickle", help="Unpickle objects; only for files you trust.", panel=_DATA),
@@ -235,6 +239,7 @@ PLACE: dict[str, tuple[Any, Any]] = {
 CHECKPOINT: dict[str, tuple[Any, Any]] = {"trust_pickle": (Trust, False)}
 DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
 ARTEFACT: dict[str, tuple[Any, Any]] = {"out": (Out, None)}
+UNPACKED: dict[str, tuple[Any, Any]] = {"out": (UnpackedTo, None)}
 INIT: dict[str, tuple[Any, Any]] = {"keep_init": (KeepInit, False)}
 WRITING: dict[str, tuple[Any, Any]] = {"force": (Force, False)}
 PRINTING: dict[str, tuple[Any, Any]] = {

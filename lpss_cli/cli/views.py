@@ -228,6 +228,10 @@ def origin_table(report: Report) -> Table:
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column(overflow="fold")
     rows.add_row("file", f"{size(report.file_bytes)}, {report.parameters:,} parameters")
+    bound = f"{size(round(report.bound_bytes))} with {report.bound_values} values"
+    if report.kind == "pack":
+        bound += f"; the file is {report.file_bytes / max(1, report.bound_bytes):.3f} of it"
+    rows.add_row("bound", bound)
     if not meta:
         return rows
     rows.add_row("network", plain(str(meta.get("arch", ""))))
@@ -277,5 +281,7 @@ def export_table(written: Sequence[Exported]) -> Table:
         proof = item.checked
         if item.largest_difference:
             proof += f"; outputs within {item.largest_difference:.1e} of the largest"
+        for name, (before, after) in (item.metrics or {}).items():
+            proof += f"; {name.replace('_', ' ')} {metric(name, before)} → {metric(name, after)}"
         table.add_row(plain(item.path), size(item.bytes), proof)
     return table

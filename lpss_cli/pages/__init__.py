@@ -54,7 +54,7 @@ def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     masks = {
         layer.name: figures.mask_picture(tensors[layer.name])
         for layer in report.layers
-        if layer.name in tensors
+        if layer.name in tensors and layer.zeros
     }
     return {
         "report": report,

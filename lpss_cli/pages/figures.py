@@ -63,8 +63,10 @@ def agreement(points: Sequence[tuple[str, float, float]]) -> Markup | None:
 
 
 def curves(history: Mapping[str, Sequence[float]]) -> list[tuple[str, Markup]]:
-    """Draw every quantity over the epochs, as (name, picture)."""
-    return [(name, _curve(name, values)) for name, values in history.items() if len(values) > 1]
+    """Draw every quantity that changes over the epochs, as (name, picture)."""
+    return [
+        (name, _curve(name, values)) for name, values in history.items() if len(set(values)) > 1
+    ]
 
 
 def _curve(name: str, values: Sequence[float]) -> Markup:

@@ -1,0 +1,149 @@
+"""How small packed files are, against the information bound, and how fast they are made and read.
+
+    python benchmarks/pack.py --data-dir DIR
+
+Three networks trained to 90 % zeros (the convolutional ones shortly: sizes are measured), and the
+shapes of ResNet-50 with normal weights of Kaiming's scale under one cut by magnitude. Every file is
+read again; fp32 must come back bit for bit, and the zeros of the others must be the same. Writes
+benchmarks/results/pack.json and .md. Trained networks are kept in benchmarks/artefacts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lpss_cli import jobs, sizes
+from lpss_cli.loading import read
+from lpss_cli.models import build
+from lpss_cli.packed import CHOICES, pack, unpack
+from lpss_cli.reporting import weights_of
+from lpss_cli.request import Request
+from lpss_cli.weights import prunable
+
+TRAINED = {
+    "LeNet-300 MNIST, 12 epochs, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 12},
+    "LeNet-5 MNIST, 1 epoch, 90 %": {
+        "arch": "lenet5", "data": "mnist", "epochs": 1, "precision": "bf16",
+    },
+    "WRN-18 Fashion-MNIST, 1 epoch, 90 %": {
+        "arch": "wrn18", "data": "fashion-mnist", "epochs": 1, "precision": "bf16",
+    },
+}  # fmt: skip
+CUTS = (0.9, 0.95, 0.99)
+Network = tuple[str, dict[str, Tensor], list[str], dict]
+
+
+def trained(root: str) -> Iterator[Network]:
+    """Train what is not there yet, and read it."""
+    folder = Path("benchmarks/artefacts")
+    folder.mkdir(exist_ok=True)
+    for name, spec in TRAINED.items():
+        out = folder / f"pack-{spec['arch']}.pt"
+        if not out.exists():
+            overrides = {"data_dir": root}
+            jobs.train(Request(out, data_overrides=overrides, sparsity=0.9, batch_size=256, **spec))
+        checkpoint = read(out)
+        meta = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+        yield name, checkpoint.state_dict, list(weights_of(checkpoint)), meta
+
+
+def resnet50() -> Iterator[Network]:
+    """The shapes of ResNet-50 at every cut."""
+    torch.manual_seed(0)
+    model = build("torchvision:resnet50", (3, 224, 224), 1000)
+    names = list(prunable(model))
+    # Norms of a fresh network are all ones and zeros, which would flatter the file.
+    state = {
+        name: torch.rand(tensor.shape) + 0.5 if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    for name in names:
+        fan_in = state[name][0].numel()
+        state[name] = torch.randn(state[name].shape) * math.sqrt(2 / fan_in)
+    magnitudes = torch.cat([state[name].abs().flatten() for name in names])
+    for cut in CUTS:
+        threshold = magnitudes.kthvalue(round(cut * len(magnitudes))).values
+        pruned = {
+            name: tensor * (tensor.abs() > threshold) if name in names else tensor
+            for name, tensor in state.items()
+        }
+        yield f"ResNet-50 shapes, {100 * cut:g} %", pruned, names, {"arch": "torchvision:resnet50"}
+
+
+def measured(network: Network, values: str) -> dict:
+    """Pack, unpack, check, and compare with the bound."""
+    name, state, names, meta = network
+    start = time.perf_counter()
+    data = pack(state, meta, names, values)
+    middle = time.perf_counter()
+    back = unpack(data).state_dict
+    end = time.perf_counter()
+    for key, tensor in state.items():
+        exact = values == "fp32" or key not in names
+        same = (back[key] == tensor) if exact else ((back[key] == 0) == (tensor == 0))
+        assert bool(same.all()), (name, values, key)
+    bound = sizes.bound(state, names, values)
+    plain = len(pack(state, meta, names, values, compress=False))
+    return {
+        "network": name,
+        "values": values,
+        "weights": sum(state[key].numel() for key in names),
+        "zeros": sum(int((state[key] == 0).sum()) for key in names),
+        "tensors": len(state),
+        "dense_bytes": sizes.dense_bytes(state),
+        "bound_bytes": bound,
+        "plain_bytes": plain,
+        "bytes": len(data),
+        "plain_over_bound": plain / bound,
+        "plain_over_bound_less_256_a_tensor": (plain - 256 * len(state)) / bound,
+        "over_bound": len(data) / bound,
+        "dense_over_pack": sizes.dense_bytes(state) / len(data),
+        "pack_seconds": middle - start,
+        "unpack_seconds": end - middle,
+    }
+
+
+def summary(rows: list[dict]) -> str:
+    lines = [
+        "| network | values | dense fp32, kB | bound, kB | pack without zstd, kB | pack, kB "
+        "| without zstd / bound | pack / bound | dense / pack | pack, s | unpack, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        kilo = [f"{row[key] / 1000:,.1f}" for key in
+                ("dense_bytes", "bound_bytes", "plain_bytes", "bytes")]  # fmt: skip
+        ratios = [f"{row[key]:.3f}" for key in ("plain_over_bound", "over_bound")]
+        seconds = [f"{row[key]:.2f}" for key in ("pack_seconds", "unpack_seconds")]
+        ratios.append(f"{row['dense_over_pack']:.1f}")
+        cells = [row["network"], row["values"], *kilo, *ratios, *seconds]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", required=True)
+    root = parser.parse_args().data_dir
+    torch.set_num_threads(1)
+    out = Path("benchmarks/results/pack.json")
+    rows = []
+    for networks in (trained(root), resnet50()):
+        for network in networks:
+            for values in CHOICES:
+                rows.append(measured(network, values))
+                print(json.dumps(rows[-1]), flush=True)
+    out.write_text(json.dumps(rows, indent=1) + "\n")
+    text = f"`python benchmarks/pack.py --data-dir DIR`\n\n{summary(rows)}\n"
+    out.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Tables of files: how large they are, and whether two of them hold the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lpss_cli.cli.out import plain
+from lpss_cli.cli.views import metric
+
+if TYPE_CHECKING:
+    from lpss_cli.sizes import Size
+    from lpss_cli.verifying import Verification
+
+
+def size_table(sizes: Sequence[Size]) -> Table:
+    """Set the ways to write a network side by side, with the information bound of each."""
+    table = Table(title="sizes", title_justify="left", title_style="bold")
+    table.add_column("written as", no_wrap=True)
+    for name in ("bytes", "dense fp32 / this", "values", "this / bound"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for item in sizes:
+        ratios = f"{item.against_dense:.2f}", f"{item.against_bound:.3f}"
+        table.add_row(item.name, f"{item.bytes:,}", ratios[0], item.values, ratios[1])
+    return table
+
+
+def verify_table(result: Verification) -> Table:
+    """Show where two files differ, tensor by tensor."""
+    table = Table(
+        title=plain(f"A {result.a}, B {result.b}"),
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("tensor", overflow="fold", min_width=8)
+    for name in ("entries", "different", "largest", "zeros"):
+        table.add_column(name, justify="right", no_wrap=name != "zeros")
+    for item in result.tensors:
+        if item.what:
+            table.add_row(plain(item.name), f"{item.count:,}", item.what)
+            continue
+        zeros = "the same" if item.same_zeros else f"{item.zeros[0]:,} → {item.zeros[1]:,}"
+        if not item.same_zeros and item.zeros[0] == item.zeros[1]:
+            zeros = f"{item.zeros[0]:,}, others"
+        largest = f"{item.largest:.3g}" if item.different else "-"
+        table.add_row(plain(item.name), f"{item.count:,}", f"{item.different:,}", largest, zeros)
+    return table
+
+
+def verdict(result: Verification) -> str:
+    """Say whether two files are equal, and what their networks predict."""
+    within = f"within {result.tolerance:g}" if result.tolerance else "exactly"
+    lines = [f"equal {within}" if result.equal else f"not equal {within}"]
+    tried = result.predictions
+    if tried is not None:
+        changed = f"outputs within {tried.largest:.1e} of the largest"
+        if tried.changed is not None:
+            changed = f"{tried.changed:,} predictions changed, {changed}"
+        lines.append(f"{tried.examples:,} test examples: {changed}")
+        for name, (a, b) in tried.metrics.items():
+            lines.append(f"{name.replace('_', ' ')} {metric(name, a)} → {metric(name, b)}")
+    return "\n".join(lines)

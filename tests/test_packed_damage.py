@@ -1,0 +1,255 @@
+"""Damaged and hostile packs: an error of one line, and no memory beyond what the file is worth."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import struct
+import tracemalloc
+
+import pytest
+import torch
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpss_cli.errors import InputError
+from lpss_cli.loading import read
+from lpss_cli.packed import MalformedError, container, pack, unpack
+
+LIMIT = 150e6  # bytes that reading a small file may take, whatever it declares
+
+
+def small() -> dict[str, torch.Tensor]:
+    """One tensor of every index, with scales and without, and one of every sort of type."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, 30, generator=generator)
+    drawn = torch.rand(20, 30, generator=generator)
+    return {
+        "gaps.weight": weight * (drawn < 0.1),
+        "mask.weight": weight * (drawn < 0.5),
+        "dense.weight": weight,
+        "half.weight": (weight * (drawn < 0.2)).bfloat16(),
+        "same.weight": weight,
+        "bias": weight[0],
+        "steps": torch.tensor(3),
+        "flags": drawn[0] < 0.5,
+    }
+
+
+NAMES = [name for name in small() if name.endswith("weight")]
+WHOLE = pack(small(), {"arch": "x"}, NAMES, "int8")
+PLAIN = pack(small(), {"arch": "x"}, NAMES, "int8", compress=False)
+START = container.START
+
+
+def parts(data: bytes) -> tuple[dict, bytes]:
+    """Header and body of an uncompressed file."""
+    size = struct.unpack_from("<I", data, 12)[0]
+    return json.loads(data[START : START + size]), data[START + size :]
+
+
+def build(header: dict | bytes, body: bytes) -> bytes:
+    """A file with the right lengths and hash, whatever is in it."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    fixed = struct.pack("<8sHHIIQ", container.MAGIC, 1, 0, len(text), len(text), len(body))
+    return fixed + hashlib.sha256(fixed + text + body).digest() + text + body
+
+
+def test_a_rebuilt_file_is_read():
+    assert list(unpack(build(*parts(PLAIN))).state_dict) == list(small())
+
+
+def refused(tmp_path, data: bytes) -> str:
+    """Read a file as every command does; return its error, which must be one line."""
+    path = tmp_path / "m.lpss"
+    path.write_bytes(data)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert "\n" not in error.value.what
+    return error.value.what
+
+
+@pytest.mark.parametrize("part", range(20))
+def test_a_truncated_file_is_refused(tmp_path, part):
+    for whole in (WHOLE, PLAIN):
+        refused(tmp_path, whole[: len(whole) * part // 20])
+        refused(tmp_path, whole[: len(whole) - 1 - part])
+
+
+@given(st.integers(0, 8 * len(WHOLE) - 1))
+def test_no_flipped_bit_goes_unnoticed(place):
+    data = bytearray(WHOLE)
+    data[place // 8] ^= 1 << place % 8
+    with pytest.raises(MalformedError):
+        unpack(bytes(data))
+
+
+@pytest.mark.parametrize("more", [b"\0", WHOLE])
+def test_bytes_after_the_end_are_refused(tmp_path, more):
+    assert "another length than it declares" in refused(tmp_path, WHOLE + more)
+
+
+HUGE = (2**31 - 1, 2**31, 2**62, 2**63, 10**30, -1, 0, 1, True, None, 1.5, "7", [], {})
+
+
+def peak(data: bytes) -> float:
+    """Most memory that reading takes; anything but ``MalformedError`` fails."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(MalformedError):
+            unpack(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("line", range(len(small())))
+def test_any_number_of_a_line_may_lie(line):
+    """Every number and text of the table, replaced by others, with the right hash."""
+    for key in parts(PLAIN)[0]["tensors"][line]:
+        for value in (*HUGE, "gaps", "mask", "dense", "same", "raw", "fp16", "fp16-rows", "bool"):
+            header, body = parts(PLAIN)
+            described = header["tensors"][line]
+            if isinstance(described[key], list) and described[key]:
+                described[key][0] = value
+            else:
+                described[key] = value
+            assert peak(build(header, body)) < LIMIT
+
+
+def test_random_edits_of_header_and_body_are_refused_or_read():
+    draw = random.Random(0)
+    for _ in range(300):
+        header, body = parts(PLAIN)
+        changed = bytearray(body)
+        for _ in range(draw.randint(0, 3)):
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+        text = bytearray(json.dumps(header).encode())
+        for _ in range(draw.randint(0, 2)):
+            text[draw.randrange(len(text))] = draw.choice(b'0123456789"[]{},:e-x\xff')
+        assert peak(build(bytes(text), bytes(changed))) < LIMIT
+
+
+def test_edits_of_compressed_sections_are_refused_or_read():
+    draw = random.Random(1)
+    size, plain = struct.unpack_from("<II", WHOLE, 12)
+    for _ in range(300):
+        data = bytearray(WHOLE)
+        data[draw.randrange(START + size, len(data))] = draw.randrange(256)
+        data[28:60] = hashlib.sha256(data[:28] + data[60:]).digest()
+        assert peak(bytes(data)) < LIMIT
+    assert plain > size  # the header was compressed too
+
+
+def line(**changes) -> dict:
+    dense = {"name": "w", "dtype": "float32", "shape": [4], "index": "dense", "values": "raw",
+             "sections": [4, 4, 4, 4]}  # fmt: skip
+    return {**dense, **changes}
+
+
+def file(*lines: dict, body: bytes = bytes(16)) -> bytes:
+    return build({"meta": {}, "about": {}, "tensors": list(lines)}, body)
+
+
+def gaps(shape: list[int], kept: int, rice: int, unary: int, *sizes: int) -> dict:
+    return {"name": "w", "dtype": "float32", "shape": shape, "index": "gaps", "kept": kept,
+            "rice": rice, "unary": unary, "values": "raw", "sections": list(sizes)}  # fmt: skip
+
+
+BOMB = zstandard.ZstdCompressor().compress(bytes(2**30))
+BOMBS = {
+    "a header that unfolds": build(b"{" + b" " * 100, b"")[:16] + b"\xff\xff\xff\x7f" + bytes(99),
+    "all zeros, for nothing": file(gaps([2**31 - 1], 0, 0, 0, 0, 0, 0, 0, 0, 0), body=b""),
+    "many all zeros": file(
+        *({**gaps([10**6], 0, 0, 0, 0, 0, 0, 0, 0, 0), "name": str(i)} for i in range(1000)),
+        body=b"",
+    ),
+    "a frame of a gigabyte": file(
+        line(shape=[2**30], dtype="uint8", sections=[len(BOMB)]), body=BOMB
+    ),
+    "a frame of a gigabyte for a short content": file(
+        line(shape=[10**6], dtype="uint8", sections=[len(BOMB)]), body=BOMB
+    ),
+    "many copies": file(
+        line(shape=[10**6], dtype="uint8", sections=[10**6]),
+        *({"name": str(i), "dtype": "uint8", "shape": [10**6], "index": "same", "as": 0}
+          for i in range(2000)),
+        body=bytes(10**6),
+    ),
+    "remainders of 31 bits": file(gaps([2**20], 2**20, 31, 2**20, 9, 9, 9, 9, 9, 9), body=BOMB),
+    "a stream of zeros": file(gaps([2**31 - 1], 1, 0, 2**31 - 1, 9, 0, 0, 0, 0, 0), body=BOMB),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_gets_no_large_memory(tmp_path, name):
+    assert len(BOMBS[name]) < 2e6
+    assert peak(BOMBS[name]) < LIMIT
+    refused(tmp_path, BOMBS[name])
+
+
+def zeros_frame(size: int, declared: bool = True) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters(write_content_size=declared)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(bytes(size))
+
+
+WRONG = {
+    "unexpected keys": line(extra=1),
+    "an unknown type": line(dtype="float8"),
+    "an unknown index": line(index="csr"),
+    "an unknown code": line(values="fp8"),
+    "code of values": line(dtype="int32", values="fp16", sections=[4, 4]),
+    "another number of sections": line(sections=[4, 4, 4]),
+    "longer than its content": line(sections=[5, 4, 4, 3]),
+    "beyond the end": line(sections=[4, 4, 4, 5]),
+    "range": line(shape=[-1]),
+    "a shape that is none": line(shape="4"),
+    "too large": line(shape=[2**16, 2**16]),
+    "not described": 7,
+    "without a name": line(name=7),
+    "gaps for": gaps([4], 2, 0, 3, 1, 0, 2, 2, 2, 2),
+    "kept weights": {"name": "w", "dtype": "float32", "shape": [4], "index": "mask", "kept": 2,
+                     "values": "raw", "sections": [1, 2, 2, 2, 2]},
+    "a parameter": gaps([4], 4, 2, 4, 1, 1, 4, 4, 4, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_no_writer_makes_is_named(tmp_path, what):
+    assert what in refused(tmp_path, file(WRONG[what]))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (file(line(), line()), "two tensors of one name"),
+        (file(line(), body=bytes(15) + b"\x7f\x80"), "padding that is not zero"),
+        (file(line(), body=bytes(8) + b"\x80" * 4 + b"\x7f" * 4), "not finite"),
+        (file(line(dtype="bool", sections=[4]), body=b"\0\1\2\1"), "a truth value that is none"),
+        (file({"name": "a", "dtype": "bool", "shape": [1], "index": "same", "as": 0}), "range"),
+        (file(line(sections=[len(zeros_frame(99, False)), 99, 99, 99], shape=[99]),
+              body=zeros_frame(99, False) + bytes(297)), "instead of 99"),
+        (file(line(sections=[5, 99, 99, 99], shape=[99]), body=bytes(302)), "a broken zstd frame"),
+        (build(b"[" * 100_000, b""), "no JSON"),
+        (build(b"[]", b""), "other keys than meta, about and tensors"),
+        (build({"meta": 1, "about": {}, "tensors": []}, b""), "other types"),
+        (WHOLE[:8] + b"\2" + WHOLE[9:], "format 2"),
+        (file(gaps([4], 1, 0, 5, 1, 0, 1, 1, 1, 1), body=b"\x10" + bytes(4)), "beyond the end of"),
+        (file(gaps([4], 1, 0, 1, 1, 0, 1, 1, 1, 1), body=b"\x03" + bytes(4)), "bits beyond"),
+        (file(gaps([4], 1, 0, 3, 1, 0, 1, 1, 1, 1), body=b"\x02" + bytes(4)), "without an end"),
+    ],
+)  # fmt: skip
+def test_broken_content_is_named(tmp_path, data, what):
+    assert what in refused(tmp_path, data)
+
+
+def test_a_copy_must_be_of_the_same_kind_and_of_a_stored_tensor(tmp_path):
+    copy = {"name": "c", "dtype": "float32", "shape": [4], "index": "same", "as": 0}
+    assert list(unpack(file(line(), copy)).state_dict) == ["w", "c"]
+    other = {**copy, "shape": [2, 2]}
+    assert "same as a tensor of another kind" in refused(tmp_path, file(line(), other))
+    again = {**copy, "name": "d", "as": 1}
+    assert "a copy of a copy" in refused(tmp_path, file(line(), copy, again))
