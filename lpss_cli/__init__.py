@@ -12,32 +12,31 @@ from lpss_cli.errors import InputError, LpssError, RunError
 from lpss_cli.version import __version__
 
 if TYPE_CHECKING:
-    from lpss_cli.jobs import sparsify, train
+    from lpss_cli.api import Sparse, describe, sparsify
     from lpss_cli.lpsgd import LpSGD
     from lpss_cli.reporting import report
-    from lpss_cli.request import Request
     from lpss_cli.sphere import hoyer
 
 __all__ = [
     "InputError",
     "LpSGD",
     "LpssError",
-    "Request",
     "RunError",
+    "Sparse",
     "__version__",
+    "describe",
     "hoyer",
     "report",
     "sparsify",
-    "train",
 ]
 
 _LAZY = {
     "LpSGD": "lpsgd",
-    "Request": "request",
+    "Sparse": "api",
+    "describe": "api",
     "hoyer": "sphere",
     "report": "reporting",
-    "sparsify": "jobs",
-    "train": "jobs",
+    "sparsify": "api",
 }
 
 

@@ -24,7 +24,7 @@ TIERS = (
     " prediction amenable fading watching packed sizes",
     "artifact state method",
     "methods engine planning reporting exporting evaluation packing",
-    "request given recipes resuming job jobs tickets comparing plotting verifying pages",
+    "request given recipes resuming job jobs tickets comparing plotting verifying pages api",
     "cli",
     "__init__ __main__",
 )

@@ -50,7 +50,7 @@ def load(spec: DataSpec) -> Data:
         "target", "drop", "split_seed", "image_size", "mean", "std",
     )  # fmt: skip
     given = _call(spec.name)
-    train, test = (_source(given[part], spec.workers, part) for part in ("train", "test"))
+    train, test = (as_source(given[part], spec.workers, part) for part in ("train", "test"))
     facts = read_facts(given, train, test)
     own = given.get("augment")
     augment = own
@@ -97,8 +97,12 @@ def _kind(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _source(part: Any, workers: int, name: str) -> Source:
-    """One part as a source."""
+def as_source(part: Any, workers: int, name: str) -> Source:
+    """Return one part of the data as a source: a pair (x, y) or a map-style Dataset.
+
+    Raises:
+        InputError: it is something else, empty, or holds values that are not finite.
+    """
     if isinstance(part, TensorDataset) and len(part.tensors) == 2:
         part = part.tensors  # the same examples, without going through them one by one
     if isinstance(part, tuple | list) and len(part) == 2:

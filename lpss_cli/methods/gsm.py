@@ -69,6 +69,13 @@ class GSM(Method):
         end: float = option(1.0, "part of training at the exact cut", low=0, high=1)
         ranking: str = option("magnitude", "weights compare globally", choices=("magnitude",))
         nesterov: bool = option(False, "Nesterov's momentum")
+        settle: float = option(
+            1.0,
+            "part of training from which the selected weights are the largest ones, once and for "
+            "all; 1 for never",
+            low=0,
+            high=1,
+        )
         peak: float | None = option(
             None,
             "part of training before three drops of the learning rate; default 4/7, in a short "
@@ -124,6 +131,9 @@ class GSM(Method):
         """Zero the gradients of all but the Q most salient weights."""
         if not self._fades(run) or run.step >= run.cut_step:
             return True
+        if run.progress >= self.config.settle:
+            self._settle(run)
+            return True
         pairs = [(w.detach(), w.grad) for w in run.weights.values() if w.grad is not None]
         scores = [(weight * gradient).abs() for weight, gradient in pairs]
         if scores:
@@ -131,6 +141,17 @@ class GSM(Method):
             for (_, gradient), score in zip(pairs, scores, strict=True):
                 gradient.masked_fill_(score < threshold, 0)
         return True
+
+    def _settle(self, run: RunState) -> None:
+        """Zero the gradients of all but the Q weights that were largest when this began."""
+        from lpss_cli.masks import select, zero_count
+
+        if "settled" not in run.memory:
+            kept = run.total - zero_count(run.total, run.sparsity)
+            run.memory["settled"] = select(self.scores(run), kept, self.config.ranking)
+        for name, weight in run.weights.items():
+            if weight.grad is not None:
+                weight.grad.masked_fill_(~run.memory["settled"][name], 0)
 
     def _factor(self, progress: float, peak: float) -> float:
         drops = [peak + part * (1 - peak) / 3 for part in range(3)]
