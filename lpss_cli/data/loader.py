@@ -80,7 +80,7 @@ def _is_pair(batch: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
+    if isinstance(value, tuple) and not value:
         return "nothing"
     length = f" of {len(value)}" if isinstance(value, tuple | list | dict) else ""
     return f"a {type(value).__name__}{length}"
