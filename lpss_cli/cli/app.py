@@ -201,19 +201,39 @@ def export(
     out_dir: Annotated[
         Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
     ] = None,
+    compact: Annotated[
+        bool, typer.Option(help="Remove units without input or use from the ONNX file, exactly.")
+    ] = True,
+    onnx_encoding: Annotated[
+        str,
+        typer.Option(
+            help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load."
+        ),
+    ] = "dense",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write a quantised ONNX file too, and measure it.")
+    ] = False,
+    latency: Annotated[
+        bool, typer.Option(help="Measure the time of a batch in onnxruntime.")
+    ] = True,
 ) -> None:
     """Write masked safetensors and ONNX, each read back from disk and compared."""
+    from lpss_cli.cli.export_views import networks_table, onnx_notes, savings_table
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views import export_table
     from lpss_cli.jobs import export_file
+    from lpss_cli.onnxjob import OnnxOptions
 
     printer = _printer(values)
     path = _input(file, printer)
     formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
+    onnx = OnnxOptions(compact, onnx_encoding, int8, latency)
     with printer.busy("writing, reading back and comparing"):
         request = _request(values, path, {}, {})
-        written = export_file(path, request, formats_chosen, out_dir, Printer(printer))
-    printer.show(export_table(written))
+        written = export_file(path, request, formats_chosen, out_dir, Printer(printer), onnx)
+    printer.show(export_table(written), *savings_table(written), *networks_table(written))
+    for text in onnx_notes(written):
+        printer.note(text)
     printer.note("files of a sparse network are as large as of a dense one: zeros are stored too")
     printer.document({"source": str(path), "files": [item.to_dict() for item in written]})
 
