@@ -4,6 +4,7 @@ Two rules, until nothing changes. A channel that is the same number for every in
 zero, so it is the activation of its bias) moves into the biases of the layers that read it, which
 leaves their columns zero. A channel whose columns are zero in every layer that reads it is not
 needed, so its row becomes zero. At the end rows and columns of channels nobody needs are cut out.
+What is left of a wide linear layer reads the features it needs alone, where that is worth a step.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from lpss_cli.wiring import Indices, Wiring, is_depthwise, shape_of, wire, write
 
 # Largest difference of an output, as a part of the largest |output|.
 TOLERANCE = 1e-5
+# Multiply-adds of an example that picking features must save: about what picking costs.
+_WORTH_PICKING = 20_000
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def _compact(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, set[str
     while constants.fold() | _drop_unused(traced, wiring):
         pass
     _cut(traced, wiring)
+    _pick_features(traced, wiring)
     traced.to(kind)
     traced.recompile()
     return traced, wiring.unknown
@@ -177,6 +181,29 @@ def _cut(traced: fx.GraphModule, wiring: Wiring) -> None:
             _slice_layer(module, rows, None)
         elif isinstance(module, _BatchNorm):
             _slice_norm(module, rows)
+
+
+def _pick_features(traced: fx.GraphModule, wiring: Wiring) -> None:
+    """Let linear layers whose columns are zero here and there read the other features only.
+
+    Features of one channel (positions behind a flatten), or inputs of the network, cannot be
+    removed where they come from.
+    """
+    for node in wiring.columns:
+        layer, source = traced.get_submodule(str(node.target)), node.all_input_nodes[0]
+        if not isinstance(layer, nn.Linear) or len(shape_of(source) or ()) != 2:
+            continue
+        read = layer.weight.any(0)
+        saved = int((~read).sum()) * layer.out_features
+        if saved < _WORTH_PICKING or not bool(read.any()):
+            continue
+        name = f"{str(node.target).replace('.', '_')}_reads"
+        traced.register_buffer(name, read.nonzero().squeeze(1).int())
+        with traced.graph.inserting_before(node):
+            index = traced.graph.get_attr(name)
+            picked = traced.graph.call_function(torch.index_select, (source, 1, index))
+        node.replace_input_with(source, picked)
+        _slice_layer(layer, torch.ones(layer.out_features, dtype=torch.bool), read)
 
 
 def _slice_layer(module: nn.Module, rows: Tensor, columns: Tensor | None) -> None:

@@ -241,6 +241,21 @@ class Branching(nn.Module):
         return self.fc(x) if x.sum() > 0 else -self.fc(x)
 
 
+def test_a_wide_layer_reads_only_the_features_it_needs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(400, 200))
+    reads = torch.rand(4, 100) < 0.3  # some positions of every channel
+    model[2].weight.data[:, ~reads.flatten()] = 0
+    x = torch.randn(3, 1, 10, 10)
+    found = compact(model, x)
+    assert shapes(found) == {"0": (4, 1, 3, 3), "2": (200, int(reads.sum()))}
+    assert difference(model, found, x) < 1e-6
+    model[2].weight.data[:150] = 0  # the rest would not be worth a step
+    smaller = nn.Sequential(model[0], model[1], nn.Linear(400, 50))
+    smaller[2].weight.data = model[2].weight.data[150:]
+    assert shapes(compact(smaller, x))["2"] == (50, 400)
+
+
 def test_a_network_that_cannot_be_traced_is_returned_with_the_reason():
     model, x = Branching(), torch.randn(2, 3)
     found = compact(model, x)
