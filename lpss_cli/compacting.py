@@ -20,10 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from lpss_cli.channels import Indices, is_depthwise, is_plain, shape_of, write_flattens
 from lpss_cli.constants import Constants
 from lpss_cli.errors import one_line
 from lpss_cli.layersizes import LayerSize, Savings, layer_sizes
-from lpss_cli.wiring import Indices, Wiring, is_depthwise, shape_of, wire, write_flattens
+from lpss_cli.wiring import Wiring, wire
 
 # Largest difference of an output, as a part of the largest |output|.
 TOLERANCE = 1e-5
@@ -124,7 +125,7 @@ def _fold_batchnorm(traced: fx.GraphModule) -> None:
             continue
         layer, shape = modules[source.target], shape_of(source) or ()
         folded: nn.Module
-        if norm.running_mean is None:
+        if norm.running_mean is None or not is_plain(layer):
             continue
         if isinstance(layer, _ConvNd):
             folded = fuse_conv_bn_eval(layer, norm, layer.transposed)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lpss_cli.wiring import Channels, Wiring, shape_of
+from lpss_cli.channels import Channels, shape_of
+from lpss_cli.wiring import Wiring
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -264,6 +264,20 @@ def test_a_network_that_cannot_be_traced_is_returned_with_the_reason():
     assert found.model(x).equal(model(x))
 
 
+def test_weights_that_are_computed_stay_as_they_are():
+    from torch.nn.utils import parametrizations, prune
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():  # a weight with a history cannot be copied
+        prune.l1_unstructured(model[0], "weight", 0.5)
+    parametrizations.weight_norm(model[2])
+    x = torch.randn(2, 3)
+    found = compact(model, x)
+    assert not found.savings.changed
+    assert difference(model, found, x) < 1e-6
+
+
 def test_a_wholly_dead_network_still_runs():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     model[0].weight.data.zero_()

@@ -22,7 +22,7 @@ TIERS = (
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
     " threads topology imports rules compute exponents"
     " prediction amenable fading watching"
-    " wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
+    " channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
     "artifact state method",
     "methods engine planning reporting exporting evaluation onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting",
