@@ -40,6 +40,7 @@ SPARSITIES = (0.9, 0.95, 0.99)
 LENETS: dict[str, tuple[str, dict]] = {
     "lpss": ("lpss", {}),
     "lpss, ranking lamp": ("lpss", {"ranking": "lamp"}),
+    "gsm": ("gsm", {}),
     "gmp, lr 0.2, decay 0.0005": ("gmp", {"lr": 0.2, "weight_decay": 0.0005}),
 }
 RESIDUAL = {"resnet20": (3, 32, 32), "wrn18": (1, 28, 28)}

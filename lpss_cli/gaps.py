@@ -110,6 +110,7 @@ def fold_weights(proto: Any, values: str = "fp32") -> Any:
     from onnx import helper, numpy_helper
 
     proto = rounded(proto, values)
+    _narrow_indices(proto.graph)
     sparse = _sparse(proto.graph)
     if not sparse:
         return proto
@@ -131,6 +132,20 @@ def fold_weights(proto: Any, values: str = "fp32") -> Any:
         nodes.append(helper.make_node("Reshape", inputs, [name], f"{_PREFIX}reshape{i}"))
     _replace(proto.graph, set(names), tensors, nodes)
     return proto
+
+
+def _narrow_indices(graph: Any) -> None:
+    """Store lists of features to read in four bytes each instead of eight."""
+    from onnx import TensorProto, numpy_helper
+
+    uses = [(node, i, name) for node in graph.node for i, name in enumerate(node.input)]
+    others = {name for node, i, name in uses if (node.op_type, i) != ("Gather", 1)}
+    others |= {item.name for item in (*graph.input, *graph.output)}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.INT64 and tensor.name not in others:
+            array = numpy_helper.to_array(tensor)
+            if array.size and abs(array).max() < 2**31:
+                tensor.CopyFrom(numpy_helper.from_array(array.astype(np.int32), tensor.name))
 
 
 def _expansion(stored: Gaps, count: int, values: str) -> tuple[list[Any], list[Any], str]:

@@ -114,3 +114,21 @@ def test_the_file_is_near_what_gaps_and_values_take():
     sparse = rng.normal(size=100_000).astype(np.float32) * (rng.random(100_000) < 0.1)
     kept = np.count_nonzero(sparse)
     assert fold_weights(model_of([sparse])).ByteSize() < 5 * kept + 1500
+
+
+def test_indices_of_features_take_four_bytes():
+    index = numpy_helper.from_array(np.array([0, 2, 5]), "index")
+    nodes = [
+        helper.make_node("Gather", ["x", "index"], ["y"], axis=1),
+        helper.make_node("Cast", ["shape"], ["z"], to=TensorProto.FLOAT),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "yz"]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])
+    other = numpy_helper.from_array(np.array([7]), "shape")
+    graph = helper.make_graph(nodes, "g", [given], values, [index, other])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    folded = fold_weights(model)
+    assert [t.data_type for t in folded.graph.initializer] == [TensorProto.INT32, TensorProto.INT64]
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+    picked, _ = open_session(folded.SerializeToString()).run(None, {"x": x})
+    assert picked.tolist() == [[0, 2, 5], [6, 8, 11]]
