@@ -14,12 +14,14 @@ from lpss_cli.data import Data
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
-from lpss_cli.exporting import FORMATS, Exported, export_onnx, export_safetensors
+from lpss_cli.exporting import FORMATS, Exported, export_safetensors
 from lpss_cli.files import check_writable
 from lpss_cli.job import Job, JobWatcher, Outcome
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
+from lpss_cli.onnxjob import OnnxOptions, write_onnx
+from lpss_cli.onnxjob import targets as onnx_targets
 from lpss_cli.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.packed import check as check_packable
 from lpss_cli.packing import Trial, export_pack
@@ -38,8 +40,6 @@ from lpss_cli.request import (
 from lpss_cli.sizes import Size, table
 from lpss_cli.weights import prunable
 
-# Real inputs whose outputs an exported network must reproduce.
-_COMPARED = 256
 # Formats whose files end in another name.
 _SUFFIXES = {"pack": "lpss"}
 # What a program that runs the ONNX file needs beside the network.
@@ -148,6 +148,7 @@ def export_file(
     directory: Path | None = None,
     watcher: JobWatcher | None = None,
     values: str = DEFAULT_VALUES,
+    onnx: OnnxOptions | None = None,
 ) -> list[Exported]:
     """Write a checkpoint in other formats beside it, each file read back and compared.
 
@@ -159,6 +160,7 @@ def export_file(
         directory: where to write instead.
         watcher: told what was folded or renamed on the way in.
         values: type of the packed values, one of ``packed.CHOICES``.
+        onnx: how the ONNX file is made, and which ones beside it.
 
     Raises:
         InputError: the file does not exist or fit, or an output exists.
@@ -168,6 +170,8 @@ def export_file(
         raise InputError(f"unknown format {name!r}", nearest(name, FORMATS))
     if values not in CHOICES:
         raise InputError(f"unknown --values {values!r}", nearest(values, tuple(CHOICES)))
+    onnx = onnx or OnnxOptions()
+    onnx.check()
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for note in checkpoint.notes:
         (watcher or JobWatcher()).on_note(note)
@@ -176,7 +180,8 @@ def export_file(
     targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
     if not targets:
         raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
-    for to in targets.values():
+    beside = onnx_targets(targets["onnx"], onnx)[1:] if "onnx" in targets else []
+    for to in (*targets.values(), *beside):
         check_writable(to, force=request.force, option="--out-dir")
     # Everything that can be refused is, before the first file is written.
     if "pack" in targets:
@@ -185,9 +190,8 @@ def export_file(
     written = []
     if restored is not None and "onnx" in targets:
         model, _, data = restored
-        x = next(iter(data.test.batches(_COMPARED)))[0]
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
-        written.append(export_onnx(model, x, targets["onnx"], metadata=texts))
+        written += write_onnx(model, data, targets["onnx"], texts, onnx)
     if "safetensors" in targets:
         written.append(export_safetensors(checkpoint, targets["safetensors"]))
     if "pack" in targets:

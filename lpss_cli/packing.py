@@ -71,7 +71,7 @@ def export_pack(
     codes = sorted({entry.values for entry in back.entries if entry.name in prunable} - {"raw"})
     rounding = f"{', '.join(codes)} as rounded" if codes else "bit for bit"
     checked = f"every tensor, {rounding}, and every zero"
-    return Exported(str(path), "pack", path.stat().st_size, checked, difference, metrics)
+    return Exported(str(path), "pack", path.stat().st_size, checked, difference, measured=metrics)
 
 
 def _try(

@@ -417,3 +417,35 @@ def test_wrong_packs_and_comparisons(sparse_model):
         Path(f"{name}.lpss").write_bytes(data)
         for command in (["eval"], ["report"], ["unpack"], ["export"], ["sparsify"]):
             refused(lpss(*command, f"{name}.lpss"), f"{name}.lpss is a damaged pack", "again")
+
+
+def test_the_forms_of_an_onnx_export(lpss):
+    lpss("train", *FAST, "--sparsity", "0.95")
+    code, out, err = lpss("export", "--format", "onnx", "--int8")
+    assert code == 0, err
+    assert "live shape" in out
+    assert "multiply-adds" in out
+    assert "batch 64" in out
+    assert "model.int8.onnx" in out
+    assert "does not skip zeros" in err
+    refused(lpss("export", "--format", "onnx", "--int8"), "exists already", "--force")
+    Path("model.onnx").unlink()
+    refused(lpss("export", "--format", "onnx", "--int8"), "model.int8.onnx exists", "--force")
+    refused(lpss("export", "--onnx-encoding", "gap"), "unknown ONNX encoding", "'gaps'")
+    sizes = {}
+    for encoding in ("dense", "gaps"):
+        code, out, err = lpss(
+            "export", "--format", "onnx", "--no-compact", "--no-latency",
+            "--onnx-encoding", encoding, "--json", "--force",
+        )  # fmt: skip
+        assert code == 0, err
+        (file,) = json.loads(out)["files"]
+        assert (file["changed"], file["savings"], file["latency"]) == (0, None, [])
+        sizes[encoding] = file["bytes"]
+    assert sizes["gaps"] < 0.15 * sizes["dense"]
+    code, out, _ = lpss("export", "--format", "onnx", "--json", "--force")
+    (file,) = json.loads(out)["files"]
+    assert file["savings"]["parameters"][0] == 50_610
+    assert file["savings"]["parameters"][1] < 50_610
+    assert file["metrics"]["accuracy"] > 0.5
+    assert [row["batch"] for row in file["latency"]] == [1, 64, 1, 64]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from lpss_cli import exporting
+from lpss_cli import gaps, onnxfile
+from lpss_cli.compacting import compact
 from lpss_cli.errors import RunError
-from lpss_cli.exporting import TOLERANCE, export_onnx
 from lpss_cli.models import build
+from lpss_cli.onnxfile import TOLERANCE, export_onnx
 from lpss_cli.weights import prunable
 
 
@@ -128,7 +129,7 @@ def tamper(monkeypatch, onnx_files, tmp_path):
             array = onnx.numpy_helper.to_array(tensor).copy()
             edit(tensor.name, array)
             proto.graph.initializer[i].CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-        monkeypatch.setattr(exporting, "_to_onnx", lambda *_: proto.SerializeToString())
+        monkeypatch.setattr(onnxfile, "to_onnx", lambda *_: proto)
         (tmp_path / "m.onnx").write_bytes(b"old")
         try:
             return export_onnx(model, torch.randn(5, *MODELS[name][1]), tmp_path / "m.onnx")
@@ -169,3 +170,79 @@ def test_other_outputs_are_caught(tamper, tmp_path, factor):
     with pytest.raises(RunError, match="outputs that differ by"):
         tamper("mlp", scale)
     assert (tmp_path / "m.onnx").read_bytes() == b"old"
+
+
+@pytest.fixture(scope="module")
+def gap_files(tmp_path_factory):
+    """Every model's self-expanding export: (model, result, options)."""
+    made = []
+    for name, (make, shape) in MODELS.items():
+        for values in gaps.VALUES:
+            torch.manual_seed(0)
+            model, inputs = make().eval(), torch.randn(5, *shape)
+            path = tmp_path_factory.mktemp("onnx") / f"{name}.onnx"
+            result = export_onnx(model, inputs, path, encoding="gaps", values=values)
+            made.append((model, result, inputs, values))
+    return made
+
+
+def test_self_expanding_files_give_the_models_outputs(gap_files):
+    for model, result, inputs, values in gap_files:
+        session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
+        (got,) = session.run(None, {"input": inputs.numpy()})
+        with torch.no_grad():
+            expected = model(inputs).numpy()
+        off = np.abs(got - expected).max() / np.abs(expected).max()
+        assert off <= (TOLERANCE if values == "fp32" else 1e-2)
+        assert "bit for bit" in result.checked
+
+
+def test_self_expanding_files_store_no_weight_that_is_zero(gap_files):
+    for model, result, _, _ in gap_files:
+        proto = onnx.load(result.path)
+        onnx.checker.check_model(proto, full_check=True)
+        stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+        kept = sum(int((w.tensor != 0).sum()) for w in prunable(model).values())
+        assert 0 < len(stored["sparse/values"]) <= kept + 1
+        assert not any((a == 0).mean() > 0.5 for a in stored.values() if a.size > 200)
+
+
+@pytest.mark.parametrize("change", ["sparse/values", "sparse/gaps"])
+def test_a_self_expanding_file_that_unfolds_otherwise_is_caught(monkeypatch, tmp_path, change):
+    fold = gaps.fold_weights
+
+    def wrong(proto, values):
+        made = fold(proto, values)
+        for i, tensor in enumerate(made.graph.initializer):
+            if tensor.name == change:
+                array = onnx.numpy_helper.to_array(tensor).copy()
+                if change == "sparse/values":
+                    array[7] = np.nextafter(array[7], 1)  # no output shows the last bit
+                else:
+                    array[7] += 1
+                    array[8] -= 1
+                made.graph.initializer[i].CopyFrom(onnx.numpy_helper.from_array(array, change))
+        return made
+
+    monkeypatch.setattr(gaps, "fold_weights", wrong)
+    torch.manual_seed(0)
+    model, inputs = residual().eval(), 1e-3 * torch.randn(5, 1, 8, 8)
+    with pytest.raises(RunError, match=r"unfolds|differ"):
+        export_onnx(model, inputs, tmp_path / "m.onnx", encoding="gaps")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_compacted_network_is_compared_with_the_one_it_came_from(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = mlp().eval(), torch.randn(50, 12)
+    model.fc1.weight.data[2] = 0
+    smaller = compact(model, inputs).model
+    with torch.no_grad():
+        reference = model(inputs)
+    path = tmp_path / "m.onnx"
+    result = export_onnx(smaller, inputs, path, reference=reference, labels=True)
+    assert (result.compared, result.changed) == (50, 0)
+    stored = {t.name: list(t.dims) for t in onnx.load(path).graph.initializer}
+    assert stored["fc1.weight"][0] < 8
+    with pytest.raises(RunError, match="outputs that differ by"):
+        export_onnx(smaller, inputs, path, reference=reference + 1)

@@ -212,10 +212,10 @@ def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
 
 
 def test_a_failed_export_is_a_run_error_and_leaves_no_file(tmp_path, monkeypatch):
-    from lpss_cli import exporting
+    from lpss_cli import onnxfile
 
     jobs.train(Request(tmp_path / "a.pt", epochs=1))
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(onnxfile, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match="differ"):
         jobs.export_file(tmp_path / "a.pt", Request(tmp_path / "x"), ("onnx",))
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]

@@ -21,9 +21,10 @@ TIERS = (
     "errors version",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
     " threads topology imports rules compute exponents"
-    " prediction amenable fading watching packed sizes",
+    " prediction amenable fading watching packed sizes"
+    " channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
     "artifact state method",
-    "methods engine planning reporting exporting evaluation packing",
+    "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api",
     "cli",
     "__init__ __main__",

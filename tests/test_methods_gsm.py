@@ -41,11 +41,34 @@ def test_only_the_q_largest_products_keep_their_gradient():
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4))
-    engine.run(model, blobs(), Spy(), Settings(1, 16, sparsity=0.9))
+    engine.run(model, blobs(), Spy(GSM.Config(settle=1.0)), Settings(1, 16, sparsity=0.9))
     assert len(seen) == 8
     for products, passed in seen:
         assert int(passed.sum()) == 16  # of 160
         assert set(products.topk(16).indices.tolist()) == set(passed.nonzero().flatten().tolist())
+
+
+def test_once_settled_the_largest_weights_alone_see_gradients():
+    passed, largest = [], []
+
+    class Spy(GSM):
+        def on_gradients(self, run):
+            weights = torch.cat([w.detach().abs().flatten() for w in run.weights.values()])
+            wanted = super().on_gradients(run)
+            passed.append(torch.cat([w.grad.flatten() != 0 for w in run.weights.values()]))
+            largest.append(set(weights.topk(16).indices.tolist()))
+            return wanted
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4))
+    state = engine.run(model, blobs(), Spy(GSM.Config(settle=0.5)), Settings(4, 16, sparsity=0.9))
+    chosen = [set(mask.nonzero().flatten().tolist()) for mask in passed]
+    assert chosen[16] == largest[16]
+    assert all(later == chosen[16] for later in chosen[17:])
+    assert any(earlier != chosen[16] for earlier in chosen[:16])
+    # What fades meanwhile is what the cut takes.
+    kept = torch.cat([mask.flatten() for mask in state.masks.values()])
+    assert set(kept.nonzero().flatten().tolist()) == chosen[16]
 
 
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
@@ -62,7 +85,7 @@ def test_the_sampled_threshold_meets_the_density_within_its_error(density):
             passed.append(sum(int((s >= threshold).sum()) for s in scores) / run.total)
             return True
 
-    engine.run(model, blobs(), Spy(), Settings(2, 16, sparsity=1 - density))
+    engine.run(model, blobs(), Spy(GSM.Config(settle=1.0)), Settings(2, 16, sparsity=1 - density))
     deviation = (density * (1 - density) / 20_000) ** 0.5
     assert max(abs(p - density) for p in passed) < 4 * deviation
     assert len(set(passed)) > 8  # another sample every step
@@ -148,7 +171,8 @@ def test_a_cut_before_the_end_leaves_ordinary_steps_for_what_is_kept():
 
 def test_given_settings_are_used():
     state = run(network(), {"momentum": 0.9, "weight_decay": 1e-3, "lr": 0.02, "peak": 0.5})
-    assert state.memory == {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3, "peak": 0.5}
+    chosen = {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3, "peak": 0.5}
+    assert {key: state.memory[key] for key in chosen} == chosen
     group = state.optimizer.param_groups[0]
     assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-3)
     assert state.optimizer.param_groups[-1]["weight_decay"] == 0  # biases

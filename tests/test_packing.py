@@ -57,11 +57,11 @@ def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
         if name not in META["weights"] or values == "fp32":
             assert torch.equal(back.state_dict[name], tensor)
     if values == "fp32":
-        assert (result.metrics, result.largest_difference) == (None, 0.0)
+        assert (result.measured, result.largest_difference) == (None, 0.0)
         assert "bit for bit" in result.checked
     else:
         assert 0 < result.largest_difference < 0.05
-        before, after = result.metrics["accuracy"]
+        before, after = result.measured["accuracy"]
         assert 0 < before <= 1
         assert abs(before - after) < 0.05
         assert values in result.checked
@@ -79,7 +79,7 @@ def test_the_accuracy_in_the_proof_is_the_files(tmp_path, checkpoint, monkeypatc
     with torch.no_grad():
         x, y = next(iter(data.test.batches(10_000)))
         expected = float((ruined(x).argmax(1) == y).double().mean())
-    assert result.metrics["accuracy"][1] == pytest.approx(expected)
+    assert result.measured["accuracy"][1] == pytest.approx(expected)
     assert result.largest_difference > 0.1
 
 

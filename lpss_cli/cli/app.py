@@ -219,23 +219,44 @@ def export(
     out_dir: Annotated[
         Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
     ] = None,
+    compact: Annotated[
+        bool, typer.Option(help="Remove units without input or use from the ONNX file, exactly.")
+    ] = True,
+    onnx_encoding: Annotated[
+        str,
+        typer.Option(
+            help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load."
+        ),
+    ] = "dense",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write a quantised ONNX file too, and measure it.")
+    ] = False,
+    latency: Annotated[
+        bool, typer.Option(help="Measure the time of a batch in onnxruntime.")
+    ] = True,
 ) -> None:
     """Write masked safetensors, ONNX and a packed file, each read back from disk and compared."""
+    from lpss_cli.cli.export_views import networks_table, onnx_notes, savings_table
     from lpss_cli.cli.file_views import size_table
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views import export_table
     from lpss_cli.jobs import export_file, sizes_of
+    from lpss_cli.onnxjob import OnnxOptions
 
     printer = _printer(values)
     path = _input(file, printer)
     formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
+    onnx = OnnxOptions(compact, onnx_encoding, int8, latency)
     with printer.busy("writing, reading back and comparing"):
         request = _request(values, path, {}, {})
         written = export_file(
-            path, request, formats_chosen, out_dir, Printer(printer), packed_values
+            path, request, formats_chosen, out_dir, Printer(printer), packed_values, onnx
         )
         sizes = sizes_of(path, request, written, packed_values)
-    printer.show(export_table(written), size_table(sizes))
+    printer.show(export_table(written), *savings_table(written), *networks_table(written))
+    printer.show(size_table(sizes))
+    for text in onnx_notes(written):
+        printer.note(text)
     document: dict[str, Any] = {"source": str(path), "files": [x.to_dict() for x in written]}
     printer.document({**document, "sizes": [x.to_dict() for x in sizes]})
 

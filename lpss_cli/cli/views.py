@@ -281,7 +281,7 @@ def export_table(written: Sequence[Exported]) -> Table:
         proof = item.checked
         if item.largest_difference:
             proof += f"; outputs within {item.largest_difference:.1e} of the largest"
-        for name, (before, after) in (item.metrics or {}).items():
+        for name, (before, after) in (item.measured or {}).items():
             proof += f"; {name.replace('_', ' ')} {metric(name, before)} → {metric(name, after)}"
         table.add_row(plain(item.path), size(item.bytes), proof)
     return table

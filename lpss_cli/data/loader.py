@@ -33,7 +33,7 @@ class LoaderSource:
                 "the loader does not know its number of batches",
                 "give one over a map-style Dataset",
             ) from None
-        first = next(iter(loader), None)
+        first: Any = next(iter(loader), ())
         if not _is_pair(first):
             raise InputError(
                 f"the loader yields {_kind(first)}", "let every batch be a pair (inputs, targets)"

@@ -36,9 +36,11 @@ class GSM(Method):
 
     What is never among the Q fades to nothing, so the cut at the very end takes nothing away. In
     practice more than Q weights are among the Q now and then and stay alive (on LeNet-300 at 60×
-    the official budget lost four points in its cut), so from ``settle`` on the Q are the largest
-    |w| of that moment, and everything else fades while they adapt. A run that is too short for the official β = 0.99 and η = 5e-4 solves for momentum and decay, so
-    that it fades to 3e-5 in time (``lpss_cli.fading``); its peak learning rate is 2(1-β), held
+    the official budget lost four points in its cut). So from ``settle`` on the Q are the largest
+    |w| of that moment, and everything else fades while they adapt.
+
+    A run that is too short for the official β = 0.99 and η = 5e-4 solves for momentum and decay,
+    so that it fades to 3e-5 in time (``lpss_cli.fading``); its peak learning rate is 2(1-β), held
     for 3/4 of training.
 
     The threshold of a step is the quantile of a random sample of 20,000 scores: a density d is

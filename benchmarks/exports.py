@@ -1,0 +1,239 @@
+"""What the ONNX files of sparse networks are: exact, how small, how fast.
+
+    python benchmarks/exports.py --data-dir DIR --work FOLDER
+
+Four parts: the size of self-expanding files on the shapes of ResNet-50 beside the information
+bound; LeNet-5 at 125× trained three ways, without its dead units; residual networks that are
+sparse at random, with statistics of BatchNorm at random, against the networks they came from; and
+the times of a batch. Checkpoints already in FOLDER are used again. Writes
+benchmarks/results/exports.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+import torchvision
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lpss_cli import jobs
+from lpss_cli.compacting import compact
+from lpss_cli.exporting import Exported
+from lpss_cli.gaps import fold_weights, rounded, unfolded
+from lpss_cli.models import build
+from lpss_cli.onnxfile import checked_bytes, export_onnx, to_onnx
+from lpss_cli.onnxjob import OnnxOptions
+from lpss_cli.onnxruntimes import run
+from lpss_cli.request import Request
+from lpss_cli.weights import prunable
+
+OUT = Path("benchmarks/results/exports.json")
+SPARSITIES = (0.9, 0.95, 0.99)
+# Name → method and the options that are not the defaults; those of gmp as tuned for LeNet-300.
+LENETS: dict[str, tuple[str, dict]] = {
+    "lpss": ("lpss", {}),
+    "lpss, ranking lamp": ("lpss", {"ranking": "lamp"}),
+    "gsm": ("gsm", {}),
+    "gmp, lr 0.2, decay 0.0005": ("gmp", {"lr": 0.2, "weight_decay": 0.0005}),
+}
+RESIDUAL = {"resnet20": (3, 32, 32), "wrn18": (1, 28, 28)}
+MEGA = 1e6
+
+
+def entropy(density: float) -> float:
+    """Bits a weight that saying which weights are kept takes at least."""
+    return -sum(p * math.log2(p) for p in (density, 1 - density) if p > 0)
+
+
+def cut(model: nn.Module, sparsity: float) -> None:
+    """Zero the smallest magnitudes of all prunable weights together."""
+    weights = [w.tensor.data for w in prunable(model).values()]
+    flat = torch.cat([w.abs().flatten() for w in weights])
+    threshold = flat.kthvalue(round(sparsity * len(flat))).values
+    for weight in weights:
+        weight[weight.abs() <= threshold] = 0
+
+
+def resnet50(sparsity: float) -> dict[str, float]:
+    """Sizes in bytes of the dense and the self-expanding files, and the bound."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50().eval()
+    for weight in prunable(model).values():
+        nn.init.kaiming_normal_(weight.tensor)
+    cut(model, sparsity)
+    x = torch.randn(2, 3, 64, 64)
+    dense = to_onnx(model, x)
+    folded = fold_weights(dense)
+    names = set(unfolded(folded))
+    arrays = {t.name: numpy_helper.to_array(t) for t in dense.graph.initializer}
+    same = all((array == arrays[name]).all() for name, array in unfolded(folded).items())
+    outputs = run(checked_bytes(folded), x)
+    bound = sum(a.nbytes for name, a in arrays.items() if name not in names)
+    for name in names:
+        array = arrays[name]
+        kept = int((array != 0).sum())
+        bound += array.size * entropy(kept / array.size) / 8 + 4 * kept
+    return {
+        "sparsity": sparsity,
+        "dense": dense.ByteSize(),
+        "gaps": folded.ByteSize(),
+        "gaps fp16": fold_weights(dense, "fp16").ByteSize(),
+        "bound": bound,
+        "weights equal": same,
+        "outputs equal": outputs.equal(run(checked_bytes(rounded(dense, "fp32")), x)),
+    }
+
+
+def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, object]:
+    """Train LeNet-5 at 125× on MNIST, five epochs, and export it in every form."""
+    data = {"data_dir": data_dir}
+    path = work / f"{'_'.join(['lenet5', method, *map(str, options.values())])}.pt"
+    if not path.exists():
+        request = Request(
+            path, data="mnist", data_overrides=data, arch="lenet5", method=method,
+            options=options, sparsity=1 - 1 / 125, epochs=5, precision="bf16",
+        )  # fmt: skip
+        jobs.train(request)
+    found: dict[str, object] = {}
+    for encoding in ("dense", "gaps"):
+        with tempfile.TemporaryDirectory() as folder:
+            files = jobs.export_file(
+                path, Request(path, data_overrides=data), ("onnx",), Path(folder),
+                onnx=OnnxOptions(encoding=encoding, int8=encoding == "dense"),
+            )  # fmt: skip
+        found[encoding] = [described(file) for file in files]
+    return found
+
+
+def described(file: Exported) -> dict[str, object]:
+    """The export without the place it was written to."""
+    facts = file.to_dict()
+    facts["path"] = Path(file.path).name
+    for row in facts["latency"]:
+        row["network"] = Path(row["network"]).name
+    return facts
+
+
+def disturb(model: nn.Module) -> None:
+    """Zero 95 % of all weights and two rows of five, and draw BatchNorm's statistics."""
+    for weight in prunable(model).values():
+        weight.tensor.data[torch.rand_like(weight.tensor) < 0.95] = 0
+        weight.tensor.data[torch.rand(len(weight.tensor)) < 0.4] = 0
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+
+
+@torch.no_grad()
+def residual(name: str) -> dict[str, object]:
+    """Largest output difference of the compacted network and of its ONNX file; parameters."""
+    torch.manual_seed(0)
+    model = build(name, RESIDUAL[name], 10).eval()
+    disturb(model)
+    x: Tensor = torch.randn(1000, *RESIDUAL[name])
+    expected, found = model(x), compact(model, x[:2])
+    off = float((found.model(x) - expected).abs().max() / expected.abs().max())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "m.onnx")
+        file = export_onnx(found.model, x, path, reference=expected, labels=True)
+    return {
+        "parameters": found.savings.parameters,
+        "multiply_adds": found.savings.multiply_adds,
+        "torch difference": off,
+        "onnx difference": file.largest_difference,
+        "changed": file.changed,
+        "inputs": len(x),
+    }
+
+
+def text(found: dict) -> str:
+    """All tables."""
+    lines = [
+        "Self-expanding ONNX on the shapes of ResNet-50 (Kaiming-normal weights, global cut), MB.",
+        "",
+        "| zeros | dense file | self-expanding, fp32 | bound, fp32 | × bound | fp16 | same bits |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['sparsity']:.0%} | {r['dense'] / MEGA:.2f} | {r['gaps'] / MEGA:.3f} "
+        f"| {r['bound'] / MEGA:.3f} | {r['gaps'] / r['bound']:.3f} "
+        f"| {r['gaps fp16'] / MEGA:.3f} | {r['weights equal'] and r['outputs equal']} |"
+        for r in found["resnet50"]
+    ]
+    lines += [
+        "",
+        "LeNet-5 on MNIST at 125×, five epochs, without its dead units. Times in ms, one thread.",
+        "",
+        "| training | live shapes | parameters | fewer | predictions changed | max. difference "
+        "| dense / self-expanding file, kB | accuracy fp32 / int8 | batch 1, all units / live "
+        "/ int8 | batch 64 |",
+        "|---" * 10 + "|",
+    ]
+    lines += [_lenet_row(name, runs) for name, runs in found["lenet5"].items()]
+    lines += [
+        "",
+        "Sparse at random (95 % zeros, two rows of five zero), BatchNorm at random.",
+        "",
+        "| network | parameters | multiply-adds | max. difference, PyTorch / ONNX "
+        "| predictions changed |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {r['parameters'][0]:,} → {r['parameters'][1]:,} "
+        f"| {r['multiply_adds'][0]:,} → {r['multiply_adds'][1]:,} "
+        f"| {r['torch difference']:.1e} / {r['onnx difference']:.1e} "
+        f"| {r['changed']} of {r['inputs']:,} |"
+        for name, r in found["residual"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _lenet_row(name: str, runs: dict) -> str:
+    dense, int8 = runs["dense"]
+    (gaps,) = runs["gaps"]
+    old, new = dense["savings"]["parameters"]
+    shapes = "-".join(str(layer["after"]["shape"][0]) for layer in dense["savings"]["layers"][:3])
+    rows = [*dense["latency"], *int8["latency"]]
+    times = [
+        " / ".join(f"{row['median']:.3g}" for row in rows if row["batch"] == batch)
+        for batch in (1, 64)
+    ]
+    scores = " / ".join(f"{100 * file['metrics']['accuracy']:.2f}" for file in (dense, int8))
+    sizes = f"{dense['bytes'] / 1e3:.1f} / {gaps['bytes'] / 1e3:.1f}"
+    return (
+        f"| {name} | {shapes} | {old:,} → {new:,} | {old / new:.1f}× "
+        f"| {dense['changed']} of {dense['compared']:,} | {dense['largest_difference']:.1e} "
+        f"| {sizes} | {scores} | {times[0]} | {times[1]} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict = {"resnet50": [resnet50(sparsity) for sparsity in SPARSITIES]}
+    found["residual"] = {name: residual(name) for name in RESIDUAL}
+    found["lenet5"] = {
+        name: lenet5(method, options, arguments.data_dir, arguments.work)
+        for name, (method, options) in LENETS.items()
+    }
+    OUT.write_text(json.dumps(found, indent=1) + "\n")
+    command = "`python benchmarks/exports.py --data-dir DIR --work FOLDER`"
+    OUT.with_suffix(".md").write_text(f"{command}\n\n{text(found)}\n")
+    print(text(found))
+
+
+if __name__ == "__main__":
+    main()

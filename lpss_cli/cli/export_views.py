@@ -1,0 +1,91 @@
+"""Tables of an ONNX export: what removing dead units saved, accuracies and times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lpss_cli.cli.out import plain
+from lpss_cli.cli.views import metric
+
+if TYPE_CHECKING:
+    from lpss_cli.exporting import Exported
+    from lpss_cli.layersizes import Savings
+
+
+def savings_table(written: Sequence[Exported]) -> list[Table]:
+    """Set each layer before and after the removal of dead units; nothing where none was removed."""
+    return [_savings(x.savings) for x in written if x.savings is not None and x.savings.changed]
+
+
+def _savings(savings: Savings) -> Table:
+    old, new = savings.parameters
+    before, after = savings.multiply_adds
+    table = Table(
+        title="units without input or use removed, outputs unchanged",
+        title_justify="left",
+        title_style="bold",
+        show_footer=True,
+    )
+    table.add_column("layer", "network", overflow="fold", min_width=8)
+    table.add_column("shape", no_wrap=True)
+    table.add_column("live shape", no_wrap=True)
+    table.add_column("parameters", f"{old:,} → {new:,}", justify="right")
+    table.add_column("multiply-adds", f"{before:,} → {after:,}", justify="right")
+    for a, b in zip(savings.before, savings.after, strict=True):
+        table.add_row(
+            plain(a.name),
+            "×".join(map(str, a.shape)),
+            "×".join(map(str, b.shape)),
+            f"{a.parameters:,} → {b.parameters:,}",
+            f"{a.multiply_adds:,} → {b.multiply_adds:,}",
+        )
+    return table
+
+
+def networks_table(written: Sequence[Exported]) -> list[Table]:
+    """Set the ONNX files side by side: what they get right, and how long a batch takes."""
+    rows = [time for item in written for time in item.latency]
+    files = {item.path: item for item in written if item.kind == "onnx"}
+    if not files:
+        return []
+    title = "in onnxruntime"
+    if rows:
+        threads = f"{rows[0].threads} thread{'s' if rows[0].threads > 1 else ''}"
+        title = f"{rows[0].runtime}, CPU, {threads}; ms a batch: median (quartiles)"
+    table = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
+    table.add_column("network", overflow="fold", min_width=14)
+    measured = next(iter(next(iter(files.values())).metrics or {}), "")
+    if measured:
+        table.add_column(measured.replace("_", " "), justify="right", no_wrap=True)
+    batches = sorted({row.batch for row in rows})
+    for batch in batches:
+        table.add_column(f"batch {batch}", justify="right", no_wrap=True)
+    for name in dict.fromkeys((*(row.network for row in rows), *files)):
+        metrics = (files[name].metrics if name in files else None) or {}
+        score = metric(measured, metrics[measured]) if measured in metrics else ""
+        cells = {
+            row.batch: f"{row.median:.3g} ({row.low:.3g}-{row.high:.3g})"
+            for row in rows
+            if row.network == name
+        }
+        times = (cells.get(batch, "-") for batch in batches)
+        table.add_row(plain(Path(name).name), *([score] if measured else []), *times)
+    return [table]
+
+
+def onnx_notes(written: Sequence[Exported]) -> list[str]:
+    """Say by the way what the tables do not."""
+    notes = []
+    for item in written:
+        savings = item.savings
+        if savings is not None and not savings.changed:
+            notes.append("no unit is without input or use: the ONNX file has all of them")
+        if savings is not None and savings.reason:
+            notes.append(savings.reason)
+    if any(item.latency for item in written):
+        notes.append("onnxruntime does not skip zeros; only removed units make it faster")
+    return notes
