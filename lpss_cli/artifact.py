@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpss_cli import manifest
 from lpss_cli.errors import InputError
 from lpss_cli.files import replacing
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.version import __version__
-
-FORMAT = 1
 
 
 def versions() -> dict[str, str]:
@@ -50,19 +49,53 @@ def save(
     Raises:
         InputError: the disk is full or the directory went away.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in state_dict.items()}
-    content = {"lpss": {"format": FORMAT, **meta}, "state_dict": tensors}
-    if init is not None:
-        content["init"] = {name: t.detach().cpu().contiguous() for name, t in init.items()}
+    parts = {"state_dict": _stored(state_dict), "init": _stored(init) if init else None}
+    try:
+        record = manifest.seal(meta, parts)
+    except TypeError as error:
+        raise InputError(
+            f"{path} cannot hold pickled objects: {error}", "give plain containers"
+        ) from None
+    content: dict[str, Any] = {
+        "lpss": record,
+        **{name: part for name, part in parts.items() if part is not None},
+    }
     try:
         with replacing(path) as temporary:
             torch.save(content, temporary)
-            back = read(temporary).state_dict
-            for name, tensor in tensors.items():
-                if not torch.equal(back[name], tensor) and not tensor.isnan().any():
-                    raise InputError(f"{path} reads back differently at {name}", "check the disk")
+            _check(temporary, path, record[manifest.KEY])
     except (OSError, RuntimeError) as error:
         raise InputError(f"cannot write {path}: {error}", "check space and permissions") from error
+
+
+def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as a file should hold them: contiguous, on the CPU, tied ones still tied.
+
+    A view is copied out: with it, ``torch.save`` would write all the memory it looks into.
+    """
+    done: dict[Any, Tensor] = {}
+    stored = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        key = tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+        if key not in done or not tensor.numel():
+            copied = tensor.cpu().contiguous()
+            whole = copied.untyped_storage().nbytes() == copied.numel() * copied.element_size()
+            done[key] = copied if whole else copied.clone()
+        stored[name] = done[key]
+    return stored
+
+
+def _check(written: Path, path: Path, expected: str) -> None:
+    """Read a file back; its manifest speaks for every bit of it."""
+    try:
+        back = read(written)
+        parts = {"state_dict": back.state_dict, "init": back.init}
+        same = manifest.seal(back.meta, parts)[manifest.KEY] == expected
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(f"{path} reads back differently", "check the disk")
 
 
 def sha256(path: Path) -> str:

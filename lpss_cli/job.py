@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, resuming, threads
+from lpss_cli import artifact, engine, manifest, resuming, threads
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.evaluation import evaluate
@@ -155,12 +155,12 @@ class Job:
         spec = {k: v for k, v in self.data.spec.to_dict().items() if k not in places}
         groups = {"": asdict(self.settings), "method.": asdict(self.method.config), "data.": spec}
         return {
-            "lpss format": artifact.FORMAT,
+            "lpss format": manifest.FORMAT,
             "arch": self.arch,
             "method": self.method.name,
             "data": self.data.name,
             "data fingerprint": self.data.fingerprint,
-            "source": self.source and artifact.sha256(self.source.path),
+            "source": self.source and self.source.sha256,
             **{f"{group}{k}": v for group, vs in groups.items() for k, v in _plain(vs).items()},
         }
 
@@ -236,7 +236,7 @@ class Job:
             "device": str(next(state.model.parameters()).device),
             "command": self.request.command,
             **self.notes,
-            "source": source and {"file": source.path.name, "sha256": artifact.sha256(source.path)},
+            "source": source and {"file": source.path.name, "sha256": source.sha256},
         }
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lpss_cli import models
+from lpss_cli import manifest, models
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exporting import FORMATS, Exported, export_onnx, export_safetensors
 from lpss_cli.files import check_writable
 from lpss_cli.job import Job, JobWatcher, Outcome
-from lpss_cli.loading import read
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
 from lpss_cli.planning import Plan, plan
@@ -174,5 +175,13 @@ def export_file(
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
         written.append(export_onnx(model, x, targets["onnx"], metadata=texts))
     if "safetensors" in targets:
-        written.append(export_safetensors(checkpoint, targets["safetensors"]))
+        written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
     return sorted(written, key=lambda file: formats.index(file.kind))
+
+
+def _sealed(checkpoint: Checkpoint) -> Checkpoint:
+    """Put the manifest into the record that a file of tensors alone will hold."""
+    # The history stays in the artefact, and so do the weights that training began from.
+    kept = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+    parts = {"state_dict": checkpoint.state_dict, "init": None}
+    return replace(checkpoint, meta=manifest.seal(kept, parts))

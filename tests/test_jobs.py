@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import blobs
+from helpers import blobs, rewrite
 from torch import nn
 
 from lpss_cli import engine, jobs, loading
@@ -101,9 +101,7 @@ def test_code_named_inside_a_checkpoint_is_never_imported(tmp_path, blob_file, m
         jobs.evaluate_file(Path("a.pt"), Request(Path("x")))
     assert "--arch net.py:make" in error.value.do
     Path("data.py").write_text("raise SystemExit('imported')")
-    content = torch.load("a.pt", weights_only=True)
-    content["lpss"]["data"]["name"] = "data.py:make"
-    torch.save(content, "b.pt")
+    rewrite(Path("a.pt"), Path("b.pt"), lambda meta: meta["data"].update(name="data.py:make"))
     with pytest.raises(InputError, match=r"trained on data\.py:make"):
         jobs.evaluate_file(Path("b.pt"), Request(Path("x"), arch="mlp"))
 
@@ -149,9 +147,10 @@ def test_training_starts_from_exactly_the_given_function(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_claims_more_than_it_does_is_called_out(tmp_path):
     jobs.train(Request(tmp_path / "a.pt", epochs=2))
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
-    content["lpss"]["metrics"]["after"]["accuracy"] = 0.999
-    torch.save(content, tmp_path / "b.pt")
+    claim = {"accuracy": 0.999}
+    rewrite(
+        tmp_path / "a.pt", tmp_path / "b.pt", lambda meta: meta["metrics"]["after"].update(claim)
+    )
     notes = Notes()
     jobs.sparsify(tmp_path / "b.pt", Request(tmp_path / "s.pt", epochs=0), notes)
     assert "the checkpoint claims 0.9990" in notes.warnings[0]

@@ -19,7 +19,8 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
     "errors version",
-    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
+    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
+    " described torchpickle torchfile safetensorsfile manifest record kinds"
     " threads topology imports rules compute exponents"
     " prediction amenable fading watching",
     "artifact state method",
