@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from lpss_cli.errors import InputError
 from lpss_cli.files import replacing
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.version import __version__
+from lpss_cli.weights import untied
+
+# Bytes of a record and of the archive around it, roughly.
+_RECORD = 50_000
 
 
 def versions() -> dict[str, str]:
@@ -66,6 +71,12 @@ def save(
             _check(temporary, path, record[manifest.KEY])
     except (OSError, RuntimeError) as error:
         raise InputError(f"cannot write {path}: {error}", "check space and permissions") from error
+
+
+def size(state_dict: Mapping[str, Tensor]) -> int:
+    """Return about how many bytes a file of these tensors takes; tied ones count once."""
+    tensors = untied(state_dict).values()
+    return sum(t.numel() * t.element_size() for t in tensors) + _RECORD
 
 
 def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

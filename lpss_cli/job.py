@@ -14,6 +14,7 @@ from lpss_cli import artifact, engine, manifest, resuming, threads
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.evaluation import evaluate
+from lpss_cli.files import check_space
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
 from lpss_cli.reporting import Report, report
@@ -109,6 +110,8 @@ class Job:
 
     def _run(self, model: nn.Module, device: torch.device) -> Outcome:
         data = self.data
+        needed = artifact.size(model.state_dict()) * (1 + self.request.keep_init)
+        check_space(self.request.out, needed)
         partial, identity = resuming.partial_of(self.request.out), self._identity()
         saved = resuming.find(partial, identity, self.request.resume, self.watcher.on_note)
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")

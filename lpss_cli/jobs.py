@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from lpss_cli import manifest, models
+from lpss_cli import artifact, manifest, models
 from lpss_cli.data.spec import SHAPES
-from lpss_cli.errors import InputError, nearest
+from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exporting import FORMATS, Exported, export_onnx, export_safetensors
-from lpss_cli.files import check_writable
+from lpss_cli.files import check_space, output
 from lpss_cli.job import Job, JobWatcher, Outcome
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.masks import check_sparsity
@@ -31,6 +34,7 @@ from lpss_cli.request import (
     restore,
     settings_for,
 )
+from lpss_cli.resuming import partial_of
 from lpss_cli.weights import prunable
 
 # Real inputs whose outputs an exported network must reproduce.
@@ -49,14 +53,14 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
     check(request)
     sparsity = check_sparsity(request.sparsity or 0.0)
     method = make(request.method or ("lpss" if sparsity else "dense"), request.options)
-    check_writable(request.out, force=request.force)
-    data = load_data(request)
-    arch = models.resolve(request.arch, data.input_shape, data.outputs)
-    torch.manual_seed(request.seed)
-    model = models.build(arch, data.input_shape, data.outputs)
-    settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
-    job = Job(request, watcher or JobWatcher(), arch, data, method, settings)
-    return job.run(model)
+    with output(request.out, partial_of(request.out), force=request.force):
+        data = load_data(request)
+        arch = models.resolve(request.arch, data.input_shape, data.outputs)
+        torch.manual_seed(request.seed)
+        model = models.build(arch, data.input_shape, data.outputs)
+        settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
+        job = Job(request, watcher or JobWatcher(), arch, data, method, settings)
+        return job.run(model)
 
 
 def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) -> Outcome:
@@ -73,13 +77,13 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     sparsity = check_sparsity(0.9 if request.sparsity is None else request.sparsity)
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
-    check_writable(request.out, force=request.force)
-    model, arch, data = restore(checkpoint, request)
-    for note in checkpoint.notes:
-        watcher.on_note(note)
-    settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
-    job = Job(request, watcher, arch, data, method, settings, checkpoint)
-    return job.run(model)
+    with output(request.out, partial_of(request.out), force=request.force):
+        model, arch, data = restore(checkpoint, request)
+        for note in checkpoint.notes:
+            watcher.on_note(note)
+        settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
+        job = Job(request, watcher, arch, data, method, settings, checkpoint)
+        return job.run(model)
 
 
 def plan_for(path: Path | None, request: Request, hoyer: float | None = None) -> Plan:
@@ -122,13 +126,17 @@ def _untrained(request: Request) -> tuple[str, nn.Module]:
     return f"{arch} on {data}" if data else arch, models.build(arch, shape, outputs)
 
 
-def evaluate_file(path: Path, request: Request) -> tuple[str, dict[str, float]]:
+def evaluate_file(
+    path: Path, request: Request, watcher: JobWatcher | None = None
+) -> tuple[str, dict[str, float]]:
     """Return the primary metric's name and the metrics of a checkpoint on the test split.
 
     Raises:
         InputError: the file or the data do not exist or fit.
     """
     checkpoint = read(path, trust_pickle=request.trust_pickle)
+    for note in checkpoint.notes:
+        (watcher or JobWatcher()).on_note(note)
     model, _, data = restore(checkpoint, request)
     metrics = evaluate(model, data.test, data.task, device=device_of(request.device))
     return data.task.primary, metrics
@@ -164,19 +172,34 @@ def export_file(
     targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
     if not targets:
         raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
-    for to in targets.values():
-        check_writable(to, force=request.force, option="--out-dir")
+    with contextlib.ExitStack() as held:
+        for to in targets.values():
+            held.enter_context(output(to, force=request.force, option="--out-dir"))
+            check_space(to, artifact.size(checkpoint.state_dict), "--out-dir")
+        written = _export(checkpoint, request, targets)
+    return sorted(written, key=lambda file: formats.index(file.kind))
+
+
+def _export(
+    checkpoint: Checkpoint, request: Request, targets: Mapping[str, Path]
+) -> list[Exported]:
     # Everything that can be refused is, before the first file is written.
     restored = restore(checkpoint, request) if "onnx" in targets else None
     written = []
-    if restored is not None:
-        model, _, data = restored
-        x = next(iter(data.test.batches(_COMPARED)))[0]
-        texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
-        written.append(export_onnx(model, x, targets["onnx"], metadata=texts))
-    if "safetensors" in targets:
-        written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
-    return sorted(written, key=lambda file: formats.index(file.kind))
+    try:
+        if restored is not None:
+            model, _, data = restored
+            x = next(iter(data.test.batches(_COMPARED)))[0]
+            texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
+            written.append(export_onnx(model, x, targets["onnx"], metadata=texts))
+        if "safetensors" in targets:
+            written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
+    except (OSError, SafetensorError) as error:
+        names = " and ".join(str(path) for path in targets.values())
+        raise InputError(
+            f"cannot write {names}: {one_line(error)}", "check space and permissions"
+        ) from error
+    return written
 
 
 def _sealed(checkpoint: Checkpoint) -> Checkpoint:

@@ -68,12 +68,11 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     checkpoint.file_bytes, checkpoint.sha256 = len(data), hashlib.sha256(data).hexdigest()
     _check_tensors(checkpoint)
     if checkpoint.meta:
+        # What lpss wrote has the names of its own network, wrapped or not: no folding.
         parts = {"state_dict": checkpoint.state_dict, "init": checkpoint.init}
         checkpoint.meta, checkpoint.notes = record.verify(path, checkpoint.meta, parts)
-    # What lpss wrote has the names of its own network, wrapped or not.
-    if not checkpoint.meta:
-        checkpoint.state_dict, notes = fold(checkpoint.state_dict)
-        checkpoint.notes += notes
+    else:
+        checkpoint.state_dict, checkpoint.notes = fold(checkpoint.state_dict)
     return checkpoint
 
 
@@ -110,7 +109,7 @@ def _from_safetensors(path: Path, data: bytes) -> Checkpoint:
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Refuse what looks like a tensor and cannot be computed with."""
-    for name, tensor in checkpoint.state_dict.items():
+    for name, tensor in (*checkpoint.state_dict.items(), *(checkpoint.init or {}).items()):
         if tensor.layout is not strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(
                 f"{checkpoint.path}: {name} is a quantized, sparse or absent tensor",
@@ -154,13 +153,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     """
     own = model.state_dict()
     theirs = _with_own_prefix(checkpoint.state_dict, own)
-    problems = misfits(own, theirs)
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(
-            f"{checkpoint.path} does not fit {arch}: {'; '.join(problems[:3])}{more}",
-            "give the --arch and --data the checkpoint was made with",
-        )
+    refuse_misfits(own, theirs, checkpoint.path, arch)
     for name, tensor in theirs.items():
         count = not_finite(tensor)
         if count:
@@ -171,8 +164,14 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     model.load_state_dict(theirs)
 
 
-def misfits(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """Say, entry by entry, why one state_dict does not go into the other."""
+def refuse_misfits(
+    own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path: Path, arch: str
+) -> None:
+    """Compare a network's entries with a file's.
+
+    Raises:
+        InputError: names, shapes or kinds of numbers differ; with the first few of them.
+    """
     problems = [f"{n} is missing" for n in own if n not in theirs]
     problems += [f"{n} is unknown" for n in theirs if n not in own]
     both = [n for n in own if n in theirs]
@@ -186,7 +185,12 @@ def misfits(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str
         for n in both
         if _family(own[n]) != _family(theirs[n])
     ]
-    return problems
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            f"{path} does not fit {arch}: {'; '.join(problems[:3])}{more}",
+            "give the --arch and --data the checkpoint was made with",
+        )
 
 
 def _with_own_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

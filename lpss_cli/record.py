@@ -79,8 +79,8 @@ def plain(value: Any) -> Any:
     """Return a copy made of dict, list, str, int, float, bool and None alone.
 
     Raises:
-        NotPlainError: it holds something else, goes too deep (or in circles), or is too large. Shared
-            parts count every time, as they do in every text made of them.
+        NotPlainError: it holds something else, goes too deep (or in circles), or is too large.
+            Shared parts count every time, as they do in every text made of them.
     """
     return _copy(value, _DEEPEST, [_MOST])
 

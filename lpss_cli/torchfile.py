@@ -43,6 +43,11 @@ def load(path: Path, data: bytes, *, trust_pickle: bool = False) -> Any:
         elif not trust_pickle:
             _examine_pickles(data)
     except CodeFoundError as found:
+        if str(found).startswith("torch._utils."):
+            raise InputError(
+                f"{path} holds a tensor that is not a plain one ({found})",
+                "save dense tensors, not sparse, quantized or empty (meta) ones",
+            ) from None
         raise InputError(
             f"{path} holds pickled objects ({found}), and loading them could run any code",
             "save model.state_dict() instead, or pass --trust-pickle if you trust its origin",

@@ -153,7 +153,10 @@ def report(
     if csv and values["as_json"]:
         raise InputError("--csv and --json exclude each other", "choose one")
     paths = files or [_input(None, printer)]
-    reports = [measure(read(path, trust_pickle=values["trust_pickle"])) for path in paths]
+    checkpoints = [read(path, trust_pickle=values["trust_pickle"]) for path in paths]
+    for text in (text for checkpoint in checkpoints for text in checkpoint.notes):
+        printer.note(text)
+    reports = [measure(checkpoint) for checkpoint in checkpoints]
     if csv:
         printer.text(views.csv_text(reports).rstrip("\n"))
         return
@@ -300,11 +303,12 @@ def evaluate(
     file: o.File = None,
 ) -> None:
     """Print the metric of a checkpoint on its test split, alone."""
+    from lpss_cli.cli.progress import Printer
     from lpss_cli.jobs import evaluate_file
 
     printer = _printer(values)
     path = _input(file, printer)
-    primary, metrics = evaluate_file(path, _request(values, path, {}, {}))
+    primary, metrics = evaluate_file(path, _request(values, path, {}, {}), Printer(printer))
     if not values["as_json"]:
         printer.text(f"{metrics[primary]:.6g}")
     printer.document({"file": str(path), "primary_metric": primary, **metrics})
