@@ -19,7 +19,7 @@ from lpss_cli.evaluation import evaluate
 from lpss_cli.exporting import FORMATS, Exported, export_onnx, export_safetensors
 from lpss_cli.files import check_space, output
 from lpss_cli.job import Job, JobWatcher, Outcome
-from lpss_cli.loading import Checkpoint, read
+from lpss_cli.loading import Checkpoint, read, refuse_not_finite
 from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
 from lpss_cli.planning import Plan, plan
@@ -96,6 +96,7 @@ def plan_for(path: Path | None, request: Request, hoyer: float | None = None) ->
     """
     if path is not None:
         source, weights = str(path), weights_of(read(path, trust_pickle=request.trust_pickle))
+        refuse_not_finite({name: weight.tensor for name, weight in weights.items()}, path)
     else:
         source, network = _untrained(request)
         weights = prunable(network)

@@ -99,9 +99,10 @@ def _from_safetensors(path: Path, data: bytes) -> Checkpoint:
     try:
         meta = json.loads(texts.get("lpss", "{}"))
     except (ValueError, RecursionError):
-        meta = {}
-    if "lpss" not in texts and any(f'"{manifest.KEY}": "' in text for text in texts.values()):
-        raise InputError(f"{path} is damaged: its record has lost its name", record.AGAIN)
+        meta = None
+    sealed = any(manifest.KEY in text for text in texts.values())
+    if sealed and (not isinstance(meta, dict) or "lpss" not in texts):
+        raise InputError(f"{path} is damaged: its record cannot be read", record.AGAIN)
     return Checkpoint(
         path, _tensors(tensors, path), meta if isinstance(meta, dict) else {}, "safetensors"
     )
@@ -154,14 +155,23 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     own = model.state_dict()
     theirs = _with_own_prefix(checkpoint.state_dict, own)
     refuse_misfits(own, theirs, checkpoint.path, arch)
-    for name, tensor in theirs.items():
+    refuse_not_finite(theirs, checkpoint.path)
+    model.load_state_dict(theirs)
+
+
+def refuse_not_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Look for NaN and infinities.
+
+    Raises:
+        InputError: there are some; with the tensor and their number.
+    """
+    for name, tensor in state.items():
         count = not_finite(tensor)
         if count:
             raise InputError(
-                f"{checkpoint.path}: {name} holds {count} values that are not finite",
+                f"{path}: {name} holds {count} values that are not finite",
                 "the file comes from a diverged run; take an earlier one",
             )
-    model.load_state_dict(theirs)
 
 
 def refuse_misfits(

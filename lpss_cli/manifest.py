@@ -15,8 +15,9 @@ from torch import Tensor
 
 #: Of the record. 1: without a manifest. 2: with one.
 FORMAT = 2
-#: The record's entry that holds the digest of the rest.
-KEY = "manifest"
+#: The record's entry that holds the digest of the rest. Found in a file's texts, it says that they
+#: hold a record of ours, readable or not.
+KEY = "lpss_manifest"
 
 
 def seal(

@@ -18,7 +18,8 @@ from lpss_cli.errors import InputError
 from lpss_cli.sphere import P_RANGES
 
 AGAIN = "take another copy, or make it again"
-_DEEPEST, _MOST, _LONGEST = 32, 1_000_000, 100_000
+# A command line may have 2 MB.
+_DEEPEST, _MOST, _LONGEST = 32, 1_000_000, 4_000_000
 # Names of networks, data sets and files; the longest list of MLP widths that makes sense.
 _LONGEST_NAME = 1000
 
@@ -121,6 +122,10 @@ def _name(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_NAME
 
 
+def _path(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 4096
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -187,8 +192,8 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "task": _name,
     "primary_metric": _name,
     "higher_is_better": lambda value: isinstance(value, bool),
-    "data": lambda value: isinstance(value, dict) and _name(value.get("name", "")),
-    "data_name": _name,
+    "data": lambda value: isinstance(value, dict) and _path(value.get("name", "")),
+    "data_name": _path,
     "data_fingerprint": _name,
     "classes": _texts,
     "preprocessing": _mapping,

@@ -37,7 +37,7 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         InputError: the header breaks a rule of the format, or is larger than reasonable.
     """
     try:
-        texts = check(data)
+        names, texts = check(data)
     except (ValueError, RecursionError) as error:  # json's errors and Unicode's are ValueErrors
         raise InputError(
             f"{path} is a damaged safetensors file: {one_line(error)[:200]}",
@@ -47,7 +47,8 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors.torch import load as library_load
 
     try:
-        return library_load(data), texts
+        tensors = library_load(data)
+        return {name: tensors[name] for name in names}, texts
     except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} is a damaged safetensors file: {one_line(error)[:200]}",
@@ -55,8 +56,8 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
-def check(data: bytes) -> dict[str, str]:
-    """Check a file's header by the rules of the format; return its metadata.
+def check(data: bytes) -> tuple[list[str], dict[str, str]]:
+    """Check a file's header by the rules of the format; return names, in order, and metadata.
 
     The tensors must be of known dtypes, fill exactly the bytes that their shapes need, and cover
     the rest of the file without overlaps and holes; no name may occur twice.
@@ -80,7 +81,7 @@ def check(data: bytes) -> dict[str, str]:
     for (_, end), (begin, _) in pairwise(places):
         if begin != end:
             raise ValueError("its tensors overlap, or do not cover the file")
-    return texts
+    return list(header), texts
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def rewrite(path: Path, out: Path, change: Callable[[dict[str, Any]], object]) -
     content = torch.load(path, weights_only=True)
     change(content["lpss"])
     parts = {"state_dict": content["state_dict"], "init": content.get("init")}
-    del content["lpss"]["manifest"]
+    del content["lpss"][manifest.KEY]
     torch.save({**content, "lpss": manifest.seal(content["lpss"], parts)}, out)
     return out
 
