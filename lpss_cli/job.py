@@ -203,7 +203,9 @@ class Job:
         if self.source is None or self.request.holdout or not self.data.task.higher_is_better:
             return
         primary = self.data.task.primary
-        claimed = self.source.meta.get("metrics", {}).get("after", {}).get(primary)
+        # A record of unknown origin: its kinds were checked, and any of it may be None.
+        claims = (self.source.meta.get("metrics") or {}).get("after") or {}
+        claimed = claims.get(primary)
         if isinstance(claimed, float) and before[primary] < claimed - _CLAIM_TOLERANCE:
             self.watcher.on_warning(
                 f"{primary} is {before[primary]:.4f} where the checkpoint claims {claimed:.4f}: "

@@ -87,7 +87,8 @@ def ticket(
         watcher.on_note(note)
     with output(request.out, partial_of(request.out), force=request.force):
         trained, arch, data = restore(checkpoint, request)
-        weights = {name: weight.tensor for name, weight in weights_of(checkpoint).items()}
+        parameters = dict(trained.named_parameters())  # a record may name buffers too
+        weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
         total = sum(w.numel() for w in weights.values())
         zeros = sum(int((w == 0).sum()) for w in weights.values())
         if zeros == 0:

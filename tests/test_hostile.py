@@ -290,11 +290,14 @@ def test_names_from_files_in_errors_stay_on_one_line(tmp_path):
 KEYS = ("arch", "data", "data_name", "metrics", "settings", "versions", "weights", "history",
         "command", "preprocessing", "classes", "method", "input_shape", "outputs", "notes",
         "source", "sparsity", "primary_metric", "config", "task", "seconds", "device")  # fmt: skip
+USED = ("arch", "data", "weights", "preprocessing")
 VALUES = (7, -1.5, True, "text", "", [], ["x"], [[]], {}, {"name": 3}, {"after": 3},
           {"after": {"accuracy": "high"}}, {"fc1.weight": 3}, {"fc1.weight": {"p": -1}},
           {"fc1.weight": {"row_dim": 9}}, {"none": {}}, {"fc1.bias": {}}, 2**64 - 1, 1e308,
           float("nan"), "x" * 90_000, {"name": "x" * 900}, {"name": "\0"}, {"workers": 10**9},
-          {"name": "digits", "image_size": 10**9})  # fmt: skip
+          {"name": "digits", "image_size": 10**9}, {"name": "digits", "workers": 10**9},
+          {"name": "digits", "mean": [1.0, 2.0]}, {"name": "digits", "std": [0.0]},
+          {"name": "digits", "augment": "x"}, {"name": "digits", "split_seed": -1})  # fmt: skip
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -303,13 +306,39 @@ def test_a_record_of_any_kind_never_fails_a_command(tmp_path, key):
     for value in VALUES:
         record = {"arch": "mlp:6-4-3", "data": {"name": "nowhere.csv"}, key: value}
         forged(path, STATE, record)
-        # The table and the document show everything; what plans and exports look at is less.
-        names = ("report", "json", "eval")
-        more = ("plan", "export", "ticket") if key in ("arch", "weights", "preprocessing") else ()
-        for name in names + more:
+        # The table shows everything; what the other commands look at is less.
+        for name in ("report", "json", "plan", "eval", "export", "ticket")[
+            : 6 if key in USED else 1
+        ]:
             code, _, err = command(name, path, tmp_path)
             assert code in (0, 2), (value, name, err)
             assert code == 0 or two_lines("\n".join(err.splitlines()[-2:])), (value, name, err)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"metrics": None}, {"metrics": {"after": None}}, {"metrics": {"after": {"accuracy": 7}}},
+     {"weights": None}, {"weights": {}}, {"weights": {"fc1.weight": {"row_dim": 1, "p": 1.2}}},
+     {"settings": None, "versions": None, "history": None, "classes": None, "notes": None},
+     {"preprocessing": None, "input_shape": [0], "outputs": 0, "sparsity": -1, "source": None}],
+)  # fmt: skip
+def test_a_network_is_trained_whatever_its_record_says(tmp_path, change):
+    torch.manual_seed(0)
+    state = {"fc1.weight": torch.randn(8, 64), "fc1.bias": torch.zeros(8),
+             "fc2.weight": torch.randn(10, 8), "fc2.bias": torch.zeros(10)}  # fmt: skip
+    state["fc1.weight"][:, ::2] = 0
+    record = {"arch": "mlp:64-8-10", "data": {"name": "digits"}, **change}
+    path = forged(tmp_path / "f.pt", state, record)
+    for words in (
+        ("eval", path),
+        ("sparsify", path, "--epochs", "0", "--out", tmp_path / "s.pt", "--force"),
+        ("export", path, "--format", "safetensors", "--force"),
+        ("report", path),
+        ("plan", path),
+    ):
+        code, _, err = lpss(*words)
+        assert code == 0 or two_lines("\n".join(err.splitlines()[-2:])), err
+        assert code == 0 or words[0] in ("plan", "export"), err
 
 
 @pytest.mark.parametrize("arch", ["mlp:6-999999999-3", "mlp:6-" + "9" * 900 + "-3",
