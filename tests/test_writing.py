@@ -313,6 +313,13 @@ def test_a_killed_training_is_swept_at_the_next_start(model):
     assert temporaries(Path()) == []
 
 
+def test_the_mode_follows_the_umask_whoever_writes(model):
+    assert lpss("export", model, "--format", "safetensors")[0] == 0
+    Path("plain").touch()
+    for name in ("model.pt", "model.safetensors"):
+        assert Path(name).stat().st_mode == Path("plain").stat().st_mode
+
+
 def test_threads_do_not_see_another_umask(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask is of the whole process"))
     with replacing(tmp_path / "a") as temporary:
