@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lpss_cli import jobs
 from lpss_cli.compacting import compact
 from lpss_cli.exporting import Exported
+from lpss_cli.exportjob import Options, export_file
 from lpss_cli.gaps import fold_weights, rounded, unfolded
 from lpss_cli.models import build
 from lpss_cli.onnxfile import checked_bytes, export_onnx, to_onnx
@@ -104,10 +105,10 @@ def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, o
     found: dict[str, object] = {}
     for encoding in ("dense", "gaps"):
         with tempfile.TemporaryDirectory() as folder:
-            files = jobs.export_file(
-                path, Request(path, data_overrides=data), ("onnx",), Path(folder),
-                onnx=OnnxOptions(encoding=encoding, int8=encoding == "dense"),
-            )  # fmt: skip
+            onnx = OnnxOptions(encoding=encoding, int8=encoding == "dense")
+            options = Options(("onnx",), onnx=onnx)
+            request = Request(path, data_overrides=data)
+            files = export_file(path, request, options, Path(folder))
         found[encoding] = [described(file) for file in files]
     return found
 

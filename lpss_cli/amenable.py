@@ -9,6 +9,7 @@ and 2L numbers.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lpss_cli.errors import InputError
+from lpss_cli import safetensorsfile
+from lpss_cli.errors import InputError, one_line
 from lpss_cli.files import replacing
+from lpss_cli.snapshot import read_whole
 
 _KEY = "lpss-amenable"
 
@@ -112,14 +115,13 @@ def load(path: Path) -> Amenable:
     Raises:
         InputError: it is none, or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_KEY])
-            stored = {name: file.get_tensor(name) for name in ("mask", "signs", "centroids")}
+        stored, texts = safetensorsfile.load(path, read_whole(path))
+        described = json.loads(texts[_KEY])
         shapes = {name: tuple(map(int, shape)) for name, shape in described["layers"].items()}
-        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        if any(extent < 0 for shape in shapes.values() for extent in shape):
+            raise ValueError("negative sizes")
         # The layers say how much may come out: a stream cannot fill the memory.
         stream = zlib.decompressobj().decompress(
             stored["mask"].numpy().tobytes(), sum(sizes) // 8 + 1
@@ -134,9 +136,10 @@ def load(path: Path) -> Amenable:
             dict(zip(shapes, pairs, strict=True)),
             dict(described["meta"]),
         )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, zlib.error) as error:
+    # An InputError of the reading is a ValueError too.
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
         raise InputError(
-            f"{path} is no amenable initialisation: {error}", "make one with lpss ticket"
+            f"{path} is no amenable initialisation: {one_line(error)}", "make one with lpss ticket"
         ) from error
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lpss_cli import manifest
 from lpss_cli.errors import InputError
 from lpss_cli.files import replacing
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.version import __version__
+from lpss_cli.weights import untied
 
-FORMAT = 1
+# Bytes of a record and of the archive around it, roughly.
+_RECORD = 50_000
 
 
 def versions() -> dict[str, str]:
@@ -50,19 +54,50 @@ def save(
     Raises:
         InputError: the disk is full or the directory went away.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in state_dict.items()}
-    content = {"lpss": {"format": FORMAT, **meta}, "state_dict": tensors}
-    if init is not None:
-        content["init"] = {name: t.detach().cpu().contiguous() for name, t in init.items()}
+    parts = {"state_dict": _stored(state_dict), "init": _stored(init) if init else None}
+    try:
+        record = manifest.seal(meta, parts)
+    except TypeError as error:
+        raise InputError(
+            f"{path} cannot hold pickled objects: {error}", "give plain containers"
+        ) from None
+    content: dict[str, Any] = {
+        "lpss": record,
+        **{name: part for name, part in parts.items() if part is not None},
+    }
     try:
         with replacing(path) as temporary:
             torch.save(content, temporary)
-            back = read(temporary).state_dict
-            for name, tensor in tensors.items():
-                if not torch.equal(back[name], tensor) and not tensor.isnan().any():
-                    raise InputError(f"{path} reads back differently at {name}", "check the disk")
+            try:
+                read(temporary)  # compares the manifest, which speaks for every bit
+            except InputError as error:
+                raise InputError(f"{path} reads back differently", "check the disk") from error
     except (OSError, RuntimeError) as error:
         raise InputError(f"cannot write {path}: {error}", "check space and permissions") from error
+
+
+def size(state_dict: Mapping[str, Tensor]) -> int:
+    """Return about how many bytes a file of these tensors takes; tied ones count once."""
+    tensors = untied(state_dict).values()
+    return sum(t.numel() * t.element_size() for t in tensors) + _RECORD
+
+
+def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as a file should hold them: contiguous, on the CPU, tied ones still tied.
+
+    A view is copied out: with it, ``torch.save`` would write all the memory it looks into.
+    """
+    done: dict[Any, Tensor] = {}
+    stored = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        key = tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+        if key not in done or not tensor.numel():
+            copied = tensor.cpu().contiguous()
+            whole = copied.untyped_storage().nbytes() == copied.numel() * copied.element_size()
+            done[key] = copied if whole else copied.clone()
+        stored[name] = done[key]
+    return stored
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpss_cli.artifact import sha256
 from lpss_cli.errors import RunError
 from lpss_cli.files import replacing
 from lpss_cli.latency import Latency
@@ -91,8 +90,8 @@ def provenance(checkpoint: Checkpoint) -> dict[str, str]:
     exponents = exponents_of(checkpoint)
     if exponents:
         facts["p"] = json.dumps(exponents)
-    if checkpoint.path.is_file():
-        facts["source_sha256"] = sha256(checkpoint.path)
+    if checkpoint.sha256:
+        facts["source_sha256"] = checkpoint.sha256
     return facts
 
 

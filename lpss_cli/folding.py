@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.linalg import vector_norm
 
-_WRAPPERS = ("module.", "_orig_mod.")
+#: What DistributedDataParallel and torch.compile put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
+_COMPILED = "_orig_mod."
 
 
 def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -18,10 +20,15 @@ def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         The bare network's state_dict, and a note for people on each thing that was done.
     """
     notes: list[str] = []
-    for prefix in (*_WRAPPERS, *_WRAPPERS):
+    for prefix in (*WRAPPERS, *WRAPPERS):
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): t for name, t in state.items()}
             notes.append(f"stripped the prefix {prefix!r}")
+    # A compiled part of a network: its prefix stands within the names.
+    bare = {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
+    if len(bare) == len(state) and list(bare) != list(state):
+        state = bare
+        notes.append(f"stripped {_COMPILED!r} within names")
     folded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         target, value = _entry(name, tensor, state)
@@ -37,28 +44,35 @@ def _entry(
     name: str, tensor: Tensor, state: Mapping[str, Tensor]
 ) -> tuple[str | None, Tensor | None]:
     """One entry of the folded state_dict; (None, None) for the second half of a pair."""
-    if name.endswith("_orig") and f"{name[:-5]}_mask" in state:
-        return name[:-5], tensor * state[f"{name[:-5]}_mask"]
-    if name.endswith("_mask") and f"{name[:-5]}_orig" in state:
-        return None, None
+    base, _, end = name.rpartition("_")
+    if end in ("orig", "mask"):
+        orig, mask = (state.get(f"{base}_{half}") for half in ("orig", "mask"))
+        if base not in state and _is_mask_of(mask, orig):
+            return (base, orig * mask) if end == "orig" else (None, None)  # type: ignore[operator]
     new = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
-    if new and new[3] == "0" and f"{name[:-1]}1" in state:
+    if new:
+        g, v = (state.get(name[:-1] + half) for half in "01")
         target = f"{new[1]}.{new[2]}" if new[1] else new[2]
-        return target, _weight_norm(state[f"{name[:-1]}1"], tensor)
-    if new and new[3] == "1":
-        return None, None
-    if name.endswith(("_g", "_v")):
-        g, v = (state.get(name[:-2] + end) for end in ("_g", "_v"))
-        if g is not None and v is not None and _is_norm_of(g, v):
-            return (name[:-2], _weight_norm(v, g)) if name.endswith("_g") else (None, None)
+        if target not in state and _is_norm_of(g, v):
+            return (target, _weight_norm(v, g)) if new[3] == "0" else (None, None)  # type: ignore[arg-type]
+    if end in ("g", "v"):
+        g, v = (state.get(f"{base}_{half}") for half in "gv")
+        if base not in state and _is_norm_of(g, v):
+            return (base, _weight_norm(v, g)) if end == "g" else (None, None)  # type: ignore[arg-type]
     return name, tensor
 
 
-def _is_norm_of(g: Tensor, v: Tensor) -> bool:
+def _is_mask_of(mask: Tensor | None, orig: Tensor | None) -> bool:
+    return mask is not None and orig is not None and mask.shape == orig.shape
+
+
+def _is_norm_of(g: Tensor | None, v: Tensor | None) -> bool:
     """Whether g has the shape of v's norms, one number for all or for each index of one dimension.
 
-    Other pairs named ``_g`` and ``_v`` are parameters like any other.
+    Other pairs with such names are parameters like any other.
     """
+    if g is None or v is None or not (g.is_floating_point() and v.is_floating_point()):
+        return False
     kept = [size for size in g.shape if size != 1]
     fits = g.dim() == v.dim() and all(a in (1, b) for a, b in zip(g.shape, v.shape, strict=True))
     return v.dim() >= 2 and (g.dim() == 0 or (fits and len(kept) <= 1))

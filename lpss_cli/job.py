@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, resuming, threads
+from lpss_cli import artifact, engine, manifest, resuming, threads
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.evaluation import evaluate
+from lpss_cli.files import check_space
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
 from lpss_cli.reporting import Report, report
@@ -109,6 +110,8 @@ class Job:
 
     def _run(self, model: nn.Module, device: torch.device) -> Outcome:
         data = self.data
+        needed = artifact.size(model.state_dict()) * (1 + self.request.keep_init)
+        check_space(self.request.out, needed)
         partial, identity = resuming.partial_of(self.request.out), self._identity()
         saved = resuming.find(partial, identity, self.request.resume, self.watcher.on_note)
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
@@ -155,12 +158,12 @@ class Job:
         spec = {k: v for k, v in self.data.spec.to_dict().items() if k not in places}
         groups = {"": asdict(self.settings), "method.": asdict(self.method.config), "data.": spec}
         return {
-            "lpss format": artifact.FORMAT,
+            "lpss format": manifest.FORMAT,
             "arch": self.arch,
             "method": self.method.name,
             "data": self.data.name,
             "data fingerprint": self.data.fingerprint,
-            "source": self.source and artifact.sha256(self.source.path),
+            "source": self.source and self.source.sha256,
             **{f"{group}{k}": v for group, vs in groups.items() for k, v in _plain(vs).items()},
         }
 
@@ -200,7 +203,9 @@ class Job:
         if self.source is None or self.request.holdout or not self.data.task.higher_is_better:
             return
         primary = self.data.task.primary
-        claimed = self.source.meta.get("metrics", {}).get("after", {}).get(primary)
+        # A record of unknown origin: its kinds were checked, and any of it may be None.
+        claims = (self.source.meta.get("metrics") or {}).get("after") or {}
+        claimed = claims.get(primary)
         if isinstance(claimed, float) and before[primary] < claimed - _CLAIM_TOLERANCE:
             self.watcher.on_warning(
                 f"{primary} is {before[primary]:.4f} where the checkpoint claims {claimed:.4f}: "
@@ -236,7 +241,7 @@ class Job:
             "device": str(next(state.model.parameters()).device),
             "command": self.request.command,
             **self.notes,
-            "source": source and {"file": source.path.name, "sha256": artifact.sha256(source.path)},
+            "source": source and {"file": source.path.name, "sha256": source.sha256},
         }
 
 

@@ -1,30 +1,20 @@
-"""What the commands do, without any printing: train, sparsify, plan, evaluate, export."""
+"""What the commands do, without any printing: train, sparsify, plan, evaluate."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lpss_cli import models
-from lpss_cli.data import Data
 from lpss_cli.data.spec import SHAPES
-from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
-from lpss_cli.exporting import FORMATS, Exported, export_safetensors
-from lpss_cli.files import check_writable
+from lpss_cli.files import output
 from lpss_cli.job import Job, JobWatcher, Outcome
-from lpss_cli.loading import Checkpoint, read
+from lpss_cli.loading import read, refuse_not_finite
 from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
-from lpss_cli.onnxjob import OnnxOptions, write_onnx
-from lpss_cli.onnxjob import targets as onnx_targets
-from lpss_cli.packed import CHOICES, DEFAULT_VALUES
-from lpss_cli.packed import check as check_packable
-from lpss_cli.packing import Trial, export_pack
 from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import (
@@ -37,13 +27,8 @@ from lpss_cli.request import (
     restore,
     settings_for,
 )
-from lpss_cli.sizes import Size, table
+from lpss_cli.resuming import partial_of
 from lpss_cli.weights import prunable
-
-# Formats whose files end in another name.
-_SUFFIXES = {"pack": "lpss"}
-# What a program that runs the ONNX file needs beside the network.
-_ONNX_METADATA = ("arch", "classes", "preprocessing", "sparsity", "method")
 
 
 def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
@@ -56,14 +41,14 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
     check(request)
     sparsity = check_sparsity(request.sparsity or 0.0)
     method = make(request.method or ("lpss" if sparsity else "dense"), request.options)
-    check_writable(request.out, force=request.force)
-    data = load_data(request)
-    arch = models.resolve(request.arch, data.input_shape, data.outputs)
-    torch.manual_seed(request.seed)
-    model = models.build(arch, data.input_shape, data.outputs)
-    settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
-    job = Job(request, watcher or JobWatcher(), arch, data, method, settings)
-    return job.run(model)
+    with output(request.out, partial_of(request.out), force=request.force):
+        data = load_data(request)
+        arch = models.resolve(request.arch, data.input_shape, data.outputs)
+        torch.manual_seed(request.seed)
+        model = models.build(arch, data.input_shape, data.outputs)
+        settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
+        job = Job(request, watcher or JobWatcher(), arch, data, method, settings)
+        return job.run(model)
 
 
 def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) -> Outcome:
@@ -80,13 +65,13 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     sparsity = check_sparsity(0.9 if request.sparsity is None else request.sparsity)
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
-    check_writable(request.out, force=request.force)
-    model, arch, data = restore(checkpoint, request)
-    for note in checkpoint.notes:
-        watcher.on_note(note)
-    settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
-    job = Job(request, watcher, arch, data, method, settings, checkpoint)
-    return job.run(model)
+    with output(request.out, partial_of(request.out), force=request.force):
+        model, arch, data = restore(checkpoint, request)
+        for note in checkpoint.notes:
+            watcher.on_note(note)
+        settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
+        job = Job(request, watcher, arch, data, method, settings, checkpoint)
+        return job.run(model)
 
 
 def plan_for(path: Path | None, request: Request, hoyer: float | None = None) -> Plan:
@@ -99,6 +84,7 @@ def plan_for(path: Path | None, request: Request, hoyer: float | None = None) ->
     """
     if path is not None:
         source, weights = str(path), weights_of(read(path, trust_pickle=request.trust_pickle))
+        refuse_not_finite({name: weight.tensor for name, weight in weights.items()}, path)
     else:
         source, network = _untrained(request)
         weights = prunable(network)
@@ -129,110 +115,17 @@ def _untrained(request: Request) -> tuple[str, nn.Module]:
     return f"{arch} on {data}" if data else arch, models.build(arch, shape, outputs)
 
 
-def evaluate_file(path: Path, request: Request) -> tuple[str, dict[str, float]]:
+def evaluate_file(
+    path: Path, request: Request, watcher: JobWatcher | None = None
+) -> tuple[str, dict[str, float]]:
     """Return the primary metric's name and the metrics of a checkpoint on the test split.
 
     Raises:
         InputError: the file or the data do not exist or fit.
     """
     checkpoint = read(path, trust_pickle=request.trust_pickle)
+    for note in checkpoint.notes:
+        (watcher or JobWatcher()).on_note(note)
     model, _, data = restore(checkpoint, request)
     metrics = evaluate(model, data.test, data.task, device=device_of(request.device))
     return data.task.primary, metrics
-
-
-def export_file(
-    path: Path,
-    request: Request,
-    formats: tuple[str, ...] = FORMATS,
-    directory: Path | None = None,
-    watcher: JobWatcher | None = None,
-    values: str = DEFAULT_VALUES,
-    onnx: OnnxOptions | None = None,
-) -> list[Exported]:
-    """Write a checkpoint in other formats beside it, each file read back and compared.
-
-    Args:
-        path: the checkpoint; ``model.pt`` becomes ``model.safetensors``, ``model.onnx`` and the
-            packed ``model.lpss``.
-        request: how to rebuild the network where the file does not say.
-        formats: some of ``FORMATS``.
-        directory: where to write instead.
-        watcher: told what was folded or renamed on the way in.
-        values: type of the packed values, one of ``packed.CHOICES``.
-        onnx: how the ONNX file is made, and which ones beside it.
-
-    Raises:
-        InputError: the file does not exist or fit, or an output exists.
-        RunError: a written file is not the model; it has been removed.
-    """
-    for name in set(formats) - set(FORMATS):
-        raise InputError(f"unknown format {name!r}", nearest(name, FORMATS))
-    if values not in CHOICES:
-        raise InputError(f"unknown --values {values!r}", nearest(values, tuple(CHOICES)))
-    onnx = onnx or OnnxOptions()
-    onnx.check()
-    checkpoint = read(path, trust_pickle=request.trust_pickle)
-    for note in checkpoint.notes:
-        (watcher or JobWatcher()).on_note(note)
-    directory = directory or path.parent
-    targets = {name: directory / f"{path.stem}.{_SUFFIXES.get(name, name)}" for name in formats}
-    targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
-    if not targets:
-        raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
-    beside = onnx_targets(targets["onnx"], onnx)[1:] if "onnx" in targets else []
-    for to in (*targets.values(), *beside):
-        check_writable(to, force=request.force, option="--out-dir")
-    # Everything that can be refused is, before the first file is written.
-    if "pack" in targets:
-        check_packable(checkpoint.state_dict)
-    restored = _restored(checkpoint, request, targets, watcher or JobWatcher())
-    written = []
-    if restored is not None and "onnx" in targets:
-        model, _, data = restored
-        texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
-        written += write_onnx(model, data, targets["onnx"], texts, onnx)
-    if "safetensors" in targets:
-        written.append(export_safetensors(checkpoint, targets["safetensors"]))
-    if "pack" in targets:
-        trial = restored and Trial(restored[0], restored[2], device_of(request.device))
-        written.append(export_pack(checkpoint, targets["pack"], values=values, trial=trial))
-    return sorted(written, key=lambda file: formats.index(file.kind))
-
-
-def _restored(
-    checkpoint: Checkpoint, request: Request, formats: Collection[str], watcher: JobWatcher
-) -> tuple[nn.Module, str, Data] | None:
-    """Return the network and its data: for ONNX always, for a pack's proof where they are at hand.
-
-    Raises:
-        InputError: a network or data that are needed, or were typed, do not exist or fit.
-    """
-    if not {"onnx", "pack"} & set(formats):
-        return None
-    try:
-        return restore(checkpoint, request)
-    except InputError as error:
-        if "onnx" in formats or request.arch or request.data:
-            raise
-        watcher.on_note(f"outputs are not compared: {error.what}")
-        return None
-
-
-def sizes_of(path: Path, request: Request, written: Sequence[Exported], values: str) -> list[Size]:
-    """Set the sizes of a checkpoint's written files beside the dense and the masked ones.
-
-    Args:
-        path: the checkpoint that was exported.
-        request: whether pickles are trusted.
-        written: the files.
-        values: type of the packed ones' values.
-
-    Raises:
-        InputError: the checkpoint cannot be read.
-    """
-    checkpoint = read(path, trust_pickle=request.trust_pickle)
-    files = [(x.kind, x.bytes, values if x.kind == "pack" else "fp32") for x in written]
-    if checkpoint.kind == "pack":
-        files.append(("pack", path.stat().st_size, str(checkpoint.about.get("values"))))
-    return table(checkpoint.state_dict, list(weights_of(checkpoint)), files)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
+import hashlib
+import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 
+from lpss_cli import kinds, manifest, record, safetensorsfile, torchfile
 from lpss_cli.errors import InputError
-from lpss_cli.folding import fold
+from lpss_cli.folding import WRAPPERS, fold
 from lpss_cli.packed import MAGIC, MalformedError, unpack
+from lpss_cli.snapshot import read_whole
+from lpss_cli.weights import not_finite
 
 _NESTED = ("state_dict", "model_state_dict", "model")
+_LONGEST_NAME = 1000
 
 
 @dataclass
@@ -28,11 +31,13 @@ class Checkpoint:
     Attributes:
         path: the file.
         state_dict: parameters and buffers by name, on the CPU.
-        meta: what lpss wrote beside them; empty for files of other origin.
+        meta: what lpss wrote beside them, checked; empty for files of other origin.
         kind: ``lpss``, ``state_dict``, ``safetensors`` or ``pack``, for people.
-        notes: what was folded or stripped on the way in.
+        notes: what was folded, stripped or ignored on the way in.
         init: the tensors that training began from, where an artefact keeps them.
         about: what an exported file says of itself, like the hash of its source.
+        file_bytes: size of the file.
+        sha256: of the file, in hex.
     """
 
     path: Path
@@ -42,31 +47,36 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     init: dict[str, Tensor] | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    file_bytes: int = 0
+    sha256: str = ""
 
 
 def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
-    """Read a checkpoint of any accepted kind.
+    """Read a checkpoint of any accepted kind, told apart by content.
 
     Args:
-        path: an lpss artefact, a ``torch.save`` file, a safetensors file or a packed ``.lpss``,
-            told apart by content.
+        path: an lpss artefact, a ``torch.save`` file, a safetensors file or a packed ``.lpss``.
         trust_pickle: unpickle arbitrary objects; only for files of trusted origin.
 
     Raises:
-        InputError: no such file, not a checkpoint, damaged, or it needs code to load.
+        InputError: no such file, not a checkpoint, damaged, it asks for more memory than it
+            holds, or it needs code to load.
     """
-    if not path.exists():
-        raise InputError(f"there is no file {path}", "check the path; `lpss train` makes model.pt")
-    if not path.is_file():
-        raise InputError(f"{path} is not a file", "give a .pt, .pth, .safetensors or .lpss file")
-    if _is_packed(path):
-        return _read_packed(path)
-    if _is_safetensors(path):
-        checkpoint = _read_safetensors(path)
+    data = read_whole(path)
+    kinds.refuse_others(path, data)
+    if data.startswith(MAGIC):
+        checkpoint = _from_pack(path, data)
+    elif data[8:9] == b"{" and data[:4] != b"PK\x03\x04":
+        checkpoint = _from_safetensors(path, data)
     else:
-        checkpoint = _interpret(path, _torch_load(path, trust_pickle))
-    # What lpss wrote has the names of its own network, wrapped or not.
-    if not checkpoint.meta:
+        checkpoint = _interpret(path, torchfile.load(path, data, trust_pickle=trust_pickle))
+    checkpoint.file_bytes, checkpoint.sha256 = len(data), hashlib.sha256(data).hexdigest()
+    _check_tensors(checkpoint)
+    if checkpoint.meta:
+        # What lpss wrote has the names of its own network, wrapped or not: no folding.
+        parts = {"state_dict": checkpoint.state_dict, "init": checkpoint.init}
+        checkpoint.meta, checkpoint.notes = record.verify(path, checkpoint.meta, parts)
+    else:
         checkpoint.state_dict, checkpoint.notes = fold(checkpoint.state_dict)
     return checkpoint
 
@@ -89,6 +99,38 @@ def _interpret(path: Path, content: Any) -> Checkpoint:
     return Checkpoint(path, _tensors(nested, path))
 
 
+def _from_safetensors(path: Path, data: bytes) -> Checkpoint:
+    tensors, texts = safetensorsfile.load(path, data)
+    try:
+        meta = json.loads(texts.get("lpss", "{}"))
+    except (ValueError, RecursionError):
+        meta = None
+    sealed = any(manifest.KEY in text for text in texts.values())
+    if sealed and (not isinstance(meta, dict) or "lpss" not in texts):
+        raise InputError(f"{path} is damaged: its record cannot be read", record.AGAIN)
+    found = meta if isinstance(meta, dict) else {}
+    about = {key: text for key, text in texts.items() if key != "lpss"}
+    return Checkpoint(path, _tensors(tensors, path), found, "safetensors", about=about)
+
+
+def _from_pack(path: Path, data: bytes) -> Checkpoint:
+    try:
+        found = unpack(data)
+    except MalformedError as error:
+        raise InputError(f"{path} is a damaged pack: {error}", "make it again") from None
+    return Checkpoint(path, found.state_dict, found.meta, "pack", about=found.about)
+
+
+def _check_tensors(checkpoint: Checkpoint) -> None:
+    """Refuse what looks like a tensor and cannot be computed with."""
+    for name, tensor in (*checkpoint.state_dict.items(), *(checkpoint.init or {}).items()):
+        if tensor.layout is not strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise InputError(
+                f"{checkpoint.path}: {name} is a quantized, sparse or absent tensor",
+                "save the plain floating-point weights",
+            )
+
+
 def is_artifact(path: Path) -> bool:
     """Whether a file is an lpss artefact, by a look at its first bytes of pickled structure."""
     try:
@@ -96,7 +138,9 @@ def is_artifact(path: Path) -> bool:
             name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
             with archive.open(name) as pickled:
                 return b"X\x04\x00\x00\x00lpss" in pickled.read(64)  # the text, pickled
-    except (OSError, zipfile.BadZipFile, StopIteration):
+    # An archive can be broken in many ways, and none of them makes it an artefact.
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError,
+            StopIteration):  # fmt: skip
         return False
 
 
@@ -118,116 +162,77 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     """Copy the checkpoint's tensors into a model.
 
     Raises:
-        InputError: keys or shapes that do not fit, with the first few of them.
+        InputError: keys, shapes or kinds of numbers that do not fit, with the first few of them;
+            or values that are not finite.
     """
     own = model.state_dict()
-    theirs = checkpoint.state_dict
+    theirs = _with_own_prefix(checkpoint.state_dict, own)
+    refuse_misfits(own, theirs, checkpoint.path, arch)
+    refuse_not_finite(theirs, checkpoint.path)
+    model.load_state_dict(theirs)
+
+
+def refuse_not_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Look for NaN and infinities.
+
+    Raises:
+        InputError: there are some; with the tensor and their number.
+    """
+    for name, tensor in state.items():
+        count = not_finite(tensor)
+        if count:
+            raise InputError(
+                f"{path}: {name} holds {count} values that are not finite",
+                "the file comes from a diverged run; take an earlier one",
+            )
+
+
+def refuse_misfits(
+    own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path: Path, arch: str
+) -> None:
+    """Compare a network's entries with a file's.
+
+    Raises:
+        InputError: names, shapes or kinds of numbers differ; with the first few of them.
+    """
     problems = [f"{n} is missing" for n in own if n not in theirs]
     problems += [f"{n} is unknown" for n in theirs if n not in own]
+    both = [n for n in own if n in theirs]
     problems += [
         f"{n} has shape {tuple(theirs[n].shape)}, not {tuple(own[n].shape)}"
-        for n in own
-        if n in theirs and own[n].shape != theirs[n].shape
+        for n in both
+        if own[n].shape != theirs[n].shape
+    ]
+    problems += [
+        f"{n} is {_dtype(theirs[n])}, not {_dtype(own[n])}"
+        for n in both
+        if _family(own[n]) != _family(theirs[n])
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            f"{checkpoint.path} does not fit {arch}: {'; '.join(problems[:3])}{more}",
+            f"{path} does not fit {arch}: {'; '.join(problems[:3])}{more}",
             "give the --arch and --data the checkpoint was made with",
         )
-    for name, tensor in theirs.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            count = int((~tensor.isfinite()).sum())
-            raise InputError(
-                f"{checkpoint.path}: {name} holds {count} values that are not finite",
-                "the file comes from a diverged run; take an earlier one",
-            )
-    model.load_state_dict(theirs)
 
 
-def _torch_load(path: Path, trust_pickle: bool) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice to programmers about old pickles
-            # Explicit: an environment variable can switch PyTorch's own default off.
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"(?:GLOBAL|type:?|class) ([\w.]+)", str(error))
-        if culprit is not None and _from_torch(path):
-            raise InputError(
-                f"{path} holds pickled objects ({culprit[1]}), and loading them could run any code",
-                "save model.state_dict() instead, or pass --trust-pickle if you trust its origin",
-            ) from None
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"{path} cannot be unpickled: {_reason(error)}",
-            "run lpss where that code can be imported, or save model.state_dict() instead",
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read: {_reason(error)}", "the file may be damaged"
-        ) from None
-    except Exception:  # a pickle of random bytes can fail in any way
-        pass
-    raise InputError(
-        f"{path} is not a readable checkpoint", "give a torch.save or safetensors file"
-    )
+def _with_own_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put a prefix back that looked like a wrapper's and is the network's own."""
+    for prefix in WRAPPERS:
+        ours = bool(own) and all(name.startswith(prefix) for name in own)
+        if ours and not any(name.startswith(prefix) for name in state):
+            return {prefix + name: tensor for name, tensor in state.items()}
+    return state
 
 
-def _from_torch(path: Path) -> bool:
-    """Whether a file begins like one of ``torch.save``: a zip archive, or before 1.6 a pickle."""
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+def _family(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "floating" if tensor.is_floating_point() else "whole"
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(9)
-    size = int.from_bytes(head[:8], "little")
-    return len(head) == 9 and head[8:] == b"{" and 2 <= size <= path.stat().st_size - 8
-
-
-def _read_safetensors(path: Path) -> Checkpoint:
-    import json
-
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            # (safe_open is no mapping: it has keys() and cannot be iterated)
-            about = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is a damaged safetensors file: {error}", "make it again"
-        ) from None
-    try:
-        meta = json.loads(about.pop("lpss", "{}"))
-    except json.JSONDecodeError:
-        meta = {}
-    meta = meta if isinstance(meta, dict) else {}
-    return Checkpoint(path, tensors, meta, "safetensors", about=about)
-
-
-def _is_packed(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
-def _read_packed(path: Path) -> Checkpoint:
-    try:
-        found = unpack(path.read_bytes())
-    except MalformedError as error:
-        raise InputError(f"{path} is a damaged pack: {error}", "make it again") from None
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {_reason(error)}", "the file may be damaged"
-        ) from None
-    return Checkpoint(path, found.state_dict, found.meta, "pack", about=found.about)
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -241,6 +246,13 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping)
         else {}
     )
-    if not tensors or not all(isinstance(name, str) for name in tensors):
+    if not tensors or not all(map(_is_name, tensors)):
         raise InputError(f"{path} holds no state_dict", "save model.state_dict() with torch.save")
     return tensors
+
+
+def _is_name(name: object) -> bool:
+    """Whether a name is a text that can be written into any file."""
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in name)

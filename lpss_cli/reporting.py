@@ -16,7 +16,7 @@ from lpss_cli.packed import DEFAULT_VALUES
 from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
 from lpss_cli.sizes import bound
 from lpss_cli.sphere import hoyer
-from lpss_cli.weights import Weight, prunable_names
+from lpss_cli.weights import Weight, not_finite, prunable_names, untied
 
 _BINS = 40
 
@@ -75,8 +75,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Report:
-    """One checkpoint in numbers; ``parameters`` and ``file_bytes`` count everything in it.
+    """One checkpoint in numbers.
 
+    ``parameters`` and ``file_bytes`` count everything in it, tied tensors once; ``not_finite`` is
+    name → number of entries that are NaN or infinite, of every tensor that has some.
     ``bound_bytes`` is the information bound (``sizes.bound``) with values of type
     ``bound_values``: those of a packed file, else the ones that are packed by default.
     """
@@ -89,6 +91,7 @@ class Report:
     kind: str = "state_dict"
     bound_bytes: float = 0.0
     bound_values: str = DEFAULT_VALUES
+    not_finite: dict[str, int] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
@@ -137,6 +140,7 @@ class Report:
             "compression": self.compression if math.isfinite(self.compression) else None,
             "hoyer": self.hoyer,
             "dead": self.dead,
+            "not_finite": self.not_finite,
             "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
             "run": self.meta,
         }
@@ -147,6 +151,8 @@ def measure(
 ) -> Layer:
     """Count and measure one weight; ``fact`` is what its training noted: ``p``, ``travel``."""
     fact = fact or {}
+    if tensor.element_size() == 1:  # PyTorch does not calculate with numbers of 8 bits
+        tensor = tensor.float()
     p = fact.get("p")
     measured = hoyer(tensor, row_dim)
     known = measured[measured.isfinite()]
@@ -167,7 +173,7 @@ def measure(
         p=p,
         predicted=predicted,
         survivors=_survivors(tensor),
-        not_finite=int((~tensor.isfinite()).sum()),
+        not_finite=not_finite(tensor),
     )
 
 
@@ -204,12 +210,13 @@ def report(source: Path | Checkpoint) -> Report:
     return Report(
         path=str(checkpoint.path),
         layers=layers,
-        parameters=sum(t.numel() for t in state.values()),
-        file_bytes=checkpoint.path.stat().st_size if checkpoint.path.exists() else 0,
+        parameters=sum(state[name].numel() for name in untied(state)),
+        file_bytes=checkpoint.file_bytes,
         meta={k: v for k, v in meta.items() if k != "weights"},
         kind=checkpoint.kind,
         bound_bytes=bound(state, facts, values),
         bound_values=values,
+        not_finite={name: n for name, t in state.items() if (n := not_finite(t))},
     )
 
 
@@ -229,5 +236,5 @@ def exponents_of(checkpoint: Checkpoint) -> dict[str, float]:
 
 def _facts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     listed = checkpoint.meta.get("weights")
-    guessed = prunable_names(checkpoint.state_dict)
+    guessed = prunable_names(untied(checkpoint.state_dict))
     return listed if isinstance(listed, dict) else {name: {} for name in guessed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from lpss_cli import artifact, engine, models
 from lpss_cli.compute import PRECISIONS
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
-from lpss_cli.errors import InputError, nearest
-from lpss_cli.loading import Checkpoint, load_into
+from lpss_cli.errors import InputError, nearest, one_line
+from lpss_cli.loading import Checkpoint, load_into, refuse_misfits
 from lpss_cli.threads import LARGEST
 
 # Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
@@ -135,10 +136,32 @@ def restore(checkpoint: Checkpoint, request: Request) -> tuple[nn.Module, str, D
     arch = artifact.arch_of(checkpoint, request.arch)
     data = load_data(request, checkpoint)
     arch = models.resolve(arch, data.input_shape, data.outputs)
+    # The networks of torchvision and timm are as large as their names say, no larger.
+    if request.arch is None and not arch.startswith(("torchvision:", "timm:")):
+        _try_without_memory(arch, data, checkpoint)
     torch.manual_seed(request.seed)
     model = models.build(arch, data.input_shape, data.outputs)
     load_into(model, checkpoint, arch)
     return model, arch, data
+
+
+def _try_without_memory(arch: str, data: Data, checkpoint: Checkpoint) -> None:
+    """Check that the network a file names fits its tensors, before any memory is taken for it.
+
+    Raises:
+        InputError: it does not, or there is no such network.
+    """
+    try:
+        with torch.device("meta"):
+            model = models.build(arch, data.input_shape, data.outputs)
+    except InputError:
+        raise
+    except Exception as error:  # sizes beyond anything that can be multiplied
+        raise InputError(
+            f"{checkpoint.path} names a network that cannot be built: {one_line(error)[:200]}",
+            "pass --arch",
+        ) from error
+    refuse_misfits(model.state_dict(), checkpoint.state_dict, checkpoint.path, arch)
 
 
 def load_data(request: Request, checkpoint: Checkpoint | None = None) -> Data:
@@ -172,9 +195,10 @@ def load_data(request: Request, checkpoint: Checkpoint | None = None) -> Data:
 def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
     """Find data that an artefact names by a relative path beside the artefact itself."""
     name = Path(str(stored.get("name", "")))
-    if checkpoint and not name.is_absolute() and not name.exists():
+    # os.path.exists: Path.exists fails on names that are too long.
+    if checkpoint and not name.is_absolute() and not os.path.exists(name):
         beside = checkpoint.path.parent / name
-        if beside.exists():
+        if os.path.exists(beside):
             stored["name"] = str(beside)
 
 

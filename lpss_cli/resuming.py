@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from lpss_cli import torchfile
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.files import replacing
+from lpss_cli.snapshot import read_whole
 from lpss_cli.state import RunState
 from lpss_cli.watching import Relay, Watcher
 
@@ -61,7 +63,7 @@ def read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         InputError: the file is broken, or of another run; the first difference is named.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torchfile.load(path, read_whole(path))
         saved, state = dict(content["identity"]), dict(content["state"])
     except Exception as error:  # whatever a broken file makes torch.load raise
         raise InputError(
@@ -101,6 +103,10 @@ class Keeper(Relay):
         try:
             with replacing(self._path) as temporary:
                 torch.save({"identity": self._identity, "state": run.state_dict()}, temporary)
-        except (OSError, RuntimeError) as error:  # a full disk is no reason to stop a good run
+        except (
+            OSError,
+            RuntimeError,
+            InputError,
+        ) as error:  # a full disk is no reason to stop a good run
             self.on_warning(f"{self._path} could not be saved: {one_line(error)}")
         self._saved = time.monotonic()

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from lpss_cli import amenable, models
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
-from lpss_cli.files import check_writable
+from lpss_cli.files import check_writable, output
 from lpss_cli.job import Job, JobWatcher, Outcome
 from lpss_cli.loading import Checkpoint, load_into, read
 from lpss_cli.method import make
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import TRAIN_BUDGET, Request, check, device_of, restore, settings_for
+from lpss_cli.resuming import partial_of
 
 STARTS = ("rewind", "centroids", "random")
 
@@ -82,32 +83,35 @@ def ticket(
         raise InputError(f"--init {start!r} is not a choice", nearest(start, STARTS))
     method = make("dense", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
-    check_writable(request.out, force=request.force)
-    trained, arch, data = restore(checkpoint, request)
-    weights = {name: weight.tensor for name, weight in weights_of(checkpoint).items()}
-    total = sum(w.numel() for w in weights.values())
-    zeros = sum(int((w == 0).sum()) for w in weights.values())
-    if zeros == 0:
-        raise InputError(f"{path} is dense: it has no mask", "lpss sparsify it first")
-    device = device_of(request.device)
-    source = evaluate(trained, data.test, data.task, device=device)
-    watcher.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
-    settings = settings_for(request, data, zeros / total, TRAIN_BUDGET, keep_zeros=True)
-    # Not the stream the source itself began from, or random would be rewind.
-    torch.manual_seed(request.seed + (start == "random"))
-    fresh = models.build(arch, data.input_shape, data.outputs)
-    stored = _begin(fresh, start, checkpoint, weights, arch, request)
-    began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    # Without its record: the start is not what the checkpoint's metrics speak of.
-    anonymous = replace(checkpoint, meta={})
-    job = Job(request, watcher, arch, data, method, settings, anonymous, {"ticket": start})
-    outcome = job.run(fresh)
-    after = None
-    if control:
-        fresh.load_state_dict(began)
-        after = _control(job, fresh, weights)
-    size = stored.stat().st_size if stored else None
-    return Ticket(start, source, outcome, after, str(stored) if stored else None, size)
+    for note in checkpoint.notes:
+        watcher.on_note(note)
+    with output(request.out, partial_of(request.out), force=request.force):
+        trained, arch, data = restore(checkpoint, request)
+        parameters = dict(trained.named_parameters())  # a record may name buffers too
+        weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
+        total = sum(w.numel() for w in weights.values())
+        zeros = sum(int((w == 0).sum()) for w in weights.values())
+        if zeros == 0:
+            raise InputError(f"{path} is dense: it has no mask", "lpss sparsify it first")
+        device = device_of(request.device)
+        source = evaluate(trained, data.test, data.task, device=device)
+        watcher.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
+        settings = settings_for(request, data, zeros / total, TRAIN_BUDGET, keep_zeros=True)
+        # Not the stream the source itself began from, or random would be rewind.
+        torch.manual_seed(request.seed + (start == "random"))
+        fresh = models.build(arch, data.input_shape, data.outputs)
+        stored = _begin(fresh, start, checkpoint, weights, arch, request)
+        began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+        # Without its record: the start is not what the checkpoint's metrics speak of.
+        anonymous = replace(checkpoint, meta={})
+        job = Job(request, watcher, arch, data, method, settings, anonymous, {"ticket": start})
+        outcome = job.run(fresh)
+        after = None
+        if control:
+            fresh.load_state_dict(began)
+            after = _control(job, fresh, weights)
+        size = stored.stat().st_size if stored else None
+        return Ticket(start, source, outcome, after, str(stored) if stored else None, size)
 
 
 def _control(job: Job, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, float]:

@@ -81,3 +81,23 @@ def prunable_names(state_dict: Mapping[str, Tensor]) -> list[str]:
         and tensor.is_floating_point()
         and not any(word in name.lower() for word in _NOT_PRUNED)
     ]
+
+
+def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state_dict without the second and later names of one and the same tensor."""
+    first: dict[object, str] = {}
+    for name, tensor in state_dict.items():
+        place = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        first.setdefault(place if tensor.numel() else name, name)
+    return {name: state_dict[name] for name in first.values()}
+
+
+def not_finite(tensor: Tensor) -> int:
+    """Count the entries of a tensor that are NaN or infinite; 0 for whole numbers."""
+    if tensor.is_complex():
+        return int((~tensor.isfinite()).sum())
+    if not tensor.is_floating_point():
+        return 0
+    # PyTorch has no such test for numbers of 8 bits.
+    values = tensor.float() if tensor.element_size() == 1 else tensor
+    return int((~values.isfinite()).sum())

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
+from lpss_cli import manifest
 from lpss_cli.data import Data, DataSpec, TensorSource
 from lpss_cli.tasks import CLASSIFICATION
+
+
+def rewrite(path: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change an artefact's record and seal it again, as somebody with lpss's code could."""
+    content = torch.load(path, weights_only=True)
+    change(content["lpss"])
+    parts = {"state_dict": content["state_dict"], "init": content.get("init")}
+    del content["lpss"][manifest.KEY]
+    torch.save({**content, "lpss": manifest.seal(content["lpss"], parts)}, out)
+    return out
 
 
 def blobs(n: int = 128, features: int = 12, classes: int = 4, seed: int = 0) -> Data:

@@ -25,7 +25,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     meta = {"arch": "x", "history": [{"loss": 0.5}], "seed": 2**63, "none": None, "ö": "ü"}
     artifact.save(tmp_path / "m.pt", state, meta)
     back = read(tmp_path / "m.pt")
-    assert back.meta == {"format": artifact.FORMAT, **meta}
+    assert back.meta == meta
     assert list(back.state_dict) == list(state)
     for name, tensor in state.items():
         assert back.state_dict[name].dtype == tensor.dtype
@@ -62,7 +62,7 @@ def test_a_file_that_reads_back_differently_is_not_left(tmp_path, monkeypatch):
 
     other = {"w": torch.tensor([1.0, 2.0])}
     monkeypatch.setattr(torch, "save", lambda c, t: write({**c, "state_dict": other}, t))
-    with pytest.raises(InputError, match="reads back differently at w"):
+    with pytest.raises(InputError, match="reads back differently"):
         artifact.save(path, {"w": torch.ones(2)}, {})
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["m.pt"]

@@ -116,9 +116,9 @@ def test_a_missing_directory_is_named(tmp_path):
 
 def test_a_read_only_directory_is_refused(tmp_path, monkeypatch):
     # Permissions do not stop the root user, so the refusal is played.
-    def refuse(**where):
+    def refuse(*_: object) -> int:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InputError, match="cannot be written: Read-only"):
         check_writable(tmp_path / "a")

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import blobs
+from helpers import blobs, rewrite
 from torch import nn
 
 from lpss_cli import engine, jobs, loading
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.exportjob import Options, export_file
 from lpss_cli.job import JobWatcher
 from lpss_cli.request import Request, preprocessing_notes
 
@@ -74,7 +75,7 @@ def test_a_plain_pytorch_state_dict_goes_through_all_of_it(tmp_path, blob_file, 
     zeros = sum(int((state[n] == 0).sum()) for n in ("0.weight", "3.weight"))
     assert zeros == outcome.report.zeros == round(0.75 * (6 * 32 + 32 * 3))
     assert outcome.after["accuracy"] > 0.85
-    written = jobs.export_file(Path("sparse.pt"), Request(Path("x"), arch="net.py:make"))
+    written = export_file(Path("sparse.pt"), Request(Path("x"), arch="net.py:make"))
     assert [w.kind for w in written] == ["safetensors", "onnx", "pack"]
     done = subprocess.run(
         [sys.executable, "-c", RUN_ONNX, "sparse.onnx", "blobs.npz"],
@@ -101,9 +102,7 @@ def test_code_named_inside_a_checkpoint_is_never_imported(tmp_path, blob_file, m
         jobs.evaluate_file(Path("a.pt"), Request(Path("x")))
     assert "--arch net.py:make" in error.value.do
     Path("data.py").write_text("raise SystemExit('imported')")
-    content = torch.load("a.pt", weights_only=True)
-    content["lpss"]["data"]["name"] = "data.py:make"
-    torch.save(content, "b.pt")
+    rewrite(Path("a.pt"), Path("b.pt"), lambda meta: meta["data"].update(name="data.py:make"))
     with pytest.raises(InputError, match=r"trained on data\.py:make"):
         jobs.evaluate_file(Path("b.pt"), Request(Path("x"), arch="mlp"))
 
@@ -149,9 +148,10 @@ def test_training_starts_from_exactly_the_given_function(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_claims_more_than_it_does_is_called_out(tmp_path):
     jobs.train(Request(tmp_path / "a.pt", epochs=2))
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
-    content["lpss"]["metrics"]["after"]["accuracy"] = 0.999
-    torch.save(content, tmp_path / "b.pt")
+    claim = {"accuracy": 0.999}
+    rewrite(
+        tmp_path / "a.pt", tmp_path / "b.pt", lambda meta: meta["metrics"]["after"].update(claim)
+    )
     notes = Notes()
     jobs.sparsify(tmp_path / "b.pt", Request(tmp_path / "s.pt", epochs=0), notes)
     assert "the checkpoint claims 0.9990" in notes.warnings[0]
@@ -217,10 +217,10 @@ def test_a_failed_export_is_a_run_error_and_leaves_no_file(tmp_path, monkeypatch
     jobs.train(Request(tmp_path / "a.pt", epochs=1))
     monkeypatch.setattr(onnxfile, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match="differ"):
-        jobs.export_file(tmp_path / "a.pt", Request(tmp_path / "x"), ("onnx",))
+        export_file(tmp_path / "a.pt", Request(tmp_path / "x"), Options(("onnx",)))
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
     with pytest.raises(InputError, match="unknown format 'onx'"):
-        jobs.export_file(tmp_path / "a.pt", Request(tmp_path / "x"), ("onx",))
+        export_file(tmp_path / "a.pt", Request(tmp_path / "x"), Options(("onx",)))
 
 
 @needs_climate

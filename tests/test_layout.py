@@ -19,13 +19,15 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
     "errors version",
-    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading"
+    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
+    " described torchpickle torchfile safetensorsfile manifest record kinds"
     " threads topology imports rules compute exponents"
     " prediction amenable fading watching packed sizes"
     " channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
     "artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
-    "request given recipes resuming job jobs tickets comparing plotting verifying pages api",
+    "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
+    " exportjob",
     "cli",
     "__init__ __main__",
 )

@@ -42,7 +42,7 @@ def test_a_report_is_json(tmp_path):
     meta = {"weights": {"b.weight": {"p": 1.15, "row_dim": 0}}, "arch": "mlp", "seed": 3}
     artifact.save(tmp_path / "m.pt", STATE, meta)
     result = json.loads(json.dumps(report(tmp_path / "m.pt").to_dict(), allow_nan=False))
-    assert result["run"] == {"format": 1, "arch": "mlp", "seed": 3}
+    assert result["run"] == {"arch": "mlp", "seed": 3}
     assert result["file_bytes"] == (tmp_path / "m.pt").stat().st_size
     assert (result["prunable"], result["zeros"], result["sparsity"]) == (4, 1, 0.25)
     assert result["compression"] == pytest.approx(4 / 3)

@@ -161,6 +161,8 @@ def report(
         check_writable(html, force=values["force"], option="--html")
     paths = files or [_input(None, printer)]
     checkpoints = [read(path, trust_pickle=values["trust_pickle"]) for path in paths]
+    for text in (text for checkpoint in checkpoints for text in checkpoint.notes):
+        printer.note(text)
     reports = [measure(checkpoint) for checkpoint in checkpoints]
     if html is not None:
         from lpss_cli import pages
@@ -240,18 +242,17 @@ def export(
     from lpss_cli.cli.file_views import size_table
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views import export_table
-    from lpss_cli.jobs import export_file, sizes_of
+    from lpss_cli.exportjob import Options, export_file, sizes_of
     from lpss_cli.onnxjob import OnnxOptions
 
     printer = _printer(values)
     path = _input(file, printer)
     formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
     onnx = OnnxOptions(compact, onnx_encoding, int8, latency)
+    options = Options(formats_chosen, packed_values, onnx)
     with printer.busy("writing, reading back and comparing"):
         request = _request(values, path, {}, {})
-        written = export_file(
-            path, request, formats_chosen, out_dir, Printer(printer), packed_values, onnx
-        )
+        written = export_file(path, request, options, out_dir, Printer(printer))
         sizes = sizes_of(path, request, written, packed_values)
     printer.show(export_table(written), *savings_table(written), *networks_table(written))
     printer.show(size_table(sizes))
@@ -381,11 +382,12 @@ def evaluate(
     file: o.File = None,
 ) -> None:
     """Print the metric of a checkpoint on its test split, alone."""
+    from lpss_cli.cli.progress import Printer
     from lpss_cli.jobs import evaluate_file
 
     printer = _printer(values)
     path = _input(file, printer)
-    primary, metrics = evaluate_file(path, _request(values, path, {}, {}))
+    primary, metrics = evaluate_file(path, _request(values, path, {}, {}), Printer(printer))
     if not values["as_json"]:
         printer.text(f"{metrics[primary]:.6g}")
     printer.document({"file": str(path), "primary_metric": primary, **metrics})

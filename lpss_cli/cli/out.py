@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
+# Characters of a text from a file that are shown.
+_LONGEST = 2000
+
+
 class Out:
     """Where a command's words go.
 
@@ -55,7 +59,8 @@ class Out:
     def document(self, content: Any) -> None:
         """Print the JSON document when ``--json`` was given."""
         if self.as_json:
-            print(json.dumps(_jsonable(content), indent=2, ensure_ascii=False), flush=True)
+            text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False)
+            print(_escaped(text), flush=True)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
@@ -92,8 +97,19 @@ def _console(stderr: bool = False) -> Console:
 
 
 def plain(text: str) -> str:
-    """Make control characters of names from files visible instead of obeying them."""
+    """Make a text from a file safe to print: on one line, of bounded length, as it is spelled.
+
+    Line ends, terminal escapes and characters that change the direction of writing become visible
+    instead of being obeyed.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}… ({len(text):,} characters)"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _escaped(document: str) -> str:
+    """Escape what a terminal would obey, as JSON spells it; the document stays the same."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document)
 
 
 def _jsonable(content: Any) -> Any:

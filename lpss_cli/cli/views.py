@@ -46,11 +46,12 @@ def share(fraction: float) -> str:
 def warnings(report: Report) -> list[str]:
     """Return what a reader of the report should know first."""
     found = [] if report.layers else [f"{report.path} holds no prunable weight"]
-    return found + [
-        f"{report.path}: {layer.name} holds {layer.not_finite} values that are not finite"
-        for layer in report.layers
-        if layer.not_finite
-    ]
+    many = [f"{name} ({count:,})" for name, count in report.not_finite.items()]
+    if many:
+        more = f" and {len(many) - 5} more" if len(many) > 5 else ""
+        text = f"{report.path} holds values that are not finite: {', '.join(many[:5])}{more}"
+        found.append(text)
+    return found
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -139,7 +140,7 @@ def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 def layer_table(report: Report, width: int) -> Table:
     """Lay out a report layer by layer, with totals; shapes and weights where the width allows."""
-    first = max([len("all prunable"), *(len(layer.name) for layer in report.layers)])
+    first = max([len("all prunable"), *(len(plain(layer.name)) for layer in report.layers)])
     with_p = any(layer.p is not None for layer in report.layers)
     predicts = any(layer.predicted is not None for layer in report.layers)
     # Widths of what is always there, and of the optional columns, borders included.
@@ -234,21 +235,24 @@ def origin_table(report: Report) -> Table:
     rows.add_row("bound", bound)
     if not meta:
         return rows
-    rows.add_row("network", plain(str(meta.get("arch", ""))))
-    rows.add_row(
-        "data", f"{plain(str(meta.get('data_name')))}, seed {meta.get('settings', {}).get('seed')}"
-    )
-    rows.add_row("method", plain(str(meta.get("method", ""))))
+    settings: Mapping[str, Any] = meta.get("settings") or {}
+    lines = {
+        "network": str(meta.get("arch", "")),
+        "data": f"{meta.get('data_name')}, seed {settings.get('seed')}",
+        "method": str(meta.get("method", "")),
+    }
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
     for part in ("before", "before_cut", "after"):
         values = metrics.get(part) or {}
         text = ", ".join(f"{k.replace('_', ' ')} {metric(k, v)}" for k, v in values.items())
         if text:
-            rows.add_row(part.replace("_", " "), f"{text} ({metrics.get('on', 'test')})")
+            lines[part.replace("_", " ")] = f"{text} ({metrics.get('on', 'test')})"
     versions: Mapping[str, str] = meta.get("versions") or {}
-    rows.add_row("made with", ", ".join(f"{k} {v}" for k, v in versions.items()))
+    lines["made with"] = ", ".join(f"{k} {v}" for k, v in versions.items())
     if meta.get("command"):
-        rows.add_row("command", plain(str(meta["command"])))
+        lines["command"] = str(meta["command"])
+    for name, text in lines.items():
+        rows.add_row(name, plain(text))
     return rows
 
 
@@ -260,7 +264,7 @@ def csv_text(reports: Sequence[Report]) -> str:
     writer.writerow(("file", *names))
     for report in reports:
         for layer in report.layers:
-            writer.writerow((report.path, *(_cell(layer, name) for name in names)))
+            writer.writerow((_quoted(report.path), *(_cell(layer, name) for name in names)))
     return buffer.getvalue()
 
 
@@ -268,7 +272,14 @@ def _cell(layer: Layer, name: str) -> str:
     value = getattr(layer, name)
     if name == "shape":
         return "x".join(map(str, value))
+    if name == "name":
+        return _quoted(value)
     return "" if value is None else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Keep a spreadsheet from taking a name for a formula, and a terminal from obeying it."""
+    return f"'{plain(text)}" if text.startswith(("=", "+", "-", "@")) else plain(text)
 
 
 def export_table(written: Sequence[Exported]) -> Table:

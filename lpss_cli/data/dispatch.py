@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,13 @@ def load(spec: DataSpec) -> Data:
     if is_import_path(spec.name):
         return factory.load(spec)
     path = Path(spec.name)
-    if not spec.name or not path.exists():
+    # os.path.exists: Path.exists fails on names that are too long.
+    if not spec.name or not os.path.exists(path):
         raise _missing(spec.name)
     if path.is_dir():
         return folder.load(spec)
+    if not path.is_file():  # to open a pipe would wait for somebody to write into it
+        raise InputError(f"{path} is neither a file nor a folder", "give another --data")
     readers = {".npz": arrays.load, ".csv": table.load}
     if path.suffix.lower() in readers:
         return readers[path.suffix.lower()](spec)

@@ -29,6 +29,8 @@ SHAPES = {
 AUGMENTS = ("none", "fashion", "cifar")
 """Named augmentation policies, see ``lpss_cli.data.augment``."""
 
+_LARGEST_IMAGE, _MOST_WORKERS = 16_384, 256
+
 DATA_DIR_VARIABLE = "LPSS_DATA_DIR"
 """The environment variable that stands in for ``--data-dir``."""
 
@@ -65,10 +67,15 @@ class DataSpec:
     augment: str | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"image size {self.image_size} is not positive", "give 1 or more")
-        if self.workers < 0:
-            raise InputError(f"{self.workers} workers are not possible", "give 0 or more")
+        # The values may come from a file of unknown origin: none may exhaust the machine.
+        if self.image_size is not None and not 1 <= self.image_size <= _LARGEST_IMAGE:
+            raise InputError(
+                f"image size {self.image_size} is not possible", f"give 1 to {_LARGEST_IMAGE}"
+            )
+        if not 0 <= self.workers <= _MOST_WORKERS:
+            raise InputError(
+                f"{self.workers} workers are not possible", f"give 0 to {_MOST_WORKERS}"
+            )
         if not 0 <= self.split_seed < 2**32:
             raise InputError(f"split seed {self.split_seed} is out of range", "give 0 to 2**32-1")
         if self.std is not None and not all(0 < s < math.inf for s in self.std):

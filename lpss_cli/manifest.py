@@ -1,0 +1,53 @@
+"""A digest over everything an artefact says, kept inside it: no bit of it can change unnoticed.
+
+The same content has the same digest as a ``torch.save`` file and as safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Of the record. 1: without a manifest. 2: with one.
+FORMAT = 2
+#: The record's entry that holds the digest of the rest. Found in a file's texts, it says that they
+#: hold a record of ours, readable or not.
+KEY = "lpss_manifest"
+
+
+def seal(
+    record: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor] | None]
+) -> dict[str, Any]:
+    """Return a record with its format and manifest: what is written into a file."""
+    plain = {**record, "format": FORMAT}
+    return {**plain, KEY: digest(plain, parts)}
+
+
+def digest(record: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor] | None]) -> str:
+    """Return the SHA-256, in hex, of a record and of the tensors beside it.
+
+    Args:
+        record: plain containers; an entry ``KEY`` is left out. Tuples count as lists.
+        parts: groups of tensors on the CPU by the group's name; None for a group that is not there.
+
+    Names, dtypes, shapes and bytes of the tensors count, their order and strides do not.
+
+    Raises:
+        TypeError: the record holds something that is no plain container.
+    """
+    plain = {key: value for key, value in record.items() if key != KEY}
+    found = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
+    for part, tensors in sorted(parts.items()):
+        for name, tensor in sorted((tensors or {}).items()):
+            # As JSON, so that no two lists of names and shapes give the same text.
+            head = [part, name, str(tensor.dtype), list(tensor.shape)]
+            found.update(json.dumps(head).encode())
+            if tensor.numel():
+                flat = tensor.detach().contiguous().flatten()
+                found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,56 @@
+"""A file's bytes, read once.
+
+Every check and the loading itself work on the same bytes, so a file that changes while it is
+examined cannot pass as one thing and load as another.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from lpss_cli.errors import InputError
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        InputError: there is none, it is a directory, pipe or device, it cannot be read, does not
+            fit into memory, or changed meanwhile.
+    """
+    try:
+        _refuse_all_but_regular(path, os.stat(path).st_mode)
+        # Should a pipe take the place of the file now: without O_NONBLOCK, opening one waits.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no file {path}", "check the path; `lpss train` makes model.pt"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}", "check the path") from None
+    with open(descriptor, "rb") as file:
+        before = os.fstat(descriptor)
+        _refuse_all_but_regular(path, before.st_mode)
+        try:
+            # One byte more than there should be, to see a file that grows.
+            content = file.read(before.st_size + 1)
+        except (OSError, MemoryError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "it does not fit into memory"
+            raise InputError(
+                f"{path} cannot be read: {reason}", "check the disk and the memory"
+            ) from None
+        after = os.fstat(descriptor)
+    if len(content) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+        raise InputError(
+            f"{path} cannot be read: it changed meanwhile", "wait until whatever writes it is done"
+        )
+    return content
+
+
+def _refuse_all_but_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is not a file", "give a .pt, .pth or .safetensors file")
