@@ -55,8 +55,8 @@ def networks_table(written: Sequence[Exported]) -> list[Table]:
     title = "in onnxruntime"
     if rows:
         threads = f"{rows[0].threads} thread{'s' if rows[0].threads > 1 else ''}"
-        title = f"{rows[0].runtime}, CPU, {threads}; ms a batch: median (quartiles)"
-    table = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
+        title = f"{rows[0].runtime}, CPU, {threads}; ms a batch (median, half the quartile range)"
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("network", overflow="fold", min_width=14)
     measured = next(iter(next(iter(files.values())).metrics or {}), "")
     if measured:
@@ -68,7 +68,7 @@ def networks_table(written: Sequence[Exported]) -> list[Table]:
         metrics = (files[name].metrics if name in files else None) or {}
         score = metric(measured, metrics[measured]) if measured in metrics else ""
         cells = {
-            row.batch: f"{row.median:.3g} ({row.low:.3g}-{row.high:.3g})"
+            row.batch: f"{row.median:.3g} ± {(row.high - row.low) / 2:.1g}"
             for row in rows
             if row.network == name
         }
