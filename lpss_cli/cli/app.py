@@ -12,7 +12,6 @@ from lpss_cli.cli import options as o
 from lpss_cli.cli.flags import with_options
 from lpss_cli.cli.out import Out
 from lpss_cli.errors import InputError, LpssError
-from lpss_cli.version import __version__
 
 app = typer.Typer(
     name="lpss",
@@ -31,7 +30,9 @@ _out = Out()
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"lpss {__version__}")
+        from lpss_cli.doctor import versions
+
+        print(versions())
         raise typer.Exit
 
 
@@ -391,6 +392,22 @@ def evaluate(
     if not values["as_json"]:
         printer.text(f"{metrics[primary]:.6g}")
     printer.document({"file": str(path), "primary_metric": primary, **metrics})
+
+
+@app.command()
+@with_options(o.PRINTING)
+def doctor(values: dict[str, Any]) -> None:
+    """Look at the environment: packages, devices, room. Exit code 1 if something is missing."""
+    from lpss_cli.cli.file_views import findings_table
+    from lpss_cli.doctor import examine
+
+    printer = _printer(values)
+    with printer.busy("looking"):
+        findings = examine(Path().absolute())
+    printer.show(findings_table(findings))
+    printer.document({"findings": [finding.to_dict() for finding in findings]})
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(1)
 
 
 def main() -> None:

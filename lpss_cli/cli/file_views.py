@@ -11,6 +11,7 @@ from lpss_cli.cli.out import plain
 from lpss_cli.cli.views import metric
 
 if TYPE_CHECKING:
+    from lpss_cli.doctor import Finding
     from lpss_cli.sizes import Size
     from lpss_cli.verifying import Verification
 
@@ -62,3 +63,14 @@ def verdict(result: Verification) -> str:
         for name, (a, b) in tried.metrics.items():
             lines.append(f"{name.replace('_', ' ')} {metric(name, a)} → {metric(name, b)}")
     return "\n".join(lines)
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """List what was found out about the environment."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(no_wrap=True)
+    rows.add_column(overflow="fold")
+    for item in findings:
+        rows.add_row(plain(item.name), item.state, plain(item.text))
+    return rows
