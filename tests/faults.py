@@ -29,6 +29,7 @@ STATE = {
 COMMANDS = {
     "report": "report {file}",
     "csv": "report --csv {file}",
+    "html": "report {file} --html {out}/r.html --force",
     "json": "report --json {file}",
     "plan": "plan {file}",
     "eval": "eval {file}",

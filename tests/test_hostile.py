@@ -307,8 +307,8 @@ def test_a_record_of_any_kind_never_fails_a_command(tmp_path, key):
         record = {"arch": "mlp:6-4-3", "data": {"name": "nowhere.csv"}, key: value}
         forged(path, STATE, record)
         # The table shows everything; what the other commands look at is less.
-        for name in ("report", "json", "plan", "eval", "export", "ticket")[
-            : 6 if key in USED else 1
+        for name in ("report", "html", "json", "plan", "eval", "export", "ticket")[
+            : 7 if key in USED else 2
         ]:
             code, _, err = command(name, path, tmp_path)
             assert code in (0, 2), (value, name, err)

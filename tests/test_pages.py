@@ -111,6 +111,15 @@ def test_a_file_of_other_origin_has_a_page_too():
     assert "66.67 %" in text
 
 
+def test_odd_histories_have_the_curves_they_can():
+    history = [{"loss": 2.0, "a": 1.0, "b": 1.0}, {"loss": 1.0, "a": None, "b": float("nan")}]
+    text = page(checkpoint({**META, "history": history}))
+    parse(text)
+    assert "<figcaption>loss</figcaption>" in text
+    assert "<figcaption>a</figcaption>" not in text
+    assert "<figcaption>b</figcaption>" not in text
+
+
 def test_several_files_are_set_side_by_side():
     text = page(checkpoint(), checkpoint({}, path="other.pt"))
     parse(text)

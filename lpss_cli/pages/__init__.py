@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,14 @@ def _history(meta: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the numbers of every epoch by name, those that every epoch has."""
     history = meta.get("history") or []
     names = [name for name in (history[0] if history else {}) if name not in ("epoch", "seconds")]
-    return {name: [epoch[name] for epoch in history] for name in names}
+    found = {name: [epoch.get(name) for epoch in history] for name in names}
+    known = {name: [v for v in values if v is not None] for name, values in found.items()}
+    # A quantity that an epoch lacks, or that is not finite, has no curve.
+    return {
+        name: values
+        for name, values in known.items()
+        if len(values) == len(history) and all(map(math.isfinite, values))
+    }
 
 
 def _origin(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
