@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from torch import Tensor
 
 from lpss_cli.files import replacing
@@ -37,6 +38,12 @@ def write(path: Path, pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> i
 
 def render(pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> str:
     """Return the page as HTML; every text from a file is escaped."""
+    shown = [_page(report, tensors) for report, tensors in pages]
+    return _template().render(pages=shown, version=__version__)
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("lpss_cli", "pages"),
         autoescape=True,
@@ -45,9 +52,7 @@ def render(pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "size": size, "number": number, "metric": metric}
-    template = environment.get_template("report.html")
-    shown = [_page(report, tensors) for report, tensors in pages]
-    return template.render(pages=shown, version=__version__)
+    return environment.get_template("report.html")
 
 
 def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
