@@ -1,0 +1,67 @@
+"""What the documents say exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lpss_cli import method, recipes
+from lpss_cli.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docs are not installed")
+
+
+def commands():
+    """Every line of a code block that begins with lpss, with its document."""
+    for document in DOCUMENTS:
+        inside = False
+        for line in document.read_text(encoding="utf-8").splitlines():
+            if line.startswith("```"):
+                inside = not inside
+            elif inside and re.match(r"(\$ )?lpss \w", line):
+                yield document.name, line.removeprefix("$ ").partition("  #")[0].strip()
+
+
+def flags(words):
+    return [word.partition("=")[0] for word in words if word.startswith("--")]
+
+
+@pytest.mark.parametrize(("document", "line"), sorted(set(commands())))
+def test_every_command_and_flag_in_the_documents_exists(document, line):
+    import typer
+
+    words = line.split()
+    group = typer.main.get_command(app.app)
+    command = group.commands[words[1]]
+    known = {
+        flag for parameter in command.params for flag in parameter.opts + parameter.secondary_opts
+    }
+    assert set(flags(words[2:])) <= known, line
+    for index, word in enumerate(words[:-1]):
+        if word == "--recipe" and not words[index + 1].endswith(".toml"):
+            assert words[index + 1] in recipes.names()
+        if word == "--method":
+            assert words[index + 1] in method.registry()
+
+
+def test_every_method_has_its_place_in_the_documents():
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in method.registry():
+        assert f"| `{name}` |" in text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_scripts_and_files_that_are_named_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"`(?:python )?((?:benchmarks|tests|lpss_cli|docs)/[\w./-]+)", text):
+        assert (ROOT / name).exists(), name
