@@ -22,9 +22,9 @@ DIGITS = ["--data", "digits"]
 MNIST = ["--data", "mnist", "--arch", "lenet300", "--epochs", "12"]
 # (name, train options, sparsify options, seeds)
 ROWS = [
-    ("digits, p = 0.5", DIGITS, ["--p", "0.5"], 5),
-    ("digits, the default", DIGITS, [], 5),
-    ("digits, gmp", DIGITS, ["--method", "gmp"], 5),
+    ("digits, p = 0.5", DIGITS, ["--p", "0.5"], 20),
+    ("digits, the default", DIGITS, [], 20),
+    ("digits, gmp", DIGITS, ["--method", "gmp"], 20),
     ("LeNet-300 MNIST, the default", MNIST, ["--epochs", "4"], 3),
     ("LeNet-300 MNIST, p = 0.5", MNIST, ["--p", "0.5", "--epochs", "4"], 3),
     ("LeNet-300 MNIST, gmp", MNIST, ["--method", "gmp", "--epochs", "4"], 3),
