@@ -65,23 +65,37 @@ def check(data: bytes) -> tuple[list[str], dict[str, str]]:
     Raises:
         ValueError: a rule is broken; says which.
     """
-    size = int.from_bytes(data[:8], "little")
+    header, texts = check_header(data[: 8 + _LARGEST_HEADER], len(data))
+    return list(header), texts
+
+
+def check_header(head: bytes, total: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Check a header without the rest of the file; return its entries and the metadata.
+
+    Args:
+        head: the file's first bytes, all of the header among them.
+        total: length of the file.
+
+    Raises:
+        ValueError: a rule is broken; says which.
+    """
+    size = int.from_bytes(head[:8], "little")
     if size > _LARGEST_HEADER:
         raise ValueError(f"its header is {size:,} bytes long, {_LARGEST_HEADER:,} are the most")
-    if len(data) < 8 + size or data[8:9] != b"{":
+    if len(head) < 8 + size or head[8:9] != b"{":
         raise ValueError("it ends within its header")
-    header = json.loads(data[8 : 8 + size].decode(), object_pairs_hook=_unique)
+    header = json.loads(head[8 : 8 + size].decode(), object_pairs_hook=_unique)
     texts = header.pop("__metadata__", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise ValueError("its metadata are no texts")
     if len(header) > MOST_TENSORS:
         raise ValueError(f"it holds {len(header):,} tensors, {MOST_TENSORS:,} are the most")
     ranges = sorted(_range(name, entry) for name, entry in header.items())
-    places = [(0, 0), *ranges, (len(data) - 8 - size,) * 2]
+    places = [(0, 0), *ranges, (total - 8 - size,) * 2]
     for (_, end), (begin, _) in pairwise(places):
         if begin != end:
             raise ValueError("its tensors overlap, or do not cover the file")
-    return list(header), texts
+    return header, texts
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

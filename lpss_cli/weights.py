@@ -77,10 +77,13 @@ def prunable_names(state_dict: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, tensor in state_dict.items()
-        if tensor.dim() >= 2
-        and tensor.is_floating_point()
-        and not any(word in name.lower() for word in _NOT_PRUNED)
+        if tensor.dim() >= 2 and tensor.is_floating_point() and speaks_of_weights(name)
     ]
+
+
+def speaks_of_weights(name: str) -> bool:
+    """Whether a name does not speak of embeddings, norms, tokens or positions."""
+    return not any(word in name.lower() for word in _NOT_PRUNED)
 
 
 def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

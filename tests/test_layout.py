@@ -27,7 +27,7 @@ TIERS = (
     "artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob doctor",
+    " exportjob doctor oneshot",
     "cli",
     "__init__ __main__",
 )

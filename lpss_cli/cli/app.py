@@ -128,12 +128,49 @@ def sparsify(
     from lpss_cli.jobs import sparsify as run
 
     printer = _printer(values)
+    base = _recipe(values, "sparsify", printer)
+    if _one_shot(file, values, base):
+        _cut_file(file, values, chosen | base, printer)
+        return
     target = values["out"] or file.with_name(f"{file.stem}.sparse.pt")
-    request = _request(values, target, chosen, _recipe(values, "sparsify", printer))
+    request = _request(values, target, chosen, base)
     with Printer(printer) as watcher:
         outcome = run(file, request, watcher)
     printer.show(outcome_panel(outcome, "sparsified", "lpss report, lpss export"))
     printer.document(outcome.to_dict())
+
+
+def _one_shot(file: Path, values: dict[str, Any], base: dict[str, Any]) -> bool:
+    """Whether tensors without a network are to be cut once: no epochs, no --arch, no --data."""
+    if {**base, **{k: v for k, v in values.items() if v is not None}}.get("epochs") != 0:
+        return False
+    from lpss_cli.oneshot import suits
+
+    return values["arch"] is None and values["data"] is None and suits(file)
+
+
+def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printer: Out) -> None:
+    from lpss_cli.cli.file_views import cut_panel
+    from lpss_cli.given import sparsity
+    from lpss_cli.oneshot import cut
+
+    named = {"--method": values["method"] not in (None, "gmp", "dense"),
+             "--ranking": chosen.pop("ranking", None) not in (None, "magnitude")}  # fmt: skip
+    wrong = [flag for flag, other in named.items() if other]
+    wrong += [f"--{key.replace('_', '-')}" for key, value in chosen.items() if value is not None]
+    if wrong:
+        raise InputError(
+            "one cut of a bare file ranks by magnitude and trains nothing",
+            f"leave out {', '.join(wrong)}, or pass --arch and --data",
+        )
+    out = values["out"] or file.with_name(f"{file.stem}.sparse.safetensors")
+    target = sparsity(values["sparsity"]) if values["sparsity"] is not None else 0.9
+    with printer.busy("cutting"):
+        result = cut(file, out, target, values["skip"] or (), force=values["force"])
+    if result.left:
+        printer.note(f"left as they are: {', '.join(result.left)}")
+    printer.show(cut_panel(result))
+    printer.document(result.to_dict())
 
 
 @app.command()

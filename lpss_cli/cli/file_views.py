@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.panel import Panel
 from rich.table import Table
 
 from lpss_cli.cli.out import plain
-from lpss_cli.cli.views import metric
+from lpss_cli.cli.views import metric, share, size
 
 if TYPE_CHECKING:
     from lpss_cli.doctor import Finding
+    from lpss_cli.oneshot import Cut
     from lpss_cli.sizes import Size
     from lpss_cli.verifying import Verification
 
@@ -74,3 +76,18 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for item in findings:
         rows.add_row(plain(item.name), item.state, plain(item.text))
     return rows
+
+
+def cut_panel(result: Cut) -> Panel:
+    """Sum up one cut of a file."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(overflow="fold")
+    of = f"{result.zeros:,} of {result.weights:,} weights are zero"
+    rows.add_row("sparsity", f"{share(result.zeros / result.weights)} ({of})")
+    rows.add_row("tensors", f"{len(result.parts):,} cut, {len(result.left):,} left as they are")
+    rows.add_row("kept", f"magnitudes from {result.threshold:.3g} up")
+    rows.add_row("time", f"{result.seconds:.1f} s")
+    rows.add_row("file", f"{plain(result.path)} ({size(result.bytes)}), read back and compared")
+    rows.add_row("next", f"lpss report {plain(result.path)}")
+    return Panel(rows, title="cut once, nothing trained", title_align="left", expand=False)
