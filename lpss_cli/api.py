@@ -19,9 +19,9 @@ from lpss_cli.data.source import Source
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.loading import Checkpoint
-from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
 from lpss_cli.reporting import Report, report
+from lpss_cli.targets import check_sparsity
 from lpss_cli.tasks import CLASSIFICATION, REGRESSION, Loss, Task
 from lpss_cli.watching import Watcher
 from lpss_cli.weights import prunable

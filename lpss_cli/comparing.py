@@ -22,8 +22,8 @@ from typing import Any
 from lpss_cli import method as methods
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.files import replacing
-from lpss_cli.masks import check_sparsity
 from lpss_cli.request import Request, check
+from lpss_cli.targets import check_sparsity
 
 #: Factors on a method's own learning rate, and decays, that every method is tried with.
 FACTORS = (0.5, 1.0, 2.0)

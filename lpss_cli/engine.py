@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpss_cli import compute
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.masks import check_sparsity, zero_count
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
 from lpss_cli.sphere import hoyer
 from lpss_cli.state import RunState
+from lpss_cli.targets import check_sparsity, zero_count
 from lpss_cli.watching import Watcher
 from lpss_cli.weights import Weight, prunable
 

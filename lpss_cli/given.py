@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lpss_cli import method as methods
+from lpss_cli import targets
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.request import Request
 
@@ -97,7 +98,7 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         value = str(value)
     if name == "sparsity":
-        return sparsity(value)
+        return targets.parse(value)
     if name == "drop" and isinstance(value, str):
         return tuple(part for part in value.split(",") if part)
     if name in ("mean", "std"):
@@ -116,23 +117,6 @@ def _value(name: str, value: Any) -> Any:
         flag = "--" + name.replace("_", "-")
         raise InputError(f"{flag} {value!r} is not {_WORDS[kind]}", f"give {_WORDS[kind]}")
     return value
-
-
-def sparsity(value: str | float) -> float:
-    """Read ``0.9``, ``90%`` or ``10x`` (one weight in ten kept) as a fraction of zeros.
-
-    Raises:
-        InputError: it is none of the three.
-    """
-    text = str(value)
-    try:
-        if text[-1:] in ("x", "×"):
-            return 1.0 - 1.0 / float(text[:-1])
-        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(
-            f"--sparsity {text!r} is no number", "write 0.9, 90% or 10x (one weight in ten kept)"
-        ) from None
 
 
 def _numbers(value: Any, flag: str) -> tuple[float, ...]:

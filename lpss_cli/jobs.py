@@ -13,7 +13,6 @@ from lpss_cli.evaluation import evaluate
 from lpss_cli.files import output
 from lpss_cli.job import Job, JobWatcher, Outcome
 from lpss_cli.loading import read, refuse_not_finite
-from lpss_cli.masks import check_sparsity
 from lpss_cli.method import make
 from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
@@ -28,6 +27,7 @@ from lpss_cli.request import (
     settings_for,
 )
 from lpss_cli.resuming import partial_of
+from lpss_cli.targets import check_sparsity
 from lpss_cli.weights import prunable
 
 

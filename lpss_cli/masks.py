@@ -13,15 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lpss_cli.errors import InputError, RunError
+from lpss_cli.errors import RunError
 
 Scores = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
-
-
-def zero_count(total: int, sparsity: float) -> int:
-    """Number of zeros that a sparsity asks of ``total`` weights: exactly ``round(s·N)``."""
-    return round(sparsity * total)
 
 
 def select(scores: Scores, k: int, ranking: str = "lamp") -> Masks:
@@ -153,26 +148,3 @@ RANKINGS: dict[str, Callable[[Scores, int], Masks]] = {
     "uniform": _uniform,
     "erk": _erk,
 }
-
-
-def check_sparsity(sparsity: float, total: int | None = None) -> float:
-    """Return the sparsity if it lies in [0, 1) and leaves a weight.
-
-    Raises:
-        InputError: out of range, or ``round(s·N)`` is all of the ``total`` weights.
-    """
-    if not 0 <= sparsity < 1:
-        raise InputError(
-            f"a sparsity of {sparsity:g} is outside [0, 1)",
-            "it is the fraction of zeros: 0.9, or 10x for one weight in ten kept",
-        )
-    if total == 0 and sparsity > 0:
-        raise InputError(
-            "the network has no prunable weight", "sparsity needs Linear or Conv layers"
-        )
-    if total and zero_count(total, sparsity) >= total:
-        raise InputError(
-            f"a sparsity of {sparsity:.10g} leaves none of the {total:,} prunable weights",
-            f"ask for at most {1 - 1 / total:.8g}, or skip fewer layers",
-        )
-    return sparsity

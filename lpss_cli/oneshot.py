@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from lpss_cli.errors import InputError, RunError, one_line
 from lpss_cli.files import check_space, output, replacing
-from lpss_cli.masks import check_sparsity, zero_count
-from lpss_cli.patterns import resolve
+from lpss_cli.patterns import resolve, speaks_of_weights
 from lpss_cli.safetensorsfile import check_header
-from lpss_cli.weights import speaks_of_weights
+from lpss_cli.targets import check_sparsity, zero_count
 
-# Entries of a block: a few hundred MB of temporaries at most.
-_BLOCK = 1 << 22
+# Entries of a block, whose temporaries should stay in the cache.
+_BLOCK = 1 << 20
 _LOW = 15  # bits of a magnitude that the first count leaves out
 #: safetensors dtypes that are cut, as NumPy's.
 _DTYPES: dict[str, np.dtype[Any]] = {

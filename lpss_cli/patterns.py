@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 from lpss_cli.errors import InputError
 
+_NOT_PRUNED = ("embed", "norm", "token", "position")
+
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
     """Names that a glob matches, as parameter (``fc1.weight``) or as layer (``fc1``)."""
@@ -32,3 +34,8 @@ def resolve(patterns: Sequence[str], names: Sequence[str], option: str) -> list[
             )
         found.update(hits)
     return [name for name in names if name in found]
+
+
+def speaks_of_weights(name: str) -> bool:
+    """Whether a name does not speak of embeddings, norms, tokens or positions."""
+    return not any(word in name.lower() for word in _NOT_PRUNED)

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lpss_cli.errors import InputError
-from lpss_cli.masks import check_sparsity, select, zero_count
+from lpss_cli.masks import select
 from lpss_cli.method import make
 from lpss_cli.patterns import resolve
 from lpss_cli.prediction import hoyer_limit, p_for, predicted_hoyer, shape
+from lpss_cli.targets import check_sparsity, zero_count
 from lpss_cli.weights import Weight
 
 

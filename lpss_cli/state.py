@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli.masks import Masks, select, zero_count
+from lpss_cli.masks import Masks, select
+from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
 
 

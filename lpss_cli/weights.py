@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lpss_cli.patterns import speaks_of_weights
 from lpss_cli.sphere import fan_in
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_NOT_PRUNED = ("embed", "norm", "token", "position")
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,6 @@ def prunable_names(state_dict: Mapping[str, Tensor]) -> list[str]:
         for name, tensor in state_dict.items()
         if tensor.dim() >= 2 and tensor.is_floating_point() and speaks_of_weights(name)
     ]
-
-
-def speaks_of_weights(name: str) -> bool:
-    """Whether a name does not speak of embeddings, norms, tokens or positions."""
-    return not any(word in name.lower() for word in _NOT_PRUNED)
 
 
 def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

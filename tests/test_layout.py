@@ -18,7 +18,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
-    "errors version",
+    "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
     " threads topology imports rules compute exponents"
@@ -34,6 +34,7 @@ TIERS = (
 RANK = {name: rank for rank, names in enumerate(TIERS) for name in names.split()}
 # What a method's file may import when it is imported, and what only where it is used.
 METHOD_EAGER = {
+    "targets",
     "method",
     "methods",
     "schedule",

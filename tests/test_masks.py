@@ -14,12 +14,11 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.masks import (
     RANKINGS,
     allocate,
-    check_sparsity,
     lamp_scores,
     select,
     top_k,
-    zero_count,
 )
+from lpss_cli.targets import check_sparsity, zero_count
 
 # Few distinct magnitudes: nearly every draw has ties, and every draw may have zeros.
 MAGNITUDES = st.sampled_from([0.0, 0.0, 1e-30, 0.5, 1.0, 1.0, 2.0])

@@ -69,10 +69,10 @@ def _request(
 
 def _recipe(values: dict[str, Any], stage: str, out: Out) -> dict[str, Any]:
     """Return the options of the recipe that was named, if one was, and say which it is."""
-    from lpss_cli import recipes
-
     if values["recipe"] is None:
         return {}
+    from lpss_cli import recipes
+
     recipe = recipes.read(values["recipe"])
     out.note(f"recipe {recipe.name}: {recipe.title}")
     return recipe.options(stage)
@@ -123,15 +123,15 @@ def sparsify(
     chosen: dict[str, Any],
 ) -> None:
     """Sparse-train a checkpoint to a target sparsity (90 % by default), exactly."""
-    from lpss_cli.cli.progress import Printer
-    from lpss_cli.cli.views import outcome_panel
-    from lpss_cli.jobs import sparsify as run
-
     printer = _printer(values)
     base = _recipe(values, "sparsify", printer)
     if _one_shot(file, values, base):
         _cut_file(file, values, chosen | base, printer)
         return
+    from lpss_cli.cli.progress import Printer
+    from lpss_cli.cli.views import outcome_panel
+    from lpss_cli.jobs import sparsify as run
+
     target = values["out"] or file.with_name(f"{file.stem}.sparse.pt")
     request = _request(values, target, chosen, base)
     with Printer(printer) as watcher:
@@ -151,8 +151,8 @@ def _one_shot(file: Path, values: dict[str, Any], base: dict[str, Any]) -> bool:
 
 def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printer: Out) -> None:
     from lpss_cli.cli.file_views import cut_panel
-    from lpss_cli.given import sparsity
     from lpss_cli.oneshot import cut
+    from lpss_cli.targets import parse as sparsity
 
     named = {"--method": values["method"] not in (None, "gmp", "dense"),
              "--ranking": chosen.pop("ranking", None) not in (None, "magnitude")}  # fmt: skip
@@ -392,8 +392,8 @@ def compare(
     from lpss_cli.cli.views import compare_table
     from lpss_cli.comparing import Comparison
     from lpss_cli.comparing import compare as run
-    from lpss_cli.given import sparsity
     from lpss_cli.plotting import accuracy_against_sparsity
+    from lpss_cli.targets import parse as sparsity
 
     printer = _printer(values)
     what = Comparison(

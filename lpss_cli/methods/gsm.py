@@ -148,7 +148,8 @@ class GSM(Method):
 
     def _settle(self, run: RunState) -> None:
         """Let the Q weights that are largest now see their gradients from here on, no others."""
-        from lpss_cli.masks import select, zero_count
+        from lpss_cli.masks import select
+        from lpss_cli.targets import zero_count
 
         if "settled" not in run.memory:
             kept = run.total - zero_count(run.total, run.sparsity)
@@ -175,7 +176,8 @@ class GSM(Method):
         """Return the score that about Q of all scores reach; exactly Q in a small network."""
         import torch
 
-        from lpss_cli.masks import allocate, zero_count
+        from lpss_cli.masks import allocate
+        from lpss_cli.targets import zero_count
 
         sizes = [score.numel() for score in scores]
         kept = min(1.0, (run.total - zero_count(run.total, run.sparsity)) / sum(sizes))

@@ -1,0 +1,50 @@
+"""Sparsities: read, checked and counted, without PyTorch."""
+
+from __future__ import annotations
+
+from lpss_cli.errors import InputError
+
+
+def zero_count(total: int, sparsity: float) -> int:
+    """Number of zeros that a sparsity asks of ``total`` weights: exactly ``round(s·N)``."""
+    return round(sparsity * total)
+
+
+def parse(value: str | float) -> float:
+    """Read ``0.9``, ``90%`` or ``10x`` (one weight in ten kept) as a fraction of zeros.
+
+    Raises:
+        InputError: it is none of the three.
+    """
+    text = str(value)
+    try:
+        if text[-1:] in ("x", "×"):
+            return 1.0 - 1.0 / float(text[:-1])
+        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(
+            f"--sparsity {text!r} is no number", "write 0.9, 90% or 10x (one weight in ten kept)"
+        ) from None
+
+
+def check_sparsity(sparsity: float, total: int | None = None) -> float:
+    """Return the sparsity if it lies in [0, 1) and leaves a weight.
+
+    Raises:
+        InputError: out of range, or ``round(s·N)`` is all of the ``total`` weights.
+    """
+    if not 0 <= sparsity < 1:
+        raise InputError(
+            f"a sparsity of {sparsity:g} is outside [0, 1)",
+            "it is the fraction of zeros: 0.9, or 10x for one weight in ten kept",
+        )
+    if total == 0 and sparsity > 0:
+        raise InputError(
+            "the network has no prunable weight", "sparsity needs Linear or Conv layers"
+        )
+    if total and zero_count(total, sparsity) >= total:
+        raise InputError(
+            f"a sparsity of {sparsity:.10g} leaves none of the {total:,} prunable weights",
+            f"ask for at most {1 - 1 / total:.8g}, or skip fewer layers",
+        )
+    return sparsity
