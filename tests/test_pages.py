@@ -115,9 +115,9 @@ def test_odd_histories_have_the_curves_they_can():
     history = [{"loss": 2.0, "a": 1.0, "b": 1.0}, {"loss": 1.0, "a": None, "b": float("nan")}]
     text = page(checkpoint({**META, "history": history}))
     parse(text)
-    assert "<figcaption>loss</figcaption>" in text
-    assert "<figcaption>a</figcaption>" not in text
-    assert "<figcaption>b</figcaption>" not in text
+    assert "<figcaption>loss: 2 → 1</figcaption>" in text
+    assert "<figcaption>a:" not in text
+    assert "<figcaption>b:" not in text
 
 
 def test_several_files_are_set_side_by_side():
@@ -151,7 +151,7 @@ def test_a_histogram_by_hand():
 
 def test_curves_by_hand():
     ((name, picture),) = figures.curves({"loss": [1.0, 0.5, 0.0], "flat": [2.0, 2.0, 2.0]})
-    assert name == "loss"
+    assert name == "loss: 1 → 0"
     assert 'points="0.0,0.0 130.0,60.0 260.0,120.0"' in picture
 
 

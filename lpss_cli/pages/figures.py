@@ -63,9 +63,11 @@ def agreement(points: Sequence[tuple[str, float, float]]) -> Markup | None:
 
 
 def curves(history: Mapping[str, Sequence[float]]) -> list[tuple[str, Markup]]:
-    """Draw every quantity that changes over the epochs, as (name, picture)."""
+    """Draw every quantity that changes over the epochs, as (name and ends, picture)."""
     return [
-        (name, _curve(name, values)) for name, values in history.items() if len(set(values)) > 1
+        (f"{name}: {values[0]:.3g} → {values[-1]:.3g}", _curve(name, values))
+        for name, values in history.items()
+        if len(set(values)) > 1
     ]
 
 
@@ -76,10 +78,7 @@ def _curve(name: str, values: Sequence[float]) -> Markup:
         f"{_WIDTH * i / (len(values) - 1):.1f},{_HEIGHT * (1 - (v - low) / span):.1f}"
         for i, v in enumerate(values)
     )
-    scale = (
-        f'<text x="2" y="10">{high:.4g}</text><text x="2" y="{_HEIGHT - 3}">{low:.4g}</text>'
-        + _ends("epoch 1", str(len(values)))
-    )
+    scale = _ends("epoch 1", str(len(values)))
     title = f"{name}: {values[0]:.4g} in epoch 1, {values[-1]:.4g} in epoch {len(values)}"
     return _svg(title, f'<polyline class="curve" points="{points}"/>{scale}')
 
