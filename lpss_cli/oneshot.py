@@ -1,7 +1,7 @@
 """One global magnitude cut of a safetensors file that may be larger than memory.
 
-The file is read in blocks, four times: to count magnitudes by their high bits, to find the exact
-threshold among their low bits, to write the result, and to compare it with the source. Neither
+The file is read in blocks: parts of it to see roughly where the threshold lies, then three times to
+find it exactly, to write the result, and to compare it with the source. Neither
 the network nor any data are needed; what counts as prunable is guessed from names and shapes.
 """
 
@@ -27,6 +27,8 @@ from lpss_cli.targets import check_sparsity, zero_count
 # Entries of a block, whose temporaries should stay in the cache.
 _BLOCK = 1 << 20
 _LOW = 15  # bits of a magnitude that the first count leaves out
+# Blocks that the first count looks at, and the share of entries that it may be wrong by.
+_SAMPLED, _MARGIN = 64, 0.01
 #: safetensors dtypes that are cut, as NumPy's.
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -186,10 +188,15 @@ def _prunable(tensor: _Tensor, shape: Sequence[int]) -> bool:
     return tensor.dtype in _DTYPES and len(shape) >= 2 and speaks_of_weights(tensor.name)
 
 
-def _blocks(file: BinaryIO, tensor: _Tensor, shift: int = 0) -> Iterator[NDArray[Any]]:
-    """Read a tensor of a known dtype in blocks; ``shift`` is how much later it lies."""
+def _blocks(
+    file: BinaryIO, tensor: _Tensor, shift: int = 0, *, every: int = 1, first: int = 0
+) -> Iterator[NDArray[Any]]:
+    """Read a tensor of a known dtype in blocks.
+
+    ``shift`` is how much later it lies; of ``every`` so many blocks one is read.
+    """
     dtype = _DTYPES[tensor.dtype]
-    for begin in range(0, tensor.count, _BLOCK):
+    for begin in range(first * _BLOCK, tensor.count, every * _BLOCK):
         count = min(_BLOCK, tensor.count - begin)
         file.seek(tensor.begin + shift + begin * dtype.itemsize)
         data = file.read(count * dtype.itemsize)
@@ -210,34 +217,68 @@ def _keys(block: NDArray[Any]) -> Keys:
 def _threshold(
     path: Path, source: BinaryIO, pruned: Sequence[_Tensor], wanted: int
 ) -> tuple[int, int]:
-    """Find what to cut: all keys below the threshold, and so many of the last that equal it."""
-    high = np.zeros(1 << (32 - _LOW), np.int64)
+    """Find what to cut: all keys below the threshold; and how many that equal it are kept."""
+    blocks = sum(-(-tensor.count // _BLOCK) for tensor in pruned)
+    # A part of the file tells roughly where the threshold lies; all of it, exactly.
+    for stride, margin in ((max(1, blocks // _SAMPLED), _MARGIN), (1, 0.0)):
+        low, high = _bracket(source, pruned, wanted, stride, margin)
+        below, inside = _within(path, source, pruned, low, high)
+        if wanted == 0:
+            return 0, 0
+        rank = wanted - below
+        if 0 < rank <= len(inside):
+            break
+    threshold = int(np.partition(inside, rank - 1)[rank - 1])
+    # Of the entries that equal the threshold the first are kept.
+    return threshold, int(np.count_nonzero(inside <= threshold)) - rank
+
+
+def _bracket(
+    source: BinaryIO, pruned: Sequence[_Tensor], wanted: int, stride: int, margin: float
+) -> tuple[int, int]:
+    """Return keys between which the threshold should lie, from a count by high bits.
+
+    Args:
+        source: the file.
+        pruned: the tensors to cut.
+        wanted: number of zeros.
+        stride: of so many blocks one is looked at.
+        margin: the part of all entries that the bracket is wider to both sides.
+    """
+    counts = np.zeros(1 << (32 - _LOW), np.int64)
+    number = 0
+    for tensor in pruned:
+        for block in _blocks(source, tensor, every=stride, first=-number % stride):
+            counts += np.bincount(_keys(block) >> np.uint32(_LOW), minlength=len(counts))
+        number += -(-tensor.count // _BLOCK)
+    below = np.cumsum(counts)
+    total = sum(tensor.count for tensor in pruned)
+    share = wanted / total if total else 0.0
+    ends = (np.clip(share + side * margin, 0, 1) * below[-1] for side in (-1, 1))
+    if margin == 0.0:
+        ends = (wanted for _ in range(2))
+    low, high = (int(np.searchsorted(below, end)) for end in ends)
+    return low << _LOW, (min(high, len(counts) - 1) + 1) << _LOW
+
+
+def _within(
+    path: Path, source: BinaryIO, pruned: Sequence[_Tensor], low: int, high: int
+) -> tuple[int, Keys]:
+    """Count the keys below ``low`` and collect those in [low, high)."""
+    below, found = 0, [np.zeros(0, np.uint32)]
     for tensor in pruned:
         bad = 0
         for block in _blocks(source, tensor):
             keys = _keys(block)
             bad += int(np.count_nonzero(keys >= _INFINITE))
-            high += np.bincount(keys >> np.uint32(_LOW), minlength=len(high))
+            below += int(np.count_nonzero(keys < low))
+            found.append(keys[(keys >= low) & (keys < high)])
         if bad:
             raise InputError(
                 f"{path}: {tensor.name} holds {bad} values that are not finite",
                 "the file comes from a diverged run; take an earlier one",
             )
-    if wanted == 0:
-        return 0, 0
-    below = np.cumsum(high)
-    place = int(np.searchsorted(below, wanted))
-    left = wanted - int(below[place] - high[place])
-    low = np.zeros(1 << _LOW, np.int64)
-    for tensor in pruned:
-        for block in _blocks(source, tensor):
-            keys = _keys(block)
-            inside = keys[keys >> np.uint32(_LOW) == place]
-            low += np.bincount(inside & np.uint32((1 << _LOW) - 1), minlength=len(low))
-    within = np.cumsum(low)
-    last = int(np.searchsorted(within, left))
-    # Of the entries that equal the threshold the first are kept.
-    return (place << _LOW) + last, int(within[last]) - left
+    return below, np.concatenate(found)
 
 
 def _header(header: dict[str, Any], texts: dict[str, str]) -> bytes:
