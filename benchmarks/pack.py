@@ -1,11 +1,12 @@
-"""How small packed files are, against the information bound, and how fast they are made and read.
+"""How small packed files are, against the information bound, and the time to make and read them.
 
     python benchmarks/pack.py --data-dir DIR
 
 Three networks trained to 90 % zeros (the convolutional ones shortly: sizes are measured), and the
 shapes of ResNet-50 with normal weights of Kaiming's scale under one cut by magnitude. Every file is
-read again; fp32 must come back bit for bit, and the zeros of the others must be the same. Writes
-benchmarks/results/pack.json and .md. Trained networks are kept in benchmarks/artefacts.
+read again; fp32 must come back bit for bit, and the zeros of the others must be the same. Times are
+the process's own (CPU) on one thread. Writes benchmarks/results/pack.json and .md. Trained networks
+are kept in benchmarks/artefacts.
 """
 
 from __future__ import annotations
@@ -81,11 +82,11 @@ def resnet50() -> Iterator[Network]:
 def measured(network: Network, values: str) -> dict:
     """Pack, unpack, check, and compare with the bound."""
     name, state, names, meta = network
-    start = time.perf_counter()
+    start = time.process_time()
     data = pack(state, meta, names, values)
-    middle = time.perf_counter()
+    middle = time.process_time()
     back = unpack(data).state_dict
-    end = time.perf_counter()
+    end = time.process_time()
     for key, tensor in state.items():
         exact = values == "fp32" or key not in names
         same = (back[key] == tensor) if exact else ((back[key] == 0) == (tensor == 0))
@@ -114,7 +115,7 @@ def measured(network: Network, values: str) -> dict:
 def summary(rows: list[dict]) -> str:
     lines = [
         "| network | values | dense fp32, kB | bound, kB | pack without zstd, kB | pack, kB "
-        "| without zstd / bound | pack / bound | dense / pack | pack, s | unpack, s |",
+        "| without zstd / bound | pack / bound | dense / pack | pack, CPU s | unpack, CPU s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

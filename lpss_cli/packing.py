@@ -116,7 +116,7 @@ def compare(checkpoint: Checkpoint, back: Unpacked, path: Path) -> None:
 
 
 def _first(entry: Entry, entries: list[Entry]) -> Entry:
-    return entries[entry.same] if entry.index == "same" else entry
+    return entry if entry.same is None else entries[entry.same]
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from reference import pack_reference
 
 from lpss_cli.errors import InputError
-from lpss_cli.packed import CHOICES, bits, container, pack, sections, unpack
+from lpss_cli.packed import CHOICES, bits, body, container, pack, sections, unpack, vocabulary
 from lpss_cli.packing import rounded
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
-places = st.lists(st.integers(0, 3000), unique=True, max_size=200).map(
+positions_of = st.lists(st.integers(0, 3000), unique=True, max_size=200).map(
     lambda found: np.array(sorted(found), np.int64)
 )
 
@@ -47,7 +47,7 @@ def test_rice_code_has_the_length_of_its_closed_form(gaps, k, unary, remainders)
     assert (len(stream), len(low)) == (math.ceil(unary / 8), math.ceil(remainders / 8))
 
 
-@given(places)
+@given(positions_of)
 def test_the_parameter_is_the_best_of_all(positions):
     gaps = bits.gaps_of(positions)
     k = bits.rice_parameter(gaps)
@@ -56,12 +56,14 @@ def test_the_parameter_is_the_best_of_all(positions):
     assert k == 0 or len(gaps) << k < 2 * count  # what a reader may rely on
 
 
-@given(places, st.integers(0, 13), st.integers(1, 50))
+@given(positions_of, st.integers(0, 13), st.integers(1, 50))
 def test_gaps_and_masks_come_back(positions, k, beyond):
     count = int(positions[-1]) + beyond if len(positions) else beyond
     unary, bit_length, low = bits.encode_gaps(positions, k)
     back = bits.decode_gaps(unary, bit_length, low, k, len(positions), count)
     assert back.tolist() == positions.tolist()
+    small = bits.encode_bytes(positions)
+    assert bits.decode_bytes(small, len(positions), count).tolist() == positions.tolist()
     mask = bits.encode_mask(positions, count)
     assert bits.decode_mask(mask, len(positions), count).tolist() == positions.tolist()
 
@@ -111,7 +113,7 @@ def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values,
     assert list(back.state_dict) == list(literal) == list(state)
     assert back.meta == meta == {"arch": "x", "list": [1, None]}
     assert back.about == about == {"values": values}
-    codes = {e.name: back.entries[e.same].values if e.index == "same" else e.values
+    codes = {e.name: e.values if e.same is None else back.entries[e.same].values
              for e in back.entries}  # fmt: skip
     for name, tensor in state.items():
         got = back.state_dict[name]
@@ -202,19 +204,6 @@ def test_tied_weights_are_stored_once_and_pruned_if_one_of_them_is():
     assert literal["head.weight"] == literal["embed.weight"]
 
 
-def test_each_index_is_taken_where_it_is_the_shortest():
-    torch.manual_seed(0)
-    full = torch.randn(100, 100)
-    sparse = full * (torch.rand(100, 100) < 0.1)
-    half = full * (torch.rand(100, 100) < 0.5)
-    rows = full.clone()
-    rows[20:80] = 0
-    entries = unpack(pack({"d": full, "s": sparse, "h": half, "r": rows}, {}, list("dshr"))).entries
-    assert [entry.index for entry in entries] == ["dense", "gaps", "mask", "mask"]
-    assert [entry.index for entry in unpack(pack({"d": full}, {}, [])).entries] == ["dense"]
-    assert entries[3].sections[0] < 60  # whole rows: zstd sees it
-
-
 def test_the_cost_of_random_gaps_is_near_the_entropy():
     generator = np.random.default_rng(0)
     for density in (0.01, 0.05, 0.1):
@@ -268,6 +257,8 @@ def test_the_documented_bounds_are_the_codes():
     text = FORMAT.read_text()
     assert container.MAGIC.hex(" ") in text
     assert (container.FREE, container.PER_BYTE, container.KEPT_PER_BYTE) == (2**20, 256, 16)
+    assert body.BOUNDS == (0, 512, 4096)
+    assert pack_reference.vocabulary() == vocabulary.VOCABULARY
     assert (container.HEADER_LIMIT, container.HEADER_RATIO, container.START) == (2**24, 64, 60)
 
 

@@ -23,14 +23,21 @@ LIMIT = 150e6  # bytes that reading a small file may take, whatever it declares
 
 
 def small() -> dict[str, torch.Tensor]:
-    """One tensor of every index, with scales and without, and one of every sort of type."""
+    """One tensor of every coding, with scales and without, and one of every sort of type."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(20, 30, generator=generator)
     drawn = torch.rand(20, 30, generator=generator)
+    dead = torch.zeros(60, 80)
+    inside = torch.randn(12, 10, generator=generator) * (drawn[:12, :10] < 0.8)
+    dead[3:60:5, torch.randperm(80, generator=generator)[:10]] = inside
+    steady = torch.zeros(6000)
+    steady[torch.randint(130, 250, (24,), generator=generator).cumsum(0)] = 0.5
     return {
         "gaps.weight": weight * (drawn < 0.1),
         "mask.weight": weight * (drawn < 0.5),
         "dense.weight": weight,
+        "dead.weight": dead,
+        "bytes.weight": steady.reshape(20, 300),
         "half.weight": (weight * (drawn < 0.2)).bfloat16(),
         "same.weight": weight,
         "bias": weight[0],
@@ -56,6 +63,19 @@ def build(header: dict | bytes, body: bytes) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     fixed = struct.pack("<8sHHIIQ", container.MAGIC, 1, 0, len(text), len(text), len(body))
     return fixed + hashlib.sha256(fixed + text + body).digest() + text + body
+
+
+def test_the_sample_has_every_coding():
+    for data in (WHOLE, PLAIN):
+        entries = {entry.name: entry for entry in unpack(data).entries}
+        for coding in ("gaps", "mask", "bytes"):
+            assert entries[f"{coding}.weight"].places.coding == coding
+        assert entries["dense.weight"].places.coding == "all"
+        assert entries["dead.weight"].live_rows.kept == 12
+        assert entries["dead.weight"].live_columns.kept == 10
+        assert entries["same.weight"].same is not None
+    assert parts(PLAIN)[0]["short"] > 0
+    assert parts(PLAIN)[0]["joined"]
 
 
 def test_a_rebuilt_file_is_read():
@@ -95,6 +115,9 @@ def test_bytes_after_the_end_are_refused(tmp_path, more):
 HUGE = (2**31 - 1, 2**31, 2**62, 2**63, 10**30, -1, 0, 1, True, None, 1.5, "7", [], {})
 
 
+WORDS = ("gaps", "mask", "bytes", "all", "raw", "fp16", "fp16-rows", "bool")
+
+
 def peak(data: bytes) -> float:
     """Most memory that reading takes; anything but ``MalformedError`` fails."""
     tracemalloc.start()
@@ -109,15 +132,38 @@ def peak(data: bytes) -> float:
 @pytest.mark.parametrize("line", range(len(small())))
 def test_any_number_of_a_line_may_lie(line):
     """Every number and text of the table, replaced by others, with the right hash."""
-    for key in parts(PLAIN)[0]["tensors"][line]:
-        for value in (*HUGE, "gaps", "mask", "dense", "same", "raw", "fp16", "fp16-rows", "bool"):
+    for key, told in parts(PLAIN)[0]["tensors"][line].items():
+        for place in range(len(told)) if isinstance(told, list) and told else [None]:
+            for value in (*HUGE, *WORDS):
+                header, body = parts(PLAIN)
+                described = header["tensors"][line]
+                if place is None:
+                    described[key] = value
+                else:
+                    described[key][place] = value
+                assert peak(build(header, body)) < LIMIT
+
+
+@pytest.mark.parametrize("line", range(len(small())))
+def test_any_choice_and_code_may_be_added_or_missing(line):
+    choices = (["mask", 3], ["gaps", 2**40, 0, 0], ["bytes", 0, 0], ["mask", 1], [], None, "mask")
+    for key in ("rows", "columns", "places", "values", "sections", "as", "shape"):
+        for value in (*choices, "fp16-rows", "int8-rows", [2**31 - 1, 0], [0, 2**31 - 1], [2**30]):
             header, body = parts(PLAIN)
-            described = header["tensors"][line]
-            if isinstance(described[key], list) and described[key]:
-                described[key][0] = value
-            else:
-                described[key] = value
+            header["tensors"][line][key] = value
             assert peak(build(header, body)) < LIMIT
+        header["tensors"][line].pop(key)
+        assert peak(build(header, body)) < LIMIT
+
+
+def test_what_the_header_says_of_joined_planes_may_lie():
+    for value in HUGE:
+        header, body = parts(PLAIN)
+        assert peak(build({**header, "short": value}, body)) < LIMIT
+        assert peak(build({**header, "joined": value}, body)) < LIMIT
+        for place in range(len(header["joined"])):
+            joined = [value if i == place else n for i, n in enumerate(header["joined"])]
+            assert peak(build({**header, "joined": joined}, body)) < LIMIT
 
 
 def test_random_edits_of_header_and_body_are_refused_or_read():
@@ -145,18 +191,22 @@ def test_edits_of_compressed_sections_are_refused_or_read():
 
 
 def line(**changes) -> dict:
-    dense = {"name": "w", "dtype": "float32", "shape": [4], "index": "dense", "values": "raw",
+    dense = {"name": "w", "dtype": "float32", "shape": [4], "values": "raw",
              "sections": [4, 4, 4, 4]}  # fmt: skip
     return {**dense, **changes}
 
 
-def file(*lines: dict, body: bytes = bytes(16)) -> bytes:
-    return build({"meta": {}, "about": {}, "tensors": list(lines)}, body)
+def file(*lines: object, body: bytes = bytes(16), short: object = 0, joined: object = ()) -> bytes:
+    return build({"meta": {}, "about": {}, "short": short, "joined": joined or [],
+                  "tensors": list(lines)}, body)  # fmt: skip
 
 
 def gaps(shape: list[int], kept: int, rice: int, unary: int, *sizes: int) -> dict:
-    return {"name": "w", "dtype": "float32", "shape": shape, "index": "gaps", "kept": kept,
-            "rice": rice, "unary": unary, "values": "raw", "sections": list(sizes)}  # fmt: skip
+    return line(shape=shape, places=["gaps", kept, rice, unary], sections=list(sizes))
+
+
+def copy_of(place: int, **changes) -> dict:
+    return {"name": "c", "dtype": "float32", "shape": [4], "as": place, **changes}
 
 
 BOMB = zstandard.ZstdCompressor().compress(bytes(2**30))
@@ -175,11 +225,31 @@ BOMBS = {
     ),
     "many copies": file(
         line(shape=[10**6], dtype="uint8", sections=[10**6]),
-        *({"name": str(i), "dtype": "uint8", "shape": [10**6], "index": "same", "as": 0}
-          for i in range(2000)),
+        *(copy_of(0, name=str(i), dtype="uint8", shape=[10**6]) for i in range(2000)),
         body=bytes(10**6),
     ),
     "remainders of 31 bits": file(gaps([2**20], 2**20, 31, 2**20, 9, 9, 9, 9, 9, 9), body=BOMB),
+    "gaps of bytes": file(
+        line(shape=[2**28], places=["bytes", 1, 1 + 2**28 // 255], sections=[9, 0, 0, 0, 0]),
+        body=BOMB,
+    ),
+    "rows of an empty tensor": file(
+        line(shape=[2**31 - 1, 0], rows=["mask", 2**31 - 1], sections=[len(BOMB)]), body=BOMB
+    ),
+    "columns of an empty tensor": file(
+        line(shape=[0, 2**31 - 1], columns=["mask", 1], sections=[len(BOMB)]), body=BOMB
+    ),
+    "scales of an empty tensor": file(
+        line(shape=[2**30, 0], values="int8-rows", sections=[len(BOMB)] * 4), body=BOMB * 4
+    ),
+    "a full grid": file(
+        line(shape=[2**15, 2**15], rows=["mask", 2**15], columns=["mask", 2**15],
+             sections=[9, 9, len(BOMB)]), body=bytes(18) + BOMB,
+    ),
+    "many joined planes": file(
+        *(line(name=str(i), shape=[4000], sections=[]) for i in range(2000)), short=4096,
+        joined=[len(BOMB)] * 4, body=BOMB * 4,
+    ),
     "a stream of zeros": file(gaps([2**31 - 1], 1, 0, 2**31 - 1, 9, 0, 0, 0, 0, 0), body=BOMB),
 }  # fmt: skip
 
@@ -199,7 +269,7 @@ def zeros_frame(size: int, declared: bool = True) -> bytes:
 WRONG = {
     "unexpected keys": line(extra=1),
     "an unknown type": line(dtype="float8"),
-    "an unknown index": line(index="csr"),
+    "an unknown coding": line(places=["csr", 1]),
     "an unknown code": line(values="fp8"),
     "code of values": line(dtype="int32", values="fp16", sections=[4, 4]),
     "another number of sections": line(sections=[4, 4, 4]),
@@ -211,9 +281,14 @@ WRONG = {
     "not described": 7,
     "without a name": line(name=7),
     "gaps for": gaps([4], 2, 0, 3, 1, 0, 2, 2, 2, 2),
-    "kept weights": {"name": "w", "dtype": "float32", "shape": [4], "index": "mask", "kept": 2,
-                     "values": "raw", "sections": [1, 2, 2, 2, 2]},
+    "kept weights": line(places=["mask", 2], sections=[1, 2, 2, 2, 2]),
     "a parameter": gaps([4], 4, 2, 4, 1, 1, 4, 4, 4, 4),
+    "5 kept ones of 4": line(rows=["mask", 5], sections=[1, 5, 5, 5, 5]),
+    "2 kept ones of 1": line(columns=["mask", 2], sections=[1, 8, 8, 8, 8]),
+    "9 kept ones of 8": line(shape=[4, 4], rows=["mask", 2], places=["mask", 9], sections=[]),
+    "a length out of range": line(places=["bytes", 1, 2], sections=[2, 1, 1, 1, 1]),
+    "a number out of range in a coding": line(places=["mask", 1, 1], sections=[1, 1, 1, 1, 1]),
+    "a choice or a scale in an empty": line(shape=[0], places=["mask", 0], sections=[0] * 5),
 }  # fmt: skip
 
 
@@ -229,13 +304,26 @@ def test_what_no_writer_makes_is_named(tmp_path, what):
         (file(line(), body=bytes(15) + b"\x7f\x80"), "padding that is not zero"),
         (file(line(), body=bytes(8) + b"\x80" * 4 + b"\x7f" * 4), "not finite"),
         (file(line(dtype="bool", sections=[4]), body=b"\0\1\2\1"), "a truth value that is none"),
-        (file({"name": "a", "dtype": "bool", "shape": [1], "index": "same", "as": 0}), "range"),
+        (file(copy_of(0)), "range"),
         (file(line(sections=[len(zeros_frame(99, False)), 99, 99, 99], shape=[99]),
               body=zeros_frame(99, False) + bytes(297)), "instead of 99"),
         (file(line(sections=[5, 99, 99, 99], shape=[99]), body=bytes(302)), "a broken zstd frame"),
         (build(b"[" * 100_000, b""), "no JSON"),
-        (build(b"[]", b""), "other keys than meta, about and tensors"),
-        (build({"meta": 1, "about": {}, "tensors": []}, b""), "other types"),
+        (build(b"[]", b""), "other keys than meta, about, short, joined, tensors"),
+        (file(short=True), "other types"),
+        (file(short=4097), "short planes of a length out of range"),
+        (file(line(), joined=[1]), "other joined sections"),
+        (file(line(sections=[]), short=5, joined=[4, 4, 4, -4]), "other joined sections"),
+        (file(line(sections=[]), short=5, joined=[4, 4, 4, 5]), "beyond the end"),
+        (file(line(sections=[]), short=5, joined=[5, 4, 4, 3]), "longer than its content"),
+        (file(line(places=["bytes", 1, 1], sections=[1, 1, 1, 1, 1]), body=b"\4" + bytes(4)),
+         "beyond the end of its tensor"),
+        (file(line(shape=[999], places=["bytes", 1, 2], sections=[2, 1, 1, 1, 1]),
+              body=b"\4\xff" + bytes(4)), "without an end"),
+        (file(line(shape=[999], places=["bytes", 1, 2], sections=[2, 1, 1, 1, 1]),
+              body=b"\4\0" + bytes(4)), "2 gaps for 1"),
+        (file(line(shape=[4, 1], rows=["mask", 1], sections=[1, 1, 1, 1, 1]), body=bytes(5)),
+         "0 bits set for 1"),
         (WHOLE[:8] + b"\2" + WHOLE[9:], "format 2"),
         (file(gaps([4], 1, 0, 5, 1, 0, 1, 1, 1, 1), body=b"\x10" + bytes(4)), "beyond the end of"),
         (file(gaps([4], 1, 0, 1, 1, 0, 1, 1, 1, 1), body=b"\x03" + bytes(4)), "bits beyond"),
@@ -247,9 +335,8 @@ def test_broken_content_is_named(tmp_path, data, what):
 
 
 def test_a_copy_must_be_of_the_same_kind_and_of_a_stored_tensor(tmp_path):
-    copy = {"name": "c", "dtype": "float32", "shape": [4], "index": "same", "as": 0}
-    assert list(unpack(file(line(), copy)).state_dict) == ["w", "c"]
-    other = {**copy, "shape": [2, 2]}
+    assert list(unpack(file(line(), copy_of(0))).state_dict) == ["w", "c"]
+    other = copy_of(0, shape=[2, 2])
     assert "same as a tensor of another kind" in refused(tmp_path, file(line(), other))
-    again = {**copy, "name": "d", "as": 1}
-    assert "a copy of a copy" in refused(tmp_path, file(line(), copy, again))
+    again = copy_of(1, name="d")
+    assert "a copy of a copy" in refused(tmp_path, file(line(), copy_of(0), again))

@@ -21,7 +21,8 @@ from lpss_cli.errors import InputError, nearest
 from . import container, tensors
 from .bits import Array, MalformedError, need
 from .container import MAGIC
-from .entry import LARGEST, Entry
+from .entry import LARGEST, Entry, whole
+from .tensors import Encoded
 from .values import CHOICES, DTYPES, FLOATS
 
 __all__ = [
@@ -83,16 +84,16 @@ def pack(
     arrays = {name: _to_array(name, tensor) for name, tensor in state.items()}
     twins = _twins(arrays)
     sparse = {twins[name] for name in prunable if name in twins}
-    table: list[tuple[Entry, list[bytes]]] = []
-    places = {name: place for place, name in enumerate(arrays)}
+    table: list[Encoded] = []
+    numbers = {name: number for number, name in enumerate(arrays)}
     for name, (dtype, array) in arrays.items():
         if twins[name] != name:
-            entry = Entry(name, dtype, array.shape, "same", same=places[twins[name]])
-            table.append((entry, []))
+            copy = whole(name, dtype, array.shape, same=numbers[twins[name]])
+            table.append(Encoded(copy, [], []))
         elif name in sparse and dtype in FLOATS:
             table.append(tensors.encode_sparse(name, dtype, array, values, compress))
         else:
-            table.append(tensors.encode_dense(name, dtype, array, compress))
+            table.append(tensors.encode_dense(name, dtype, array))
     try:
         return container.write(
             _plain(meta), {"values": values, **_plain(about or {})}, table, compress

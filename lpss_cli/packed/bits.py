@@ -1,4 +1,4 @@
-"""Where the kept weights are, in bits: Rice-coded gaps or a bitmask.
+"""Where the kept weights are, in bits: Rice-coded gaps, a bitmask, or gaps as bytes.
 
 A gap is the number of zeros in front of a kept weight. Rice's code with parameter k (Rice & Plaunt,
 IEEE Trans. Commun. 19, 1971; Golomb's code for divisors 2^k) writes ``gap >> k`` in unary, so many
@@ -109,6 +109,30 @@ def decode_mask(data: bytes, kept: int, count: int) -> Array:
     """
     positions = np.flatnonzero(_unpack(data, count))
     need(len(positions) == kept, f"{len(positions)} bits set for {kept} kept weights")
+    return positions
+
+
+def encode_bytes(positions: Array) -> bytes:
+    """Write every gap as gap // 255 bytes of 255 and one byte of gap % 255, for zstd to shorten."""
+    gaps = gaps_of(positions)
+    ends = np.cumsum(gaps // 255 + 1) - 1
+    written = np.full(int(ends[-1]) + 1 if len(ends) else 0, 255, np.uint8)
+    written[ends] = gaps % 255
+    return written.tobytes()
+
+
+def decode_bytes(data: bytes, kept: int, count: int) -> Array:
+    """Read the indices of the kept weights; the inverse of ``encode_bytes``.
+
+    Raises:
+        MalformedError: another number of weights than ``kept``, or an index not below ``count``.
+    """
+    written = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(written < 255)
+    need(len(ends) == kept, f"{len(ends)} gaps for {kept} kept weights")
+    need(len(data) == (int(ends[-1]) + 1 if kept else 0), "a gap without an end")
+    positions = np.cumsum(written, dtype=np.int64)[ends] + np.arange(kept)
+    need(kept == 0 or int(positions[-1]) < count, "a kept weight beyond the end of its tensor")
     return positions
 
 

@@ -10,13 +10,15 @@ import hashlib
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from . import body
 from .bits import Array, MalformedError, need
+from .body import BOUNDS, Body, shared_lengths
 from .entry import Entry, parse
-from .sections import load, store
-from .tensors import decode
+from .sections import load_header, store_header
+from .tensors import Encoded, decode
 
 #: A byte that is no text, then signs that a transfer as text would change.
 MAGIC = b"\x93LPSS\r\n\x1a"
@@ -25,6 +27,8 @@ VERSION = 1
 _FIXED = struct.Struct("<8sHHIIQ")
 _HASH = 32
 START = _FIXED.size + _HASH
+# Keys of the header and their types.
+_TYPES = {"meta": dict, "about": dict, "short": int, "joined": list, "tensors": list}
 #: Longest plain header, and how much longer than the stored one it may be.
 HEADER_LIMIT, HEADER_RATIO = 1 << 24, 64
 #: Weights that any file may declare, and how many more for each of its bytes: all of them, and
@@ -45,7 +49,7 @@ class Content:
 def write(
     meta: dict[str, Any],
     about: dict[str, Any],
-    table: Sequence[tuple[Entry, Sequence[bytes]]],
+    table: Sequence[Encoded],
     compress: bool = True,
 ) -> bytes:
     """Return the file's bytes.
@@ -53,25 +57,31 @@ def write(
     Args:
         meta: what the checkpoint says of its network; JSON-like.
         about: what the file says of itself; JSON-like.
-        table: entries with their stored sections.
-        compress: let the header be a zstd frame.
+        table: the tensors.
+        compress: use zstd where it makes a part shorter.
 
     Raises:
         MalformedError: the header is too long to be read back.
         TypeError, ValueError: the facts are not JSON.
     """
-    lines = {"meta": meta, "about": about, "tensors": [entry.to_dict() for entry, _ in table]}
+    made = body.write(table, compress)
+    lines: dict[str, Any] = {
+        "meta": meta,
+        "about": about,
+        "short": made.short,
+        "joined": made.joined,
+    }
+    lines["tensors"] = [entry.to_dict() for entry in made.entries]
     text = json.dumps(lines, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     plain = text.encode()
     need(len(plain) <= HEADER_LIMIT, f"a header of {len(plain):,} bytes")
-    header = store(plain, compress)
+    header = store_header(plain, compress)
     if len(plain) > HEADER_RATIO * len(header):
         header = plain
-    body = b"".join(part for _, parts in table for part in parts)
-    size = START + len(header) + len(body)
-    body += bytes(max(0, _least_size([entry for entry, _ in table]) - size))
-    fixed = _FIXED.pack(MAGIC, VERSION, 0, len(header), len(plain), len(body))
-    return fixed + hashlib.sha256(fixed + header + body).digest() + header + body
+    size = START + len(header) + len(made.content)
+    content = made.content + bytes(max(0, _least_size(made.entries) - size))
+    fixed = _FIXED.pack(MAGIC, VERSION, 0, len(header), len(plain), len(content))
+    return fixed + hashlib.sha256(fixed + header + content).digest() + header + content
 
 
 def _least_size(entries: Sequence[Entry]) -> int:
@@ -87,20 +97,15 @@ def read(data: bytes) -> Content:
     Raises:
         MalformedError: they are not whole, or not what a writer makes.
     """
-    meta, about, entries, body = _parse(data)
+    meta, about, stored = _parse(data)
     arrays: list[Array] = []
-    place = 0
-    for entry in entries:
-        stored = []
-        for size in entry.sections:
-            stored.append(body[place : place + size])
-            place += size
-        arrays.append(decode(entry, stored, arrays))
-    return Content(meta, about, entries, arrays)
+    for entry, (parts, planes) in zip(stored.entries, body.read(stored), strict=True):
+        arrays.append(decode(entry, parts, planes, arrays))
+    return Content(meta, about, stored.entries, arrays)
 
 
-def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Any], list[Entry], bytes]:
-    """Return facts, table and body; everything is checked but the sections' content."""
+def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Any], Body]:
+    """Return facts and body; everything is checked but the sections' content."""
     need(len(data) >= START, "a file that ends before its header")
     magic, version, reserved, stored, plain, length = _FIXED.unpack_from(data)
     need(magic == MAGIC, "no magic number of a pack")
@@ -111,26 +116,31 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Any], list[Entry], by
     digest.update(rest)
     need(digest.digest() == data[_FIXED.size : START], "content that does not have its hash")
     need(plain <= min(HEADER_LIMIT, HEADER_RATIO * stored), "a header that is too long")
-    meta, about, entries = _table(load(bytes(rest[:stored]), plain))
+    meta, about, content = _table(load_header(bytes(rest[:stored]), plain))
+    entries = content.entries
     need(_least_size(entries) <= len(data), "more weights than a file of this length holds")
-    used = sum(sum(entry.sections) for entry in entries)
+    used = sum(sum(entry.sections) for entry in entries) + sum(content.joined)
     need(used <= length, "sections beyond the end of the file")
     need(not any(rest[stored + used :]), "padding that is not zero")
-    return meta, about, entries, bytes(rest[stored:])
+    return meta, about, replace(content, content=bytes(rest[stored:]))
 
 
-def _table(header: bytes) -> tuple[dict[str, Any], dict[str, Any], list[Entry]]:
+def _table(header: bytes) -> tuple[dict[str, Any], dict[str, Any], Body]:
+    """Return facts and the body's description, without its bytes."""
     try:
         content = json.loads(header)
     except (ValueError, RecursionError):
         raise MalformedError("a header that is no JSON") from None
-    right = isinstance(content, dict) and set(content) == {"meta", "about", "tensors"}
-    need(right, "a header with other keys than meta, about and tensors")
-    meta, about, lines = (content[key] for key in ("meta", "about", "tensors"))
-    right = isinstance(meta, dict) and isinstance(about, dict) and isinstance(lines, list)
+    right = isinstance(content, dict) and set(content) == set(_TYPES)
+    need(right, f"a header with other keys than {', '.join(_TYPES)}")
+    right = all(type(content[key]) is kind for key, kind in _TYPES.items())
     need(right, "a header of other types")
-    entries = [parse(line, place) for place, line in enumerate(lines)]
-    copies = [entries[entry.same] for entry in entries if entry.index == "same"]
-    need(all(other.index != "same" for other in copies), "a copy of a copy")
+    meta, about, short, joined, lines = (content[key] for key in _TYPES)
+    need(0 <= short <= BOUNDS[-1], "short planes of a length out of range")
+    entries = [parse(line, place, short) for place, line in enumerate(lines)]
+    copies = [entries[entry.same] for entry in entries if entry.same is not None]
+    need(all(other.same is None for other in copies), "a copy of a copy")
     need(len({entry.name for entry in entries}) == len(entries), "two tensors of one name")
-    return meta, about, entries
+    whole = all(type(size) is int and size >= 0 for size in joined)
+    need(whole and len(joined) == len(shared_lengths(entries, short)), "other joined sections")
+    return meta, about, Body(entries, short, joined, b"")

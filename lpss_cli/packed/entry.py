@@ -1,53 +1,50 @@
-"""One tensor's line in the header: what it is and how long each of its sections is."""
+"""One tensor's line in the header: what it is, what is kept of it, how long its sections are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .bits import need, size_of
+from . import places
+from .bits import need
+from .places import Places
 from .values import DTYPES, FLOATS, STORED, has_scales, stored_type
 
 #: Weights of one tensor at most; indices and their sums then fit 64 bits.
 LARGEST = 2**31 - 1
-# Keys that lines of each kind have beside name, dtype and shape.
-_KEYS: dict[str, tuple[str, ...]] = {
-    "gaps": ("kept", "rice", "unary", "values", "sections"),
-    "mask": ("kept", "values", "sections"),
-    "dense": ("values", "sections"),
-    "same": ("as",),
-}
+_COPY = {"name", "dtype", "shape", "as"}
+_NEEDED = {"name", "dtype", "shape", "values", "sections"}
+_CHOICES = {"rows", "columns", "places"}
+#: What planes of different tensors must have in common to be joined.
+Kind = tuple[str, str, bool, str, int]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor as the header describes it.
+    """A tensor as the header describes it: a matrix of its first dimension by all others.
 
     Attributes:
         name: in the state_dict.
         dtype: a name of ``values.DTYPES``.
         shape: of the tensor.
-        index: ``gaps``, ``mask``, ``dense`` (every value is stored) or ``same`` (as another one).
-        kept: number of stored values; all for ``dense``.
-        rice: parameter of the gaps' code.
-        unary: bits of the gaps' unary stream.
+        live_rows: the rows that are stored; the others are zero.
+        live_columns: the columns that are stored.
+        places: the entries that are stored, of the matrix of live rows and columns.
         values: the code of the values.
-        sections: stored length of each section in bytes.
-        same: place in the table of the tensor that this one equals.
+        sections: stored lengths in bytes of the sections that are this tensor's own.
+        same: place in the table of the tensor that this one equals, if there is one.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    index: str
-    kept: int = 0
-    rice: int = 0
-    unary: int = 0
+    live_rows: Places
+    live_columns: Places
+    places: Places
     values: str = "raw"
-    sections: tuple[int, ...] = ()
-    same: int = 0
+    sections: tuple[int, ...] = field(default=())
+    same: int | None = None
 
     @property
     def count(self) -> int:
@@ -56,74 +53,122 @@ class Entry:
 
     @property
     def rows(self) -> int:
-        """Entries of the first dimension, 1 for a scalar: those that share a scale."""
+        """Entries of the first dimension, 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
-    def lengths(self) -> list[int]:
-        """Return the plain length of each section: index, planes of the scales and the values."""
-        if self.index == "same":
+    @property
+    def width(self) -> int:
+        """Entries of a row."""
+        return self.count // max(1, self.rows)
+
+    @property
+    def grid(self) -> int:
+        """Entries of the live rows and columns."""
+        return self.live_rows.kept * self.live_columns.kept
+
+    @property
+    def kept(self) -> int:
+        """Stored values; none for a copy."""
+        return 0 if self.same is not None else self.places.kept
+
+    def choices(self) -> list[tuple[Places, int]]:
+        """Return what is chosen, and from how many: rows, columns, entries."""
+        return [
+            (self.live_rows, self.rows),
+            (self.live_columns, self.width),
+            (self.places, self.grid),
+        ]
+
+    def planes(self) -> list[tuple[Kind, int]]:
+        """Return kind and plain length of each plane: of the scales, then of the values."""
+        if self.same is not None:
             return []
-        index = {
-            "gaps": [size_of(self.unary), size_of(self.kept * self.rice)],
-            "mask": [size_of(self.count)],
-            "dense": [],
-        }[self.index]
-        scales = [self.rows] * 4 if has_scales(self.values) else []
-        return index + scales + [self.kept] * stored_type(self.values, self.dtype).itemsize
+        dense = self.places.coding == "all"
+        size = stored_type(self.values, self.dtype).itemsize
+        of_type = self.dtype if self.values == "raw" else ""
+        kind = (self.values, of_type, dense)
+        scales = [((*kind, "scale", i), self.live_rows.kept) for i in range(4)]
+        values = [((*kind, "value", i), self.kept) for i in range(size)]
+        return (scales if has_scales(self.values) else []) + values
+
+    @property
+    def parts(self) -> int:
+        """Sections that say where the values are."""
+        return sum(len(way.lengths(count)) for way, count in self.choices())
+
+    def own(self, short: int) -> list[int]:
+        """Return the plain lengths of the sections of this tensor alone.
+
+        Args:
+            short: planes of fewer bytes are joined with those of other tensors.
+        """
+        found = [size for way, count in self.choices() for size in way.lengths(count)]
+        return found + [size for _, size in self.planes() if size >= short]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the header's line."""
         line: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-        line["index"] = self.index
-        found = {**vars(self), "as": self.same, "sections": list(self.sections)}
-        return line | {key: found[key] for key in _KEYS[self.index]}
+        if self.same is not None:
+            return line | {"as": self.same}
+        ways = {"rows": self.live_rows, "columns": self.live_columns, "places": self.places}
+        line |= {key: way.to_list() for key, way in ways.items() if way.coding != "all"}
+        return line | {"values": self.values, "sections": list(self.sections)}
 
 
-def parse(line: Any, place: int) -> Entry:
+def whole(name: str, dtype: str, shape: tuple[int, ...], same: int | None = None) -> Entry:
+    """Return the entry of a tensor of which everything is stored, or of a copy."""
+    count, rows = math.prod(shape), shape[0] if shape else 1
+    all_rows, all_columns = Places("all", rows), Places("all", count // max(1, rows))
+    return Entry(name, dtype, shape, all_rows, all_columns, Places("all", count), same=same)
+
+
+def parse(line: Any, place: int, short: int) -> Entry:
     """Check a header's line as far as it goes without the sections.
 
     Args:
         line: parsed JSON.
         place: its place in the table.
+        short: planes of fewer bytes are joined.
 
     Raises:
         MalformedError: a key, type or number that cannot be.
     """
     need(isinstance(line, dict), "a tensor that is not described")
-    name, index, shape = line.get("name"), line.get("index"), line.get("shape")
+    name, shape, keys = line.get("name"), line.get("shape"), set(line)
     need(isinstance(name, str), "a tensor without a name")
-    need(isinstance(index, str) and index in _KEYS, f"an unknown index {index!r:.40}")
-    need(set(line) == {"name", "dtype", "shape", "index", *_KEYS[index]}, "unexpected keys")
+    need(keys == _COPY or _NEEDED <= keys <= _NEEDED | _CHOICES, "unexpected keys")
     need(isinstance(line["dtype"], str) and line["dtype"] in DTYPES, "an unknown type")
     need(isinstance(shape, list) and len(shape) <= 64, "a shape that is none")
-    count = math.prod(_number(line, size, LARGEST) for size in shape)
-    need(count <= LARGEST, "a tensor that is too large")
-    if index == "same":
-        other = _number(line, line["as"], place - 1)
-        return Entry(name, line["dtype"], tuple(shape), index, same=other)
-    values, sections = line["values"], line["sections"]
-    known = isinstance(values, str) and (values == "raw" or values in STORED)
-    need(known and (values == "raw" or line["dtype"] in FLOATS), "an unknown code of values")
-    need(isinstance(sections, list), "sections that are none")
-    kept = _number(line, line.get("kept", count), count)
-    rice, unary = _gaps(line, kept, count) if index == "gaps" else (0, 0)
-    entry = Entry(name, line["dtype"], tuple(shape), index, kept, rice, unary, values,
-                  tuple(_number(line, size, 2**62) for size in sections))  # fmt: skip
-    need(len(entry.sections) == len(entry.lengths()), "another number of sections")
+    sizes = tuple(_number(line, size, LARGEST) for size in shape)
+    need(math.prod(sizes) <= LARGEST, "a tensor that is too large")
+    if keys == _COPY:
+        return whole(name, line["dtype"], sizes, _number(line, line["as"], place - 1))
+    entry = _chosen(line, whole(name, line["dtype"], sizes))
+    need(len(entry.sections) == len(entry.own(short)), "another number of sections")
     return entry
 
 
-def _gaps(line: Mapping[str, Any], kept: int, count: int) -> tuple[int, int]:
-    """Check what bounds both streams: a 0 of the unary one stands for 2^rice weights, and the best
-    parameter is 0 or has kept · 2^rice < 2 count.
-    """
-    rice = _number(line, line["rice"], 31)
-    need(rice == 0 or kept << rice < 2 * count, "a parameter that is too large for its tensor")
-    unary = _number(line, line["unary"], kept + (count >> rice))
-    return rice, unary
+def _chosen(line: dict[str, Any], entry: Entry) -> Entry:
+    """Add codes, choices and sections to the entry of a whole tensor."""
+    values, sections = line["values"], line["sections"]
+    known = isinstance(values, str) and (values == "raw" or values in STORED)
+    need(known and (values == "raw" or entry.dtype in FLOATS), "an unknown code of values")
+    # The sizes of an empty tensor may be huge: nothing may be declared by row.
+    plain = values == "raw" and not _CHOICES & set(line)
+    need(plain or entry.count > 0, "a choice or a scale in an empty tensor")
+    need(isinstance(sections, list), "sections that are none")
+    rows, columns = entry.live_rows, entry.live_columns
+    if "rows" in line:
+        rows = places.parse(line["rows"], entry.rows)
+    if "columns" in line:
+        columns = places.parse(line["columns"], entry.width)
+    grid = rows.kept * columns.kept
+    found = places.parse(line["places"], grid) if "places" in line else Places("all", grid)
+    lengths = tuple(_number(line, size, 2**62) for size in sections)
+    return Entry(entry.name, entry.dtype, entry.shape, rows, columns, found, values, lengths)
 
 
-def _number(line: Mapping[str, Any], value: Any, highest: int) -> int:
+def _number(line: dict[str, Any], value: Any, highest: int) -> int:
     fits = type(value) is int and 0 <= value <= highest
     need(fits, f"a number out of range in {line['name']!r:.80}")
     return int(value)

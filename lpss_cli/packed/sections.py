@@ -9,9 +9,11 @@ from __future__ import annotations
 import zstandard
 
 from .bits import MalformedError, need
+from .vocabulary import VOCABULARY
 
 # Beyond this the slow search for repetitions is left out.
 _SEARCHED = 1 << 16
+_WORDS = zstandard.ZstdCompressionDict(VOCABULARY, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
 def store(data: bytes, compress: bool = True) -> bytes:
@@ -19,6 +21,13 @@ def store(data: bytes, compress: bool = True) -> bytes:
     if not compress or not data:
         return data
     return min([data, *(made.compress(data) for made in _compressors(len(data)))], key=len)
+
+
+def store_header(text: bytes, compress: bool = True) -> bytes:
+    """Return what the file holds of its header: as it is, or as a frame with the vocabulary."""
+    if not compress:
+        return text
+    return min(text, zstandard.ZstdCompressor(level=19, dict_data=_WORDS).compress(text), key=len)
 
 
 def _compressors(length: int) -> list[zstandard.ZstdCompressor]:
@@ -36,12 +45,21 @@ def _compressors(length: int) -> list[zstandard.ZstdCompressor]:
     ]
 
 
+def load_header(stored: bytes, length: int) -> bytes:
+    """Return the plain header; as ``load``."""
+    return _load(stored, length, zstandard.ZstdDecompressor(dict_data=_WORDS))
+
+
 def load(stored: bytes, length: int) -> bytes:
     """Return the plain string of ``length`` bytes; no more memory than that is taken.
 
     Raises:
         MalformedError: the stored string is longer, or no zstd frame of exactly that content.
     """
+    return _load(stored, length, zstandard.ZstdDecompressor())
+
+
+def _load(stored: bytes, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
     need(len(stored) <= length, "a section that is longer than its content")
     if len(stored) == length:
         return stored
@@ -49,9 +67,7 @@ def load(stored: bytes, length: int) -> bytes:
         # Asked first: the decompressor allocates what the frame declares.
         declared = zstandard.frame_content_size(stored)
         need(declared == length, f"a zstd frame of {declared} bytes instead of {length}")
-        plain = zstandard.ZstdDecompressor().decompress(
-            stored, max_output_size=length, allow_extra_data=False
-        )
+        plain = decompressor.decompress(stored, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise MalformedError(f"a broken zstd frame ({error})") from None
     need(len(plain) == length, "a zstd frame of another length than it declares")

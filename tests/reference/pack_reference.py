@@ -8,9 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
+from pathlib import Path
 
 import zstandard
+
+FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
+
+
+def vocabulary() -> bytes:
+    """The dictionary of headers, as the docs print it: lines that are joined."""
+    block = re.search(r"^## The vocabulary$.*?^```text\n(.*?)^```", FORMAT.read_text(), re.M | re.S)
+    assert block is not None
+    return block[1].replace("\n", "").encode()
 
 
 def read(data: bytes) -> tuple[dict, dict, dict[str, tuple[str, list[int], list]]]:
@@ -24,21 +35,41 @@ def read(data: bytes) -> tuple[dict, dict, dict[str, tuple[str, list[int], list]
     assert (version, reserved) == (1, 0)
     assert len(data) == 60 + stored + body_length
     assert hashlib.sha256(data[0:28] + data[60:]).digest() == data[28:60]
-    header = json.loads(_content(data[60 : 60 + stored], plain).decode("utf-8"))
+    header = json.loads(_header(data[60 : 60 + stored], plain).decode("utf-8"))
     place, tensors = 60 + stored, {}
+    own, shared = {}, {}
+    for line in header["tensors"]:
+        sections = []
+        for length in line.get("sections", []):
+            sections.append(data[place : place + length])
+            place += length
+        own[line["name"]] = sections
+        for kind, length in _kinds(line):
+            if length < header["short"]:
+                shared[kind] = shared.get(kind, 0) + length
+    assert len(shared) == len(header["joined"])
+    for kind, length in zip(shared, header["joined"], strict=True):
+        shared[kind] = _content(data[place : place + length], shared[kind])
+        place += length
+    assert set(data[place:]) <= {0}
     names = [line["name"] for line in header["tensors"]]
     for line in header["tensors"]:
-        if line["index"] == "same":
+        if "as" in line:
             dtype, shape, values = tensors[names[line["as"]]]
             tensors[line["name"]] = dtype, shape, list(values)
             continue
-        sections = []
-        for length in line["sections"]:
-            sections.append(data[place : place + length])
-            place += length
-        tensors[line["name"]] = line["dtype"], line["shape"], _tensor(line, sections)
-    assert set(data[place:]) <= {0}
+        values = _tensor(line, own[line["name"]], shared, header["short"])
+        tensors[line["name"]] = line["dtype"], line["shape"], values
     return header["meta"], header["about"], tensors
+
+
+def _header(stored: bytes, plain: int) -> bytes:
+    if len(stored) == plain:
+        return stored
+    words = zstandard.ZstdCompressionDict(vocabulary(), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    content = zstandard.ZstdDecompressor(dict_data=words).decompress(stored)
+    assert len(content) == plain
+    return content
 
 
 def _content(stored: bytes, plain: int) -> bytes:
@@ -54,50 +85,108 @@ def _bits(data: bytes) -> list[int]:
     return [(byte >> place) & 1 for byte in data for place in range(8)]
 
 
-def _tensor(line: dict, sections: list[bytes]) -> list:
-    n = math.prod(line["shape"])
+def _matrix(line: dict) -> tuple[int, int]:
+    """Rows and columns of the whole tensor."""
     rows = line["shape"][0] if line["shape"] else 1
-    if line["index"] == "gaps":
-        places = _places(line, sections)
-        sections = sections[2:]
-    elif line["index"] == "mask":
-        mask = _bits(_content(sections[0], (n + 7) // 8))[:n]
-        places = [i for i in range(n) if mask[i] == 1]
-        sections = sections[1:]
-    else:
-        places = list(range(n))
+    return rows, math.prod(line["shape"][1:])
+
+
+def _chosen(line: dict) -> tuple[int, int, int]:
+    """Live rows, live columns and stored values."""
+    rows, columns = _matrix(line)
+    rows = line["rows"][1] if "rows" in line else rows
+    columns = line["columns"][1] if "columns" in line else columns
+    return rows, columns, line["places"][1] if "places" in line else rows * columns
+
+
+def _kinds(line: dict) -> list[tuple]:
+    """What each plane is joined by, and its length: planes of the scales, then of the values."""
+    if "as" in line:
+        return []
+    rows, _, kept = _chosen(line)
+    of_type = line["dtype"] if line["values"] == "raw" else None
+    found = []
+    if line["values"].endswith("-rows"):
+        for byte in range(4):
+            found.append(((line["values"], of_type, "places" in line, "scale", byte), rows))
+    for byte in range(struct.calcsize("<" + _kind(line))):
+        found.append(((line["values"], of_type, "places" in line, "value", byte), kept))
+    return found
+
+
+def _tensor(line: dict, sections: list[bytes], shared: dict, short: int) -> list:
+    rows, columns = _matrix(line)
+    sections = list(sections)
+    live_rows = _choice(line.get("rows"), rows, sections)
+    live_columns = _choice(line.get("columns"), columns, sections)
+    inside = _choice(line.get("places"), len(live_rows) * len(live_columns), sections)
+    planes = []
+    for kind, length in _kinds(line):
+        if length < short:
+            planes.append(shared[kind][:length])
+            shared[kind] = shared[kind][length:]
+        else:
+            planes.append(_content(sections.pop(0), length))
+    assert not sections
     scales = None
     if line["values"].endswith("-rows"):
-        scales = _planes(sections[:4], rows, "f")
-        sections = sections[4:]
-    values = _planes(sections, len(places), _kind(line))
+        scales = _planes(planes[:4], len(live_rows), "f")
+        planes = planes[4:]
+    values = _planes(planes, len(inside), _kind(line))
     if line["values"] == "bf16" or (line["values"] == "raw" and line["dtype"] == "bfloat16"):
         values = [struct.unpack("<f", struct.pack("<I", value << 16))[0] for value in values]
-    tensor = [0] * n
-    for place, value in zip(places, values, strict=True):
+    tensor = [0] * (rows * columns)
+    for place, value in zip(inside, values, strict=True):
+        row, column = place // len(live_columns), place % len(live_columns)
         if scales is not None:
-            product = value * scales[place // (n // rows)]
+            product = value * scales[row]
             value = struct.unpack("<f", struct.pack("<f", product))[0]  # rounded to binary32
-        tensor[place] = value
+        tensor[live_rows[row] * columns + live_columns[column]] = value
     return tensor
 
 
-def _places(line: dict, sections: list[bytes]) -> list[int]:
-    unary = _bits(_content(sections[0], (line["unary"] + 7) // 8))
-    low = _bits(_content(sections[1], (line["kept"] * line["rice"] + 7) // 8))
-    places, at = [], 0
-    for i in range(line["kept"]):
+def _choice(line: list | None, count: int, sections: list[bytes]) -> list[int]:
+    """The chosen ones of ``count``; their sections are taken from the front."""
+    if line is None:
+        return list(range(count))
+    if line[0] == "mask":
+        mask = _bits(_content(sections.pop(0), (count + 7) // 8))
+        return [i for i in range(count) if mask[i] == 1]
+    gaps = _rice(line, sections) if line[0] == "gaps" else _bytes(line, sections)
+    assert len(gaps) == line[1]
+    places = []
+    for gap in gaps:
+        places.append((places[-1] + 1 if places else 0) + gap)
+    return places
+
+
+def _bytes(line: list, sections: list[bytes]) -> list[int]:
+    gaps, gap = [], 0
+    for byte in _content(sections.pop(0), line[2]):
+        gap += byte
+        if byte < 255:
+            gaps.append(gap)
+            gap = 0
+    return gaps
+
+
+def _rice(line: list, sections: list[bytes]) -> list[int]:
+    _, kept, rice, length = line
+    unary = _bits(_content(sections.pop(0), (length + 7) // 8))
+    low = _bits(_content(sections.pop(0), (kept * rice + 7) // 8))
+    gaps, at = [], 0
+    for i in range(kept):
         quotient = 0
         while unary[at] == 0:
             quotient += 1
             at += 1
         at += 1
-        gap = quotient << line["rice"]
-        for bit in range(line["rice"]):
-            gap += low[i * line["rice"] + bit] << bit
-        places.append((places[-1] + 1 if places else 0) + gap)
-    assert at == line["unary"]
-    return places
+        gap = quotient << rice
+        for bit in range(rice):
+            gap += low[i * rice + bit] << bit
+        gaps.append(gap)
+    assert at == length
+    return gaps
 
 
 def _kind(line: dict) -> str:
@@ -110,6 +199,5 @@ def _kind(line: dict) -> str:
     }[line["dtype"]]  # fmt: skip
 
 
-def _planes(sections: list[bytes], count: int, kind: str) -> list:
-    parts = [_content(section, count) for section in sections]
+def _planes(parts: list[bytes], count: int, kind: str) -> list:
     return [struct.unpack("<" + kind, bytes(part[i] for part in parts))[0] for i in range(count)]
