@@ -45,7 +45,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.pending: int | None = None
-        self._deferred = False
+        self._deferred = self._closed = False
 
     def defer(self) -> None:
         """Let the first signal from now on wait in ``pending``; the second one does not."""
@@ -61,6 +61,10 @@ class Interrupts:
         if self.pending is not None:
             raise SignalledError(self.pending)
 
+    def close(self) -> None:
+        """Take no further signal: what is left to do is short."""
+        self._closed = True
+
     def arrive(self, number: int, _frame: FrameType | None = None) -> None:
         """Take a signal, as its handler.
 
@@ -68,7 +72,7 @@ class Interrupts:
             SignalledError: it need not wait.
         """
         first, self.pending = self.pending is None, number
-        if not (self._deferred and first):
+        if not (self._closed or (self._deferred and first)):
             raise SignalledError(number)
 
 
@@ -127,9 +131,12 @@ def kill_children() -> None:
 
     Those that read data ignore signals, and Python's own end would wait for them.
     """
-    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-        # PyTorch's handler would raise an error for every reader that is killed.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    main = threading.current_thread() is threading.main_thread()
+    posix = hasattr(signal, "SIGCHLD")
+    # PyTorch's handler would raise an error for every reader that is killed.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main and posix else None
     for child in multiprocessing.active_children():
         child.kill()
         child.join(timeout=5.0)
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)

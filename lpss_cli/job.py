@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from lpss_cli import artifact, engine, manifest, randomness, resuming, threads, trial
 from lpss_cli.data import Data
+from lpss_cli.errors import StoppedError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_space
 from lpss_cli.generations import Generations
-from lpss_cli.interrupts import Interrupts, SignalledError, listening
+from lpss_cli.interrupts import Interrupts, SignalledError, kill_children, listening
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
 from lpss_cli.outcome import Outcome
@@ -76,6 +77,7 @@ class Job:
 
     def _run(self, model: nn.Module, device: torch.device) -> Outcome:
         data = self.data
+        randomness.seed(self.settings.seed)  # for data that draw numbers when they are read
         needed = artifact.size(model.state_dict()) * (1 + self.request.keep_init)
         check_space(self.request.out, needed)
         saved = Generations(self.request.out)
@@ -117,8 +119,12 @@ class Job:
                 meta = {**self._record(state), "metrics": metrics, "seconds": seconds}
                 artifact.save(request.out, dict(model.state_dict()), meta, init)
                 saved.remove()
-            except SignalledError as signalled:
-                raise keeper.at_once(signalled.number) from None
+            except (SignalledError, StoppedError) as stop:
+                interrupts.close()
+                kill_children()  # a reader that hangs would keep the process from its end
+                if isinstance(stop, StoppedError):
+                    raise
+                raise keeper.at_once(stop.number) from None
         written, primary = report(request.out), data.task.primary
         return Outcome(written, primary, before, after, part, seconds, cut)
 
@@ -134,7 +140,6 @@ class Job:
         if begun is not None:
             earlier = begun["epoch_seconds"] + sum(e["seconds"] for e in begun["history"])
         began = time.perf_counter()
-        randomness.seed(self.settings.seed)
         state = engine.run(
             model,
             self.data,

@@ -113,7 +113,8 @@ def test_without_resume_a_run_starts_from_the_beginning_and_says_so():
         (
             {"epochs": 5, "seed": 4, "options": {"p": ("1.2",), "lr": 0.03}},
             r"epochs was 4 there and is 5 here; seed was 3 there and is 4 here; "
-            r"method\.lr was 0\.05 there and is 0\.03 here; method\.p was \[\] there and is \['1\.2'\] here$",
+            r"method\.lr was 0\.05 there and is 0\.03 here; "
+            r"method\.p was \[\] there and is \['1\.2'\] here$",
         ),
         ({"seed": 4}, "seed was 3 there and is 4 here"),
         ({"arch": "mlp:64-20-10"}, "arch was 'mlp:64-300-100-10' there and is 'mlp:64-20-10' here"),
