@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import signal
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lpss_cli import interrupts
 from lpss_cli import method as methods
-from lpss_cli.errors import InputError, RunError
+from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.files import replacing
+from lpss_cli.measuring import measure
 from lpss_cli.request import Request, check
 from lpss_cli.targets import check_sparsity
 
@@ -91,10 +93,26 @@ def compare(
 
     Raises:
         InputError: the folder holds another comparison, or something does not exist or fit.
+        StoppedError: a signal came; finished runs are kept.
     """
     check(request)
     folder.mkdir(parents=True, exist_ok=True)
     store = _Store(folder / "results.json", _identity(request))
+    with interrupts.listening():
+        try:
+            return _rows(what, request, store, note)
+        except interrupts.SignalledError as signalled:
+            raise StoppedError(
+                f"interrupted by {signal.Signals(signalled.number).name}: "
+                f"{store.finished} finished runs are in {store.path}",
+                f"go on with: {request.command}",
+                signalled.number,
+            ) from None
+
+
+def _rows(
+    what: Comparison, request: Request, store: _Store, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
     rows = []
     for name, sparsity in what.cells():
         options = _chosen(what, request, name, store, note) if what.tune else {}
@@ -165,7 +183,7 @@ class _Store:
     """Finished runs by their label, on disk after each."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self._path = path
+        self.path = path
         self._content: dict[str, Any] = {"of": identity, "runs": {}}
         if path.exists():
             try:
@@ -180,19 +198,37 @@ class _Store:
                     f"{path} is of another network, data or budget", "give another --out-dir"
                 )
 
+    @property
+    def finished(self) -> int:
+        """How many runs are on disk."""
+        return len(self._content["runs"])
+
     def get(self, label: str, request: Request, note: Callable[[str], None]) -> dict[str, Any]:
         """Return a run's result; run it first if it is missing."""
         runs: dict[str, dict[str, Any]] = self._content["runs"]
         if label not in runs:
             # A fresh process: a peak of memory cannot be lowered again.
             spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                runs[label] = pool.submit(measure, request).result()
-            with replacing(self._path) as temporary:
+            follow = interrupts.follow_parent
+            with ProcessPoolExecutor(1, mp_context=spawn, initializer=follow) as pool:
+                runs[label] = _result(pool, request)
+            with replacing(self.path) as temporary:
                 temporary.write_text(json.dumps(self._content, indent=1) + "\n")
             result = runs[label]
             note(f"{label}: " + (result.get("failed") or f"{result['metric']:.4f}"))
         return runs[label]
+
+
+def _result(pool: ProcessPoolExecutor, request: Request) -> dict[str, Any]:
+    """Measure in the pool's process; whatever ends the wait for it ends that process too."""
+    # Signals are left to this process, from the other one's birth on.
+    with interrupts.blocked():
+        future = pool.submit(measure, request)
+    try:
+        return future.result()
+    except interrupts.SignalledError:
+        interrupts.kill_children()
+        raise
 
 
 def _identity(request: Request) -> dict[str, Any]:
@@ -202,44 +238,3 @@ def _identity(request: Request) -> dict[str, Any]:
         "skip": list(request.skip),
         "data_overrides": {k: str(v) for k, v in request.data_overrides.items() if k != "data_dir"},
     }
-
-
-def measure(request: Request) -> dict[str, Any]:
-    """Train once, in this process, and return what is compared; a diverged run says so."""
-    from lpss_cli import jobs
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            outcome = jobs.train(replace(request, out=Path(folder) / "model.pt"))
-        except RunError as error:
-            return {"failed": error.what}
-    report, primary = outcome.report, outcome.primary
-    higher = report.meta.get("higher_is_better", True)
-    value = outcome.after[primary]
-    seconds = [epoch["seconds"] for epoch in report.meta["history"]]
-    return {
-        "primary": primary,
-        "metric": value,
-        "score": value if higher else -value,
-        "zeros": report.zeros,
-        "prunable": report.weights,
-        "hoyer": report.hoyer,
-        "seconds_per_epoch": statistics.median(seconds) if seconds else None,
-        "peak_bytes": peak_bytes(),
-    }
-
-
-def peak_bytes() -> int | None:
-    """Return the most memory this process has held: on the GPU where one was used, else in RAM."""
-    import sys
-
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli import compute
+from lpss_cli import compute, randomness
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -94,7 +94,8 @@ def run(
     watcher.on_start(state)
     if state.total_steps == 0:
         _exact_cut(state, method, watcher)
-    while state.step < state.total_steps:
+    # By epochs: a state saved after the last step of one has its end still before it.
+    while state.epoch * state.steps_per_epoch < state.total_steps:
         _epoch(state, method, watcher)
     _finish(state)
     compute.contiguous(model)
@@ -183,16 +184,16 @@ def _inherit_zeros(run: RunState, watcher: Watcher) -> None:
 
 
 def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
-    done = run.step - run.epoch * run.steps_per_epoch
-    began = time.perf_counter()
+    began = time.perf_counter() - run.epoch_seconds
     run.model.train()
-    for x, y in islice(run.batches(run.epoch), done, None):
+    for x, y in _remaining(run):
         run.loss_sum += _step(run, method, x, y)
         _topology(run, method, watcher)
+        run.epoch_seconds = time.perf_counter() - began
         watcher.on_step(run)
         if run.step % _LOSS_CHECK == 0:
-            _check_loss(run)
-    _check_loss(run)
+            check_loss(run)
+    check_loss(run)
     run.epoch += 1
     run.history.append(
         {
@@ -204,7 +205,25 @@ def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
         }
     )
     run.loss_sum.zero_()
+    run.epoch_seconds = 0.0
     watcher.on_epoch(run)
+
+
+def _remaining(run: RunState) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the batches of the present epoch that are still to come.
+
+    A data set may draw from the generators of this process while it is read, so what a resumed run
+    passes over is read again, and leaves them where the last step did.
+    """
+    done = run.step - run.epoch * run.steps_per_epoch
+    if done == run.steps_per_epoch:
+        return iter(())
+    batches = run.batches(run.epoch)
+    if done:
+        with randomness.kept(run.device):
+            for _ in islice(batches, done):
+                pass
+    return batches
 
 
 def _hoyer(run: RunState) -> float:
@@ -248,13 +267,13 @@ def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
     elif run.step < run.cut_step:
         sparsity = method.sparsity_at(run)
         if sparsity is not None and zero_count(run.total, sparsity) > 0:
-            _check_loss(run)
+            check_loss(run)
             run.prune_to(sparsity, method.scores(run), method.config.ranking)
             method.on_cut(run)
 
 
 def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
-    _check_loss(run)
+    check_loss(run)
     watcher.on_cut(run)
     wanted = zero_count(run.total, run.sparsity)
     if run.masked != wanted:  # a method of constant sparsity is there already
@@ -286,7 +305,12 @@ def recalibrate_norms(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]
     model.train(training)
 
 
-def _check_loss(run: RunState) -> None:
+def check_loss(run: RunState) -> None:
+    """Refuse to go on from a loss that is no number.
+
+    Raises:
+        RunError: the sum of the present epoch's losses is not finite.
+    """
     total = float(run.loss_sum)
     if not math.isfinite(total):
         raise RunError(

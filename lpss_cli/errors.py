@@ -36,6 +36,24 @@ class RunError(LpssError, RuntimeError):
     """The request was fine and the run failed: NaN loss, an export that differs (exit code 1)."""
 
 
+class StoppedError(LpssError):
+    """A signal ended the run (exit code 128 + its number, as a shell has it).
+
+    Args:
+        what: one line that says which signal, and when.
+        do: one line that says how to go on.
+        signal: its number.
+    """
+
+    def __init__(self, what: str, do: str = "", signal: int = 2) -> None:
+        super().__init__(what, do)
+        self.signal = signal
+        self.exit_code = 128 + signal
+
+    def __reduce__(self) -> tuple[type[LpssError], tuple[str, str, int]]:  # type: ignore[override]
+        return type(self), (self.what, self.do, self.signal)
+
+
 def one_line(error: BaseException) -> str:
     """``Class: message`` on one line, for the first line of an error."""
     text = " ".join(str(error).split())

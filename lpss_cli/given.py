@@ -30,6 +30,7 @@ _REQUEST: dict[str, Any] = {
     "precision": str,
     "skip": list[str],
     "holdout": float,
+    "checkpoint_steps": int,
 }
 _DATA: dict[str, Any] = {
     "data_dir": str,

@@ -10,57 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, manifest, resuming, threads
+from lpss_cli import artifact, engine, manifest, randomness, resuming, threads, trial
 from lpss_cli.data import Data
-from lpss_cli.errors import InputError, LpssError, one_line
+from lpss_cli.errors import StoppedError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_space
+from lpss_cli.generations import Generations
+from lpss_cli.interrupts import Interrupts, SignalledError, kill_children, listening
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
-from lpss_cli.reporting import Report, report
+from lpss_cli.outcome import Outcome
+from lpss_cli.reporting import report
 from lpss_cli.request import Request, device_of, preprocessing_notes
 from lpss_cli.state import RunState
 from lpss_cli.watching import Relay, Watcher
 
 # An accuracy this far below the checkpoint's own claim means other data or preprocessing.
 _CLAIM_TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training job gave.
-
-    Attributes:
-        report: the written artefact, read back and measured.
-        primary: name of the metric that counts.
-        before: metrics of the input on the same data; None when trained from scratch.
-        before_cut: metrics just before an exact cut that ends the training (GSM's), after which
-            nothing can recover; None where training goes on.
-        after: metrics of the result.
-        measured_on: ``test`` or ``holdout``.
-        seconds: wall time of the training loop, earlier parts of a resumed run included.
-    """
-
-    report: Report
-    primary: str
-    before: dict[str, float] | None
-    after: dict[str, float]
-    measured_on: str
-    seconds: float
-    before_cut: dict[str, float] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers for JSON."""
-        return {
-            "out": self.report.path,
-            "primary_metric": self.primary,
-            "measured_on": self.measured_on,
-            "before": self.before,
-            "before_cut": self.before_cut,
-            "after": self.after,
-            "seconds": self.seconds,
-            "report": self.report.to_dict(),
-        }
+# Saved with an unfinished run: once the cut is made it cannot be measured again.
+_CUT = "before_cut"
 
 
 class JobWatcher(Watcher):
@@ -73,14 +41,13 @@ class JobWatcher(Watcher):
 class _CutMeter(Relay):
     """Measures the network before a cut that ends the training."""
 
-    def __init__(self, inner: Watcher, measure: Callable[[], dict[str, float]]) -> None:
-        super().__init__(inner)
-        self._measure = measure
-        self.metrics: dict[str, float] | None = None
+    def __init__(self, keeper: resuming.Keeper, measure: Callable[[], dict[str, float]]) -> None:
+        super().__init__(keeper)
+        self._measure, self._measured = measure, keeper.record.measured
 
     def on_cut(self, run: RunState) -> None:
         if 0 < run.step == run.total_steps and run.sparsity > run.start_sparsity:
-            self.metrics = self._measure()
+            self._measured[_CUT] = self._measure()
         super().on_cut(run)
 
 
@@ -103,17 +70,21 @@ class Job:
     def run(self, model: nn.Module) -> Outcome:
         """Measure, train, measure again and write the artefact."""
         device = device_of(self.request.device)
-        flops = self._try(model) * self.settings.batch_size
+        flops = trial.flops(model, self.data, self.arch) * self.settings.batch_size
         count = self.request.threads or threads.suitable(flops)
         with threads.limited(count):
             return self._run(model, device)
 
     def _run(self, model: nn.Module, device: torch.device) -> Outcome:
         data = self.data
+        randomness.seed(self.settings.seed)  # for data that draw numbers when they are read
         needed = artifact.size(model.state_dict()) * (1 + self.request.keep_init)
         check_space(self.request.out, needed)
-        partial, identity = resuming.partial_of(self.request.out), self._identity()
-        saved = resuming.find(partial, identity, self.request.resume, self.watcher.on_note)
+        saved = Generations(self.request.out)
+        record = resuming.Record(self._identity(), resuming.circumstances(device))
+        begun = resuming.find(
+            saved, record, self.request.resume, self.watcher.on_note, self.watcher.on_warning
+        )
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
         for text in preprocessing_notes(data):
             self.watcher.on_note(text)
@@ -127,22 +98,58 @@ class Job:
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
         init = self._init(model)
-        earlier = sum(epoch["seconds"] for epoch in saved["history"]) if saved else 0.0
-        keeper = resuming.Keeper(partial, identity, self.watcher)
+        request = self.request
+        with listening() as interrupts:
+            keeper = resuming.Keeper(
+                saved,
+                record,
+                self.watcher,
+                interrupts,
+                every=request.checkpoint_steps,
+                command=request.command,
+            )
+            try:
+                state, seconds = self._train(model, device, _CutMeter(keeper, measure), begun)
+                after = _measured(state, keeper, interrupts, measure)
+                cut, part = (
+                    record.measured.get(_CUT),
+                    "test" if request.holdout is None else "holdout",
+                )
+                metrics = {"on": part, "before": before, _CUT: cut, "after": after}
+                meta = {**self._record(state), "metrics": metrics, "seconds": seconds}
+                artifact.save(request.out, dict(model.state_dict()), meta, init)
+                saved.remove()
+            except (SignalledError, StoppedError) as stop:
+                interrupts.close()
+                kill_children()  # a reader that hangs would keep the process from its end
+                if isinstance(stop, StoppedError):
+                    raise
+                raise keeper.at_once(stop.number) from None
+        written, primary = report(request.out), data.task.primary
+        return Outcome(written, primary, before, after, part, seconds, cut)
+
+    def _train(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        watcher: Watcher,
+        begun: Mapping[str, Any] | None,
+    ) -> tuple[RunState, float]:
+        """Train; return the finished run and its seconds, those before a resumption included."""
+        earlier = 0.0
+        if begun is not None:
+            earlier = begun["epoch_seconds"] + sum(e["seconds"] for e in begun["history"])
         began = time.perf_counter()
-        meter = _CutMeter(keeper, measure)
         state = engine.run(
-            model, data, self.method, self.settings, device=device, watcher=meter, resume=saved
+            model,
+            self.data,
+            self.method,
+            self.settings,
+            device=device,
+            watcher=watcher,
+            resume=begun,
         )
-        seconds = earlier + time.perf_counter() - began
-        after = measure()
-        part = "test" if self.request.holdout is None else "holdout"
-        measured = {"on": part, "before": before, "before_cut": meter.metrics, "after": after}
-        meta = {**self._record(state), "metrics": measured, "seconds": seconds}
-        artifact.save(self.request.out, dict(model.state_dict()), meta, init)
-        partial.unlink(missing_ok=True)
-        written, primary = report(self.request.out), data.task.primary
-        return Outcome(written, primary, before, after, part, seconds, meter.metrics)
+        return state, earlier + time.perf_counter() - began
 
     def _init(self, model: nn.Module) -> dict[str, Tensor] | None:
         """Return what the network began from, where it is to be kept: the source's own first."""
@@ -164,39 +171,9 @@ class Job:
             "data": self.data.name,
             "data fingerprint": self.data.fingerprint,
             "source": self.source and self.source.sha256,
+            **{f"notes.{k}": v for k, v in self.notes.items()},
             **{f"{group}{k}": v for group, vs in groups.items() for k, v in _plain(vs).items()},
         }
-
-    def _try(self, model: nn.Module) -> float:
-        """Try two examples, and return the work of one.
-
-        Raises:
-            InputError: the network does not take the data.
-        """
-        x, y = next(iter(self.data.train.batches(2)))
-        try:
-            flops = threads.forward_flops(model, x)
-            with torch.no_grad():
-                self.data.task.loss(model.eval()(x), y)
-            self._check_outputs(model(x))
-        except LpssError:
-            raise
-        except Exception as error:  # whatever a user's network raises
-            raise InputError(
-                f"{self.arch} does not take inputs of shape {tuple(x.shape[1:])}: "
-                f"{one_line(error)}",
-                "give an --arch and --data that fit",
-            ) from error
-        finally:
-            model.train()
-        return flops
-
-    def _check_outputs(self, outputs: Tensor) -> None:
-        if self.data.task.name == "classification" and outputs.shape[-1] < self.data.outputs:
-            raise InputError(
-                f"{self.arch} has {outputs.shape[-1]} outputs for {self.data.outputs} classes",
-                "give the last layer one output per class",
-            )
 
     def _check_claim(self, before: Mapping[str, float]) -> None:
         """Call out an input that measures far below what its own record says."""
@@ -247,3 +224,23 @@ class Job:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _measured(
+    state: RunState,
+    keeper: resuming.Keeper,
+    interrupts: Interrupts,
+    measure: Callable[[], dict[str, float]],
+) -> dict[str, float]:
+    """Measure the finished run; a signal saves its state instead.
+
+    Measuring may take long and changes nothing, so it is not waited for. What follows is short.
+    """
+    try:
+        interrupts.release()
+        after = measure()
+        interrupts.defer()
+    except SignalledError as signalled:
+        interrupts.defer()
+        keeper.stop(state, signalled.number)
+    return after

@@ -11,9 +11,11 @@ from lpss_cli import models
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import output
-from lpss_cli.job import Job, JobWatcher, Outcome
+from lpss_cli.generations import paths_of
+from lpss_cli.job import Job, JobWatcher
 from lpss_cli.loading import read, refuse_not_finite
 from lpss_cli.method import make
+from lpss_cli.outcome import Outcome
 from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import (
@@ -26,7 +28,6 @@ from lpss_cli.request import (
     restore,
     settings_for,
 )
-from lpss_cli.resuming import partial_of
 from lpss_cli.targets import check_sparsity
 from lpss_cli.weights import prunable
 
@@ -41,7 +42,7 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
     check(request)
     sparsity = check_sparsity(request.sparsity or 0.0)
     method = make(request.method or ("lpss" if sparsity else "dense"), request.options)
-    with output(request.out, partial_of(request.out), force=request.force):
+    with output(request.out, *paths_of(request.out), force=request.force):
         data = load_data(request)
         arch = models.resolve(request.arch, data.input_shape, data.outputs)
         torch.manual_seed(request.seed)
@@ -65,7 +66,7 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     sparsity = check_sparsity(0.9 if request.sparsity is None else request.sparsity)
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
-    with output(request.out, partial_of(request.out), force=request.force):
+    with output(request.out, *paths_of(request.out), force=request.force):
         model, arch, data = restore(checkpoint, request)
         for note in checkpoint.notes:
             watcher.on_note(note)

@@ -46,6 +46,7 @@ class Request:
         keep_init: store the weights that training starts from, for tickets.
         force: replace an existing output.
         resume: go on with a killed run of the same request, if there is one.
+        checkpoint_steps: save the state every so many steps too; None is at ends of epochs alone.
         trust_pickle: unpickle arbitrary objects.
         command: the command line, for the record.
     """
@@ -68,6 +69,7 @@ class Request:
     keep_init: bool = False
     force: bool = False
     resume: bool = False
+    checkpoint_steps: int | None = None
     trust_pickle: bool = False
     command: str = ""
 
@@ -93,14 +95,15 @@ def check(request: Request) -> None:
     """Refuse numbers that cannot be, before any work.
 
     Raises:
-        InputError: an impossible batch size, seed, number of epochs or of threads, or a device
-            that is not there.
+        InputError: an impossible batch size, seed, number of epochs, of threads or of steps, or a
+            device that is not there.
     """
     limits = {
         "batch_size": (1, None),
         "epochs": (0, None),
         "seed": (0, 2**63 - 1),
         "threads": (1, LARGEST),
+        "checkpoint_steps": (1, None),
     }
     for name, (low, high) in limits.items():
         value = getattr(request, name)

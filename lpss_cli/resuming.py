@@ -1,112 +1,211 @@
-"""Going on with a killed run: its state beside the artefact, in ``OUT.partial``.
+"""Going on with an unfinished run: what its saved state must fit, and when it is saved.
 
-The file holds ``{"identity": {...}, "state": RunState.state_dict()}``. The identity is everything
-that decides the run's bits, so that a run never goes on as another one.
+A saved state holds the run's *identity*, everything that decides its bits, so that a run never goes
+on as another one; its *circumstances*, which may change the bits too and are warned of; the state
+itself, and what was measured on the way.
 """
 
 from __future__ import annotations
 
+import shlex
+import signal
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 
-from lpss_cli import torchfile
-from lpss_cli.errors import InputError, one_line
-from lpss_cli.files import replacing
-from lpss_cli.snapshot import read_whole
+from lpss_cli import artifact
+from lpss_cli.engine import check_loss
+from lpss_cli.errors import InputError, StoppedError, one_line
+from lpss_cli.generations import Generations
+from lpss_cli.interrupts import Interrupts
 from lpss_cli.state import RunState
 from lpss_cli.watching import Relay, Watcher
 
 #: Seconds between two saves at least; what a killed run loses at most, to the end of an epoch.
 SAVE_EVERY = 30.0
 _DO = "give the options of the killed run, or leave --resume out to start from the beginning"
+# Characters of a value that are shown.
+_LONGEST = 80
 
 
-def partial_of(out: Path) -> Path:
-    """``model.pt`` -> ``model.pt.partial``."""
-    return out.with_name(out.name + ".partial")
+@dataclass
+class Record:
+    """What is saved beside a run's state.
+
+    Attributes:
+        identity: what the run is; plain containers.
+        circumstances: what else may change its bits: versions, threads, device.
+        measured: what was measured on the way and cannot be measured again.
+    """
+
+    identity: Mapping[str, Any]
+    circumstances: Mapping[str, str]
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+def circumstances(device: torch.device) -> dict[str, str]:
+    """Return what decides a run's bits beside its options: versions, threads, processors."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {**artifact.versions(), "cpu": torch.backends.cpu.get_cpu_capability(), "device": name}
 
 
 def find(
-    path: Path, identity: Mapping[str, Any], wanted: bool, note: Callable[[str], None]
+    saved: Generations,
+    record: Record,
+    wanted: bool,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """Return the state to go on from, None for the beginning; say what is done and why.
 
     Args:
-        path: where a killed run would have left its state.
-        identity: what the run is.
+        saved: where a killed run would have left its state.
+        record: of the run; takes what the killed one had measured.
         wanted: go on with a killed run.
         note: takes what a person should know.
+        warn: takes what may be wrong.
 
     Raises:
-        InputError: the file is broken, or of another run.
+        InputError: nothing that was saved is whole, or it is of another run.
     """
     if not wanted:
-        if path.exists():
+        for path in saved.found[:1]:
             note(f"{path} is of a killed run: --resume would go on with it")
         return None
-    if not path.exists():
-        note(f"there is no {path}: starting from the beginning")
+    if not saved.found:
+        note(f"there is no {saved.newest}: starting from the beginning")
         return None
-    state = read(path, identity)
-    note(f"going on from {path}, after epoch {state['epoch']}")
-    return state
-
-
-def read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the saved state of the run that ``identity`` describes.
-
-    Raises:
-        InputError: the file is broken, or of another run; the first difference is named.
-    """
+    path, content = saved.read(warn)
     try:
-        content = torchfile.load(path, read_whole(path))
-        saved, state = dict(content["identity"]), dict(content["state"])
-    except Exception as error:  # whatever a broken file makes torch.load raise
-        raise InputError(
-            f"{path} cannot be read: {one_line(error)[:200]}",
-            "remove it, or leave --resume out to start from the beginning",
-        ) from error
-    for name in {**identity, **saved}:
-        then, now = saved.get(name), identity.get(name)
-        if then != now:
-            raise InputError(
-                f"{path} is of another run: {name} was {then!r} there and is {now!r} here", _DO
-            )
+        differences = _differences(content["identity"], record.identity)
+        changes = _differences(content["circumstances"], record.circumstances)
+        state, measured = dict(content["state"]), dict(content["measured"])
+        done = f"{state['step']:,} steps, {state['epoch']:,} epochs"
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}", _DO) from None
+    if differences:
+        raise InputError(f"{path} is of another run: {'; '.join(differences)}", _DO)
+    if changes:
+        warn(f"{path}: {'; '.join(changes)}; so the result will not be the same to the last bit")
+    record.measured.update(measured)
+    note(f"going on from {path}, after {done}")
     return state
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say every entry in which two mappings differ."""
+
+    def shown(values: Mapping[str, Any], name: str) -> str:
+        text = repr(values[name]) if name in values else "not given"
+        return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+    return [
+        f"{name} was {shown(then, name)} there and is {shown(now, name)} here"
+        for name in {**now, **then}
+        if name not in then or name not in now or then[name] != now[name]
+    ]
+
+
+def resume_command(command: str) -> str:
+    """Return a command line with ``--resume`` in it."""
+    words = shlex.split(command)
+    if "--resume" not in words:
+        # What follows a bare -- is no option.
+        words.insert(words.index("--") if "--" in words else len(words), "--resume")
+    return shlex.join(words)
 
 
 class Keeper(Relay):
-    """Saves a run at the ends of its epochs.
+    """Saves a run at the ends of its epochs, every so many steps, and when a signal stops it.
 
     Args:
-        path: where to save to.
-        identity: what the run is; plain containers.
+        saved: where to save to.
+        record: what is saved beside the state.
         inner: sees everything first.
+        interrupts: asked after every step.
+        every: steps between two saves; None: at ends of epochs alone.
+        command: the run's command line.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], inner: Watcher) -> None:
+    def __init__(
+        self,
+        saved: Generations,
+        record: Record,
+        inner: Watcher,
+        interrupts: Interrupts,
+        *,
+        every: int | None = None,
+        command: str = "",
+    ) -> None:
         super().__init__(inner)
-        self._path = path
-        self._identity = dict(identity)
-        self._saved = time.monotonic()
+        self.record = record
+        self._saved, self._interrupts = saved, interrupts
+        self._every, self._command = every, command
+        self._started = False
+        self._last = time.monotonic()
+
+    def on_start(self, run: RunState) -> None:
+        """Pass it on; from here on there is something to keep."""
+        super().on_start(run)
+        self._started = True
+        self._interrupts.defer()
+
+    def on_step(self, run: RunState) -> None:
+        """Pass it on; save if it is time, and stop if a signal has come."""
+        super().on_step(run)
+        if self._interrupts.pending is not None:
+            self.stop(run, self._interrupts.pending)
+        if self._every and run.step % self._every == 0 and run.step < run.total_steps:
+            self._try(run)
 
     def on_epoch(self, run: RunState) -> None:
         """Pass it on, then save if it is time; after the last epoch the artefact follows."""
         super().on_epoch(run)
-        due = time.monotonic() - self._saved >= SAVE_EVERY
-        if not due or run.step >= run.total_steps:
-            return
+        if time.monotonic() - self._last >= SAVE_EVERY and run.step < run.total_steps:
+            self._try(run)
+
+    def stop(self, run: RunState, number: int) -> NoReturn:
+        """Save the run between two steps, and end it.
+
+        Raises:
+            StoppedError: always; it says how to go on.
+            RunError: the loss is not finite.
+        """
+        where = f"after step {run.step:,} of {run.total_steps:,}"
+        if self._try(run):
+            where += f": its state is in {self._saved.newest}"
+        raise self._stopped(number, where)
+
+    def at_once(self, number: int) -> StoppedError:
+        """Return the error of a signal that nothing was saved for."""
+        where = "a second time, at once" if self._started else "before the first step"
+        return self._stopped(number, where)
+
+    def _stopped(self, number: int, where: str) -> StoppedError:
+        """Return the error that says which signal came, and how to go on from what was saved."""
+        path = self._saved.kept
+        do = f"go on with: {resume_command(self._command)}" if path else "nothing was saved"
+        return StoppedError(f"interrupted by {signal.Signals(number).name} {where}", do, number)
+
+    def _try(self, run: RunState) -> bool:
+        """Save, and say whether that worked: a full disk is no reason to stop a good run."""
+        check_loss(run)
+        record = self.record
         try:
-            with replacing(self._path) as temporary:
-                torch.save({"identity": self._identity, "state": run.state_dict()}, temporary)
-        except (
-            OSError,
-            RuntimeError,
-            InputError,
-        ) as error:  # a full disk is no reason to stop a good run
-            self.on_warning(f"{self._path} could not be saved: {one_line(error)}")
-        self._saved = time.monotonic()
+            self._saved.write(
+                {
+                    "identity": dict(record.identity),
+                    "circumstances": dict(record.circumstances),
+                    "measured": record.measured,
+                    "state": run.state_dict(),
+                }
+            )
+        except (OSError, RuntimeError, InputError) as error:
+            self.on_warning(f"{self._saved.newest} could not be saved: {one_line(error)}")
+            return False
+        finally:
+            self._last = time.monotonic()
+        return True

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lpss_cli import optimizerstate, randomness
 from lpss_cli.masks import Masks, select
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
+
+# What is saved and restored as it is.
+_PLAIN = (
+    "step", "epoch", "sparsity", "start_sparsity", "memory", "facts", "history", "epoch_seconds",
+)  # fmt: skip
 
 
 class RunState:
@@ -38,6 +44,7 @@ class RunState:
         notes: lines about what the method chose by itself, for people and for the record.
         history: one record per finished epoch: loss, sparsity, seconds.
         loss_sum: sum of the losses of the present epoch's steps, on the model's device.
+        epoch_seconds: time that the present epoch's finished steps took.
         rng: the generator of random masks, shared by all processes of a run.
         batches: training batches of an epoch, for methods that look at data in ``prepare``.
         loss: loss of outputs and targets.
@@ -78,11 +85,17 @@ class RunState:
         self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.candidates}
         self.notes: list[str] = []
         self.history: list[dict[str, float]] = []
-        self.loss_sum = torch.zeros((), device=next(model.parameters()).device)
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.epoch_seconds = 0.0
         self.rng = torch.Generator().manual_seed(seed)
         self.batches = batches
         self.loss = loss
         self._any_masked = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def progress(self) -> float:
@@ -180,33 +193,39 @@ class RunState:
         """Everything that decides how the run goes on, as plain containers and tensors."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizerstate.by_name(self.optimizer, self.model),
             "masks": self.masks,
-            "step": self.step,
-            "epoch": self.epoch,
-            "sparsity": self.sparsity,
-            "start_sparsity": self.start_sparsity,
-            "memory": self.memory,
-            "facts": self.facts,
-            "history": self.history,
             "loss_sum": self.loss_sum,
+            **{key: getattr(self, key) for key in _PLAIN},
             "rng": self.rng.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "randomness": randomness.state(self.device),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state of the same run; the optimizer must exist already."""
+        """Go back to a saved state of the same run; the optimizer must exist already.
+
+        All tensors go to the model's device, wherever they were saved from.
+        """
         state = copy.deepcopy(dict(state))  # it stays the caller's
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for key in ("step", "epoch", "sparsity", "start_sparsity", "memory", "facts", "history"):
-            setattr(self, key, state[key])
+        optimizerstate.restore(self.optimizer, self.model, state["optimizer"])
+        for key in _PLAIN:
+            setattr(self, key, moved(state[key], self.device))
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
         self._any_masked = self.masked > 0
         self.loss_sum.copy_(state["loss_sum"])
         self.rng.set_state(state["rng"])
-        torch.set_rng_state(state["torch_rng"])
-        for device, saved in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(saved, device)
+        randomness.restore(state["randomness"], self.device)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Return nested containers with every tensor in them on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(part, device) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [moved(part, device) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    return value

@@ -8,7 +8,6 @@ per-layer counts, trained the same way, tells what the mask is worth.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +20,13 @@ from lpss_cli import amenable, models
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_writable, output
-from lpss_cli.job import Job, JobWatcher, Outcome
+from lpss_cli.generations import Generations, paths_of
+from lpss_cli.job import Job, JobWatcher
 from lpss_cli.loading import Checkpoint, load_into, read
 from lpss_cli.method import make
+from lpss_cli.outcome import Outcome, outcome_of
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import TRAIN_BUDGET, Request, check, device_of, restore, settings_for
-from lpss_cli.resuming import partial_of
 
 STARTS = ("rewind", "centroids", "random")
 
@@ -85,7 +85,12 @@ def ticket(
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for note in checkpoint.notes:
         watcher.on_note(note)
-    with output(request.out, partial_of(request.out), force=request.force):
+    second = _control_of(request.out)
+    # Stopped in its second training, a ticket has its output already.
+    halfway = request.resume and request.out.exists() and bool(Generations(second).found)
+    begun = halfway or (request.resume and bool(Generations(request.out).found))
+    held = (*paths_of(request.out), second, *paths_of(second))
+    with output(request.out, *held, force=request.force or halfway):
         trained, arch, data = restore(checkpoint, request)
         parameters = dict(trained.named_parameters())  # a record may name buffers too
         weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
@@ -100,27 +105,51 @@ def ticket(
         # Not the stream the source itself began from, or random would be rewind.
         torch.manual_seed(request.seed + (start == "random"))
         fresh = models.build(arch, data.input_shape, data.outputs)
-        stored = _begin(fresh, start, checkpoint, weights, arch, request)
+        stored = _begin(fresh, start, checkpoint, weights, arch, request, begun)
         began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
         # Without its record: the start is not what the checkpoint's metrics speak of.
         anonymous = replace(checkpoint, meta={})
         job = Job(request, watcher, arch, data, method, settings, anonymous, {"ticket": start})
-        outcome = job.run(fresh)
+        outcome = _finished(request.out, checkpoint, start) if halfway else job.run(fresh)
         after = None
         if control:
             fresh.load_state_dict(began)
-            after = _control(job, fresh, weights)
+            after = _control(job, fresh, weights, second)
         size = stored.stat().st_size if stored else None
         return Ticket(start, source, outcome, after, str(stored) if stored else None, size)
 
 
-def _control(job: Job, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, float]:
+def _control_of(out: Path) -> Path:
+    """``ticket.pt`` -> ``ticket.pt.control``: what the random mask gave, removed when measured."""
+    return out.with_name(out.name + ".control")
+
+
+def _finished(out: Path, checkpoint: Checkpoint, start: str) -> Outcome:
+    """Return what the first training gave before the second one was stopped.
+
+    Raises:
+        InputError: the output is another's.
+    """
+    outcome = outcome_of(out)
+    source = outcome.report.meta.get("source") or {}
+    if source.get("sha256") != checkpoint.sha256 or outcome.report.meta.get("ticket") != start:
+        raise InputError(
+            f"{out} is no ticket of {checkpoint.path} from the start {start!r}",
+            "leave --resume out to start from the beginning, or choose another --out",
+        )
+    return outcome
+
+
+def _control(
+    job: Job, model: nn.Module, weights: Mapping[str, Tensor], out: Path
+) -> dict[str, float]:
     """Train a random mask of the same counts from the same start; return its metrics."""
     job.watcher.on_note("the same again with a random mask of the same counts")
     _shuffle(model, weights, job.request.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        request = replace(job.request, out=Path(folder) / "control.pt", resume=False)
-        return replace(job, request=request, notes={}).run(model).after
+    notes = {**job.notes, "control": True}
+    after = replace(job, request=replace(job.request, out=out), notes=notes).run(model).after
+    out.unlink()
+    return after
 
 
 @torch.no_grad()
@@ -131,14 +160,19 @@ def _begin(
     weights: Mapping[str, Tensor],
     arch: str,
     request: Request,
+    begun: bool,
 ) -> Path | None:
-    """Put a fresh network at the start, masked; return the file of an amenable one."""
+    """Put a fresh network at the start, masked; return the file of an amenable one.
+
+    A ticket that was begun before has that file already.
+    """
     if start == "centroids":
         path = request.out.with_suffix(".init.safetensors")
-        check_writable(path, force=request.force)
-        keys = ("arch", "input_shape", "outputs", "data", "preprocessing", "classes", "task")
-        meta = {key: checkpoint.meta[key] for key in keys if key in checkpoint.meta}
-        amenable.save(path, amenable.derive(weights, {"arch": arch, **meta}))
+        if not (begun and path.exists()):
+            check_writable(path, force=request.force)
+            keys = ("arch", "input_shape", "outputs", "data", "preprocessing", "classes", "task")
+            meta = {key: checkpoint.meta[key] for key in keys if key in checkpoint.meta}
+            amenable.save(path, amenable.derive(weights, {"arch": arch, **meta}))
         amenable.load(path).apply(model)  # from the file: what is on disk is what is trained
         return path
     if start == "rewind":

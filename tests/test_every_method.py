@@ -111,7 +111,7 @@ class Recorder(Watcher):
             self.saved = copy.deepcopy(run.state_dict())
 
 
-@pytest.mark.parametrize("step", [1, 8, 11, 16, 21])
+@pytest.mark.parametrize("step", [1, 8, 11, 16, 21, 24])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name, step):
     straight, recorder = network(), Recorder(step)
     first = train(name, straight, watcher=recorder)

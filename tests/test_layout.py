@@ -23,11 +23,12 @@ TIERS = (
     " described torchpickle torchfile safetensorsfile manifest record kinds"
     " threads topology imports rules compute exponents"
     " prediction amenable fading watching packed sizes"
+    " interrupts randomness optimizerstate generations"
     " channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
     "artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob doctor oneshot",
+    " exportjob doctor oneshot outcome trial measuring",
     "cli",
     "__init__ __main__",
 )

@@ -1,17 +1,13 @@
 """A killed run goes on to the same bits; another run's state is refused."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from lpss_cli import jobs, loading, resuming
+from lpss_cli import artifact, jobs, loading, resuming
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.generations import paths_of
 from lpss_cli.job import JobWatcher
 from lpss_cli.request import Request
 
@@ -75,7 +71,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(method):
     assert not Path("a.pt").exists()
     watcher = Killer()
     outcome = jobs.train(ask("a.pt", **more, resume=True), watcher)
-    assert "going on from a.pt.partial, after epoch 2" in watcher.notes
+    assert "going on from a.pt.partial, after 22 steps, 2 epochs" in watcher.notes
     assert watcher.epochs == 2
     assert_same_bits("straight.pt", "a.pt")
     assert sorted(p.name for p in Path().iterdir()) == ["a.pt", "straight.pt"]
@@ -113,7 +109,13 @@ def test_without_resume_a_run_starts_from_the_beginning_and_says_so():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"epochs": 5}, "epochs was 4 there and is 5 here"),
+        ({"epochs": 5}, "epochs was 4 there and is 5 here$"),
+        (
+            {"epochs": 5, "seed": 4, "options": {"p": ("1.2",), "lr": 0.03}},
+            r"epochs was 4 there and is 5 here; seed was 3 there and is 4 here; "
+            r"method\.lr was 0\.05 there and is 0\.03 here; "
+            r"method\.p was \[\] there and is \['1\.2'\] here$",
+        ),
         ({"seed": 4}, "seed was 3 there and is 4 here"),
         ({"arch": "mlp:64-20-10"}, "arch was 'mlp:64-300-100-10' there and is 'mlp:64-20-10' here"),
         ({"method": "gmp"}, "method was 'lpss' there and is 'gmp' here"),
@@ -126,7 +128,7 @@ def test_without_resume_a_run_starts_from_the_beginning_and_says_so():
     ],
     ids=str,
 )
-def test_the_state_of_another_run_is_refused_with_the_first_difference(more, said):
+def test_the_state_of_another_run_is_refused_with_every_difference(more, said):
     killed(lambda watcher: jobs.train(ask("a.pt", sparsity=0.5), watcher))
     before = Path("a.pt.partial").read_bytes()
     with pytest.raises(InputError, match=f"of another run: {said}") as error:
@@ -163,7 +165,7 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(monkeypatch):
     def full(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("lpss_cli.resuming.replacing", full)
+    monkeypatch.setattr("lpss_cli.generations.replacing", full)
     watcher = Killer()
     jobs.train(ask("a.pt"), watcher)
     assert watcher.epochs == 4
@@ -178,21 +180,89 @@ def test_a_diverged_run_leaves_its_last_good_state():
     assert Path("a.pt.partial").read_bytes() == before
 
 
-def test_a_run_killed_by_the_system_goes_on(tmp_path):
-    """A real SIGKILL: whatever moment it hits, what is there is whole."""
-    code = (
-        "import sys; from lpss_cli import resuming; resuming.SAVE_EVERY = 0.0\n"
-        "from lpss_cli.cli import app; sys.argv[0] = 'lpss'; app.main()"
-    )
-    command = ["train", "--epochs", "400", "--batch-size", "64", "--out", "a.pt"]
-    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while not Path("a.pt.partial").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not Path("a.pt").exists()
-    state = torch.load("a.pt.partial", weights_only=True)["state"]
-    assert 1 <= state["epoch"] < 400
+def flip(path, part=0.5):
+    whole = bytearray(path.read_bytes())
+    whole[int(len(whole) * part)] ^= 1
+    path.write_bytes(whole)
+
+
+def test_a_damaged_newest_state_falls_back_to_the_previous_one():
+    jobs.train(ask("straight.pt"))
+    killed(lambda watcher: jobs.train(ask("a.pt"), watcher))
+    newest, previous = paths_of(Path("a.pt"))
+    for damage in (flip, lambda path: path.write_bytes(path.read_bytes()[:-100])):
+        damage(newest)
+        watcher = Killer(35)
+        with pytest.raises(KilledError):  # saved after epoch 3, in place of the damaged one
+            jobs.train(ask("a.pt", resume=True), watcher)
+        assert watcher.warnings[0].startswith("a.pt.partial cannot be read: ")
+        assert watcher.warnings[0].endswith("; a.pt.partial.old takes its place")
+        assert "going on from a.pt.partial.old, after 11 steps, 1 epochs" in watcher.notes
+        assert torch.load(newest, weights_only=True)["state"]["epoch"] == 3
+        assert torch.load(previous, weights_only=True)["state"]["epoch"] == 2
+        killed(lambda watcher: jobs.train(ask("a.pt"), watcher))  # the same two again
+    newest.unlink()
+    jobs.train(ask("a.pt", resume=True))
+    assert_same_bits("straight.pt", "a.pt")
+    assert not newest.exists()
+    assert not previous.exists()
+
+
+def test_two_damaged_states_are_refused():
+    killed(lambda watcher: jobs.train(ask("a.pt"), watcher))
+    for path in paths_of(Path("a.pt")):
+        flip(path)
+    said = r"^a\.pt\.partial cannot be read: .*, and a\.pt\.partial\.old cannot be read: "
+    with pytest.raises(InputError, match=said) as error:
+        jobs.train(ask("a.pt", resume=True))
+    assert "remove a.pt.partial and a.pt.partial.old" in error.value.do
+
+
+def test_other_versions_threads_and_devices_are_warned_of(monkeypatch):
+    killed(lambda watcher: jobs.train(ask("a.pt"), watcher))
+    others = {**artifact.versions(), "torch": "2.0", "threads": "7"}
+    monkeypatch.setattr(artifact, "versions", lambda: others)
+    watcher = Killer()
+    jobs.train(ask("a.pt", resume=True), watcher)
+    (text,) = watcher.warnings
+    assert "torch was" in text
+    assert "is '2.0' here" in text
+    assert "is '7' here; so the result will not be the same to the last bit" in text
+
+
+def test_states_are_saved_every_so_many_steps(monkeypatch):
+    monkeypatch.setattr(resuming, "SAVE_EVERY", 1000.0)
+    killed(lambda watcher: jobs.train(ask("a.pt", checkpoint_steps=7), watcher))
+    steps = [torch.load(p, weights_only=True)["state"]["step"] for p in paths_of(Path("a.pt"))]
+    assert steps == [28, 21]
+    jobs.train(ask("straight.pt"))
+    jobs.train(ask("a.pt", checkpoint_steps=5, resume=True))
+    assert_same_bits("straight.pt", "a.pt")
+    with pytest.raises(InputError, match="--checkpoint-steps 0 is out of range"):
+        jobs.train(ask("b.pt", checkpoint_steps=0))
+
+
+def test_the_time_before_a_resumption_counts():
+    killed(lambda watcher: jobs.train(ask("a.pt", checkpoint_steps=1), watcher))
+    path = Path("a.pt.partial")
+    state = torch.load(path, weights_only=True)["state"]
+    assert state["step"] == 29
+    assert state["epoch_seconds"] > 0
+    before = state["epoch_seconds"] + sum(epoch["seconds"] for epoch in state["history"])
+    outcome = jobs.train(ask("a.pt", resume=True))
+    history = loading.read(Path("a.pt")).meta["history"]
+    assert history[2]["seconds"] > state["epoch_seconds"]
+    assert outcome.seconds > before
+
+
+@pytest.mark.parametrize(
+    ("typed", "resumed"),
+    [
+        ("lpss train", "lpss train --resume"),
+        ("lpss train --resume --out a.pt", "lpss train --resume --out a.pt"),
+        ("lpss sparsify -- -a.pt", "lpss sparsify --resume -- -a.pt"),
+        ("lpss train --out 'a b.pt'", "lpss train --out 'a b.pt' --resume"),
+    ],
+)
+def test_the_command_to_go_on_is_the_typed_one_with_resume(typed, resumed):
+    assert resuming.resume_command(typed) == resumed

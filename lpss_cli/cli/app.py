@@ -11,7 +11,7 @@ import typer
 from lpss_cli.cli import options as o
 from lpss_cli.cli.flags import with_options
 from lpss_cli.cli.out import Out
-from lpss_cli.errors import InputError, LpssError
+from lpss_cli.errors import InputError, LpssError, StoppedError
 
 app = typer.Typer(
     name="lpss",
@@ -448,19 +448,23 @@ def doctor(values: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with its code: 0, 1 (run), 2 (input) or 130 (Ctrl-C)."""
+    """Run the command line and exit with its code: 0, 1 (run), 2 (input), 128 + a signal's number.
+
+    So 130 is Ctrl-C.
+    """
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False)
         if code == 130:  # how the parser passes a Ctrl-C on
             raise KeyboardInterrupt
     except LpssError as error:
-        if debug:
+        # A signal is no failure to be looked into.
+        if debug and not isinstance(error, StoppedError):
             raise
         _out.error(error.what, error.do)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _out.error("interrupted", "no file was written")
+        _out.error("interrupted", "nothing was saved")
         code = 130
     except BrokenPipeError:  # `lpss report | head`
         sys.stderr.close()

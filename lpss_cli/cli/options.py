@@ -189,6 +189,14 @@ Recipe = Annotated[
 Resume = Annotated[
     bool, option("--resume", help="Go on with a killed run, from OUT.partial.", panel=_RUN)
 ]
+CheckpointSteps = Annotated[
+    int | None,
+    option(
+        "--checkpoint-steps",
+        help="Save OUT.partial every so many steps too. Default: at ends of epochs, 30 s apart.",
+        panel=_RUN,
+    ),
+]
 
 
 #: Groups of options by parameter name, in the order of the help: (type, default).
@@ -206,6 +214,7 @@ TRAINING: dict[str, tuple[Any, Any]] = {
 RUN: dict[str, tuple[Any, Any]] = {
     "recipe": (Recipe, None),
     "resume": (Resume, False),
+    "checkpoint_steps": (CheckpointSteps, None),
     "keep_init": (KeepInit, False),
 }
 DATA: dict[str, tuple[Any, Any]] = {
@@ -225,7 +234,7 @@ DATA: dict[str, tuple[Any, Any]] = {
 #: The options of a training whose target and method are settled.
 BUDGET: dict[str, tuple[Any, Any]] = {
     name: kind for name, kind in TRAINING.items() if name not in ("sparsity", "method", "skip")
-} | {"resume": RUN["resume"]}
+} | {name: RUN[name] for name in ("resume", "checkpoint_steps")}
 #: What all runs of a comparison share.
 SHARED: dict[str, tuple[Any, Any]] = {
     name: TRAINING[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import sys
 from typing import Any
 
@@ -11,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from lpss_cli import interrupts
 from lpss_cli.errors import InputError, LpssError, one_line
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def worker_context() -> str | None:
@@ -26,14 +23,13 @@ def worker_context() -> str | None:
 
 
 def worker_init(_worker: int) -> None:
-    """Leave Ctrl-C to the parent, and die with it.
+    """Leave signals to the parent, and die with it.
 
-    Without the first, every worker prints its own traceback; without the second, a killed run
-    leaves processes that hold memory and files (torch notices only after seconds, when idle).
+    Without the first, every worker prints its own traceback and fails the step that is to be
+    finished; without the second, a killed run leaves processes that hold memory and files (torch
+    notices only after seconds, when idle).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    interrupts.follow_parent()
 
 
 class Guarded:

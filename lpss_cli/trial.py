@@ -1,0 +1,47 @@
+"""Two examples through a network before any training: whether they fit, and what they cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lpss_cli import threads
+from lpss_cli.data import Data
+from lpss_cli.errors import InputError, LpssError, one_line
+
+
+def flops(model: nn.Module, data: Data, arch: str) -> float:
+    """Try two examples, and return the floating-point operations of one.
+
+    Args:
+        model: left in training mode.
+        data: only the training part is touched.
+        arch: names the network in messages.
+
+    Raises:
+        InputError: the network does not take the data, or has too few outputs.
+    """
+    x, y = next(iter(data.train.batches(2)))
+    try:
+        count = threads.forward_flops(model, x)
+        with torch.no_grad():
+            data.task.loss(model.eval()(x), y)
+        _check_outputs(model(x), data, arch)
+    except LpssError:
+        raise
+    except Exception as error:  # whatever a user's network raises
+        raise InputError(
+            f"{arch} does not take inputs of shape {tuple(x.shape[1:])}: {one_line(error)}",
+            "give an --arch and --data that fit",
+        ) from error
+    finally:
+        model.train()
+    return count
+
+
+def _check_outputs(outputs: Tensor, data: Data, arch: str) -> None:
+    if data.task.name == "classification" and outputs.shape[-1] < data.outputs:
+        raise InputError(
+            f"{arch} has {outputs.shape[-1]} outputs for {data.outputs} classes",
+            "give the last layer one output per class",
+        )
