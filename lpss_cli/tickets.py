@@ -86,7 +86,7 @@ def ticket(
     for note in checkpoint.notes:
         watcher.on_note(note)
     with output(request.out, partial_of(request.out), force=request.force):
-        trained, arch, data = restore(checkpoint, request)
+        trained, arch, data = restore(checkpoint, request, watcher.on_note)
         parameters = dict(trained.named_parameters())  # a record may name buffers too
         weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
         total = sum(w.numel() for w in weights.values())
