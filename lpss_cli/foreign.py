@@ -14,7 +14,7 @@ from lpss_cli.loading import Checkpoint
 from lpss_cli.models import mlp_widths, zoo
 from lpss_cli.models.published import View, view
 from lpss_cli.models.templates import Fit
-from lpss_cli.recognising import fit_of, recognise
+from lpss_cli.recognising import fit_of, plural, recognise
 
 Note = Callable[[str], None]
 #: A network may be evaluated on images a little larger than the crop: the usual ratio.
@@ -110,7 +110,7 @@ def check_data(fit: Fit, data: Data, checkpoint: Checkpoint) -> None:
     if data.outputs != fit.outputs:
         theirs = f"{data.outputs} classes" if data.classes else f"{data.outputs} targets"
         raise InputError(
-            f"{path} ends in {fit.outputs} outputs, and {data.name} has {theirs}",
+            f"{path} ends in {plural(fit.outputs, 'output')}, and {data.name} has {theirs}",
             "give the data it was trained on (the order of the classes counts too), or replace its "
             "last layer first",
         )
@@ -123,8 +123,8 @@ def check_data(fit: Fit, data: Data, checkpoint: Checkpoint) -> None:
         return  # what takes images says so when it is built
     if shape[0] != fit.channels:
         raise InputError(
-            f"{path} takes images of {fit.channels} channels, and those of {data.name} have "
-            f"{shape[0]}",
+            f"{path} takes images of {plural(fit.channels, 'channel')}, and those of {data.name} "
+            f"have {shape[0]}",
             "give the data it was trained on",
         )
     if fit.side is not None and shape[1:] != (fit.side, fit.side):

@@ -44,9 +44,9 @@ class Recognised:
     def note(self) -> str:
         """Say what was found, how sure it is, and how to choose otherwise."""
         first, *others = self.fits
-        facts = [f"all {len(self.shapes)} names and shapes fit", _plural(first.outputs, "output")]
+        facts = [f"all {len(self.shapes)} names and shapes fit", plural(first.outputs, "output")]
         if first.channels:
-            facts.append(f"images of {_plural(first.channels, 'channel')}")
+            facts.append(f"images of {plural(first.channels, 'channel')}")
         if first.side:
             facts.append(f"{first.side}x{first.side} pixels")
         text = f"recognised as {first.arch}: {', '.join(facts)}"
@@ -150,5 +150,6 @@ def _some(differences: list[str]) -> str:
     return ", ".join(differences[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _plural(count: int | None, word: str) -> str:
+def plural(count: int, word: str) -> str:
+    """Return ``1 output``, ``2 outputs`` for words that take an s."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
