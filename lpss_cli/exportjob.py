@@ -144,7 +144,7 @@ def _restored(
     if not {"onnx", "pack"} & set(formats):
         return None
     try:
-        return restore(checkpoint, request)
+        return restore(checkpoint, request, watcher.on_note)
     except InputError as error:
         if "onnx" in formats or request.arch or request.data:
             raise

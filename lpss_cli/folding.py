@@ -11,10 +11,16 @@ from torch.linalg import vector_norm
 #: What DistributedDataParallel and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 _COMPILED = "_orig_mod."
+#: Names that published weights of torchvision still have, and what the networks call them now.
+_FORMER = (
+    (re.compile(r"(.*\bdenselayer\d+\.(?:norm|conv))\.([12]\.\w+)"), r"\1\2"),
+    (re.compile(r"(.*\bencoder_layer_\d+\.mlp)\.linear_1\.(\w+)"), r"\1.0.\2"),
+    (re.compile(r"(.*\bencoder_layer_\d+\.mlp)\.linear_2\.(\w+)"), r"\1.3.\2"),
+)
 
 
 def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Strip wrappers' prefixes and fold prune masks and weight norms.
+    """Strip wrappers' prefixes, update names, and fold prune masks and weight norms.
 
     Returns:
         The bare network's state_dict, and a note for people on each thing that was done.
@@ -29,6 +35,10 @@ def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     if len(bare) == len(state) and list(bare) != list(state):
         state = bare
         notes.append(f"stripped {_COMPILED!r} within names")
+    current = {_current(name): tensor for name, tensor in state.items()}
+    if len(current) == len(state) and list(current) != list(state):
+        state = current
+        notes.append("renamed what torchvision calls otherwise now")
     folded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         target, value = _entry(name, tensor, state)
@@ -38,6 +48,14 @@ def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
             notes.append(f"folded {target}")
         folded[target] = value
     return folded, notes
+
+
+def _current(name: str) -> str:
+    """Return the name that torchvision's networks use now."""
+    for former, now in _FORMER:
+        if match := former.fullmatch(name):
+            return match.expand(now)
+    return name
 
 
 def _entry(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lpss_cli import models
+from lpss_cli import foreign, models
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import output
@@ -67,24 +68,33 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     with output(request.out, *paths_of(request.out), force=request.force):
-        model, arch, data = restore(checkpoint, request)
         for note in checkpoint.notes:
             watcher.on_note(note)
+        model, arch, data = restore(checkpoint, request, watcher.on_note)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
         job = Job(request, watcher, arch, data, method, settings, checkpoint)
         return job.run(model)
 
 
-def plan_for(path: Path | None, request: Request, hoyer: float | None = None) -> Plan:
+def plan_for(
+    path: Path | None,
+    request: Request,
+    hoyer: float | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Plan a sparse training of a checkpoint, or of the network ``request.arch``.
 
-    Neither the data nor, for a checkpoint, the network's code is needed.
+    Neither the data nor, for a checkpoint, the network's code is needed. ``note`` is told what
+    was found out about the file.
 
     Raises:
         InputError: something asked for does not exist or fit.
     """
     if path is not None:
-        source, weights = str(path), weights_of(read(path, trust_pickle=request.trust_pickle))
+        checkpoint = read(path, trust_pickle=request.trust_pickle)
+        for text in (*checkpoint.notes, *foreign.introduce(checkpoint)):
+            note(text)
+        source, weights = str(path), weights_of(checkpoint)
         refuse_not_finite({name: weight.tensor for name, weight in weights.items()}, path)
     else:
         source, network = _untrained(request)
@@ -124,9 +134,10 @@ def evaluate_file(
     Raises:
         InputError: the file or the data do not exist or fit.
     """
+    watcher = watcher or JobWatcher()
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for note in checkpoint.notes:
-        (watcher or JobWatcher()).on_note(note)
-    model, _, data = restore(checkpoint, request)
+        watcher.on_note(note)
+    model, _, data = restore(checkpoint, request, watcher.on_note)
     metrics = evaluate(model, data.test, data.task, device=device_of(request.device))
     return data.task.primary, metrics

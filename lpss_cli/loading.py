@@ -16,6 +16,7 @@ from torch import Tensor, nn, strided
 from lpss_cli import kinds, manifest, record, safetensorsfile, torchfile
 from lpss_cli.errors import InputError
 from lpss_cli.folding import WRAPPERS, fold
+from lpss_cli.models.zoo import without_auxiliary
 from lpss_cli.packed import MAGIC, MalformedError, unpack
 from lpss_cli.snapshot import read_whole
 from lpss_cli.weights import not_finite
@@ -166,10 +167,13 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
             or values that are not finite.
     """
     own = model.state_dict()
-    theirs = _with_own_prefix(checkpoint.state_dict, own)
+    theirs = without_auxiliary(arch, _with_own_prefix(checkpoint.state_dict, own))
     refuse_misfits(own, theirs, checkpoint.path, arch)
     refuse_not_finite(theirs, checkpoint.path)
-    model.load_state_dict(theirs)
+    # Into the network's own: it knows the versions of its modules, and counters that a file of an
+    # older PyTorch does not have.
+    own.update(theirs)
+    model.load_state_dict(own)
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], path: Path) -> None:
@@ -195,7 +199,8 @@ def refuse_misfits(
     Raises:
         InputError: names, shapes or kinds of numbers differ; with the first few of them.
     """
-    problems = [f"{n} is missing" for n in own if n not in theirs]
+    counter = ".num_batches_tracked"  # older PyTorch did not count, and nothing needs it
+    problems = [f"{n} is missing" for n in own if n not in theirs and not n.endswith(counter)]
     problems += [f"{n} is unknown" for n in theirs if n not in own]
     both = [n for n in own if n in theirs]
     problems += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpss_cli import artifact, engine, models
+from lpss_cli import artifact, engine, foreign, models
 from lpss_cli.compute import PRECISIONS
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
@@ -130,14 +130,31 @@ def preprocessing_notes(data: Data) -> list[str]:
     return [f"inputs are standardised by mean/std {few}{more}; --mean and --std change that"]
 
 
-def restore(checkpoint: Checkpoint, request: Request) -> tuple[nn.Module, str, Data]:
+def restore(
+    checkpoint: Checkpoint, request: Request, note: Callable[[str], None] = lambda _: None
+) -> tuple[nn.Module, str, Data]:
     """Return the checkpoint's network with its weights, the network's spec, and its data.
+
+    Args:
+        checkpoint: ours, or one of other origin: its network is recognised, if nobody typed it.
+        request: what was typed.
+        note: told what was found out or assumed.
 
     Raises:
         InputError: the network or the data are unknown, or do not fit the weights.
     """
-    arch = artifact.arch_of(checkpoint, request.arch)
-    data = load_data(request, checkpoint)
+    fit = None
+    if checkpoint.meta:
+        arch = artifact.arch_of(checkpoint, request.arch)
+        spec = data_spec(request, checkpoint)
+    else:
+        arch, fit = foreign.identify(checkpoint, request.arch, note)
+        # A network of other origin has seen its arrays as they are.
+        spec = data_spec(request, checkpoint).unstandardised()
+        spec = foreign.as_published(spec, checkpoint, arch, fit, note)
+    data = _loaded(spec, request)
+    if fit is not None:
+        foreign.check_data(fit, data, checkpoint)
     arch = models.resolve(arch, data.input_shape, data.outputs)
     # The networks of torchvision and timm are as large as their names say, no larger.
     if request.arch is None and not arch.startswith(("torchvision:", "timm:")):
@@ -167,11 +184,25 @@ def _try_without_memory(arch: str, data: Data, checkpoint: Checkpoint) -> None:
     refuse_misfits(model.state_dict(), checkpoint.state_dict, checkpoint.path, arch)
 
 
-def load_data(request: Request, checkpoint: Checkpoint | None = None) -> Data:
-    """Load the data that was typed, else the checkpoint's own, else digits for a new network.
+def load_data(request: Request) -> Data:
+    """Load the data that was typed for a new network, else digits.
 
     Raises:
-        InputError: nobody said which data, they cannot be loaded, or they are code from a file.
+        InputError: they cannot be loaded.
+    """
+    return _loaded(data_spec(request), request)
+
+
+def _loaded(spec: DataSpec, request: Request) -> Data:
+    data = load(spec)
+    return data if request.holdout is None else data.holdout(request.holdout, request.seed)
+
+
+def data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpec:
+    """Return the data that was typed, else the checkpoint's own, else digits for a new network.
+
+    Raises:
+        InputError: nobody said which data, or they are code from a file.
     """
     own = checkpoint.meta.get("data") if checkpoint else {"name": "digits"}
     stored = dict(own) if isinstance(own, Mapping) else {}
@@ -187,12 +218,9 @@ def load_data(request: Request, checkpoint: Checkpoint | None = None) -> Data:
             f"pass --data {stored['name']} if you trust it",
         )
     _look_beside(stored, checkpoint)
-    spec = DataSpec.from_dict({**stored, **request.data_overrides})
-    if checkpoint and not checkpoint.meta:
-        # A network of other origin has seen its arrays as they are.
-        spec = spec.unstandardised()
-    data = load(spec)
-    return data if request.holdout is None else data.holdout(request.holdout, request.seed)
+    if "image_size" in request.data_overrides:
+        stored.pop("resize", None)  # belongs to the size that was stored
+    return DataSpec.from_dict({**stored, **request.data_overrides})
 
 
 def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:

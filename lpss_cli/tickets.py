@@ -91,7 +91,7 @@ def ticket(
     begun = halfway or (request.resume and bool(Generations(request.out).found))
     held = (*paths_of(request.out), second, *paths_of(second))
     with output(request.out, *held, force=request.force or halfway):
-        trained, arch, data = restore(checkpoint, request)
+        trained, arch, data = restore(checkpoint, request, watcher.on_note)
         parameters = dict(trained.named_parameters())  # a record may name buffers too
         weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
         total = sum(w.numel() for w in weights.values())

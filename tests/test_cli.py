@@ -391,7 +391,7 @@ def test_a_pack_without_its_data_is_proved_by_its_tensors(sparse_model):
     torch.save(state, "bare.pt")
     code, out, err = lpss("export", "bare.pt", "--format", "pack,safetensors")
     assert code == 0
-    assert "outputs are not compared: bare.pt does not say which network" in err
+    assert "outputs are not compared: bare.pt does not say which data" in err
     assert "accuracy" not in out
     args = ("export", "bare.pt", "--format", "pack", "--force", "--arch", "lenet300")
     refused(lpss(*args), "", "")  # what was typed must be right

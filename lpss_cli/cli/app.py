@@ -189,6 +189,7 @@ def report(
     """Count zeros and measure Hoyer sparsity, layer by layer."""
     from lpss_cli.cli import views
     from lpss_cli.files import check_writable
+    from lpss_cli.foreign import introduce
     from lpss_cli.loading import read
     from lpss_cli.reporting import report as measure
 
@@ -199,8 +200,9 @@ def report(
         check_writable(html, force=values["force"], option="--html")
     paths = files or [_input(None, printer)]
     checkpoints = [read(path, trust_pickle=values["trust_pickle"]) for path in paths]
-    for text in (text for checkpoint in checkpoints for text in checkpoint.notes):
-        printer.note(text)
+    for checkpoint in checkpoints:
+        for text in (*checkpoint.notes, *introduce(checkpoint)):
+            printer.note(text)
     reports = [measure(checkpoint) for checkpoint in checkpoints]
     if html is not None:
         from lpss_cli import pages
@@ -238,7 +240,7 @@ def plan(
 
     printer = _printer(values)
     path = _input(file, printer) if file or not values["arch"] else None
-    result = plan_for(path, _request(values, Path(), chosen, {}), hoyer)
+    result = plan_for(path, _request(values, Path(), chosen, {}), hoyer, printer.note)
     printer.show(plan_table(result, printer.width))
     printer.note("Hoyer: without any pruning; 'Hoyer then': with all but the kept weights zero")
     printer.document(result.to_dict())

@@ -51,7 +51,7 @@ Arch = Annotated[
     option(
         "--arch",
         help=f"Network: {', '.join(NETWORKS)}, mlp:A-B-C, torchvision:NAME, timm:NAME, "
-        "file.py:factory. Default: the checkpoint's own; mlp for new ones.",
+        "file.py:factory. Default: the checkpoint's own, else recognised; mlp for new ones.",
         panel=_DATA,
     ),
 ]

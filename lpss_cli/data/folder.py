@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,19 +25,46 @@ _IMAGENET_STD: Numbers = (0.229, 0.224, 0.225)
 _DO = "make it train/CLASS/image.png and val/CLASS/image.png"
 
 
+@dataclass(frozen=True)
+class View:
+    """From an image of any size to what the network sees: resize, crop the centre, normalise.
+
+    Attributes:
+        size: side of the square output in pixels.
+        resize: what the shorter side is resized to before, with antialiasing.
+        interpolation: ``bilinear`` or ``bicubic``.
+        mean, std: per channel, of values in [0, 1].
+    """
+
+    size: int
+    resize: int
+    interpolation: str
+    mean: Numbers
+    std: Numbers
+
+    @classmethod
+    def of(cls, spec: DataSpec) -> View:
+        """Complete a specification with the usual evaluation view of ImageNet."""
+        size = spec.image_size or 224
+        return cls(
+            size,
+            spec.resize or round(size * 256 / 224),
+            spec.interpolation or "bilinear",
+            per_channel(spec.mean or _IMAGENET_MEAN, 3, "mean"),
+            per_channel(spec.std or _IMAGENET_STD, 3, "std"),
+        )
+
+
 class ImageFiles:
     """Image files as a map-style dataset.
 
     Args:
         samples: (path, class index) of each image.
-        size: side of the square output in pixels. The shorter side is resized to 256/224 of
-            it, then the centre is cropped: the usual evaluation view.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
+        view: what is done to each image.
     """
 
-    def __init__(self, samples: list[tuple[str, int]], size: int, mean: Numbers, std: Numbers):
-        self.samples, self.size, self.mean, self.std = samples, size, mean, std
+    def __init__(self, samples: list[tuple[str, int]], view: View) -> None:
+        self.samples, self.view = samples, view
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -49,6 +76,7 @@ class ImageFiles:
             InputError: the file is no readable image.
         """
         from torchvision.datasets.folder import default_loader
+        from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
         path, label = self.samples[index]
@@ -59,13 +87,14 @@ class ImageFiles:
             raise InputError(
                 f"cannot read the image {path}: {one_line(error)}", "repair or remove it"
             ) from error
-        image = F.resize(image, [round(self.size * 256 / 224)])
-        image = F.center_crop(image, [self.size, self.size])
-        return normalise(F.pil_to_tensor(image), 255, self.mean, self.std), label
+        view = self.view
+        image = F.resize(image, [view.resize], InterpolationMode(view.interpolation))
+        image = F.center_crop(image, [view.size, view.size])
+        return normalise(F.pil_to_tensor(image), 255, view.mean, view.std), label
 
     def in_memory(self) -> TensorSource:
         """All of them decoded: (N, 3, size, size) float32."""
-        x = torch.empty(len(self), 3, self.size, self.size)
+        x = torch.empty(len(self), 3, self.view.size, self.view.size)
         for index in range(len(self)):
             x[index] = self[index][0]
         return TensorSource(x, self.labels())
@@ -84,10 +113,9 @@ def load(spec: DataSpec) -> Data:
     refuse(spec, "a folder of images", "target", "drop", "split_seed")
     root = Path(spec.name)
     classes, train_samples, test_samples = _scan(root)
-    size = spec.image_size or 224
-    mean = per_channel(spec.mean or _IMAGENET_MEAN, 3, "mean")
-    std = per_channel(spec.std or _IMAGENET_STD, 3, "std")
-    train, test = (ImageFiles(s, size, mean, std) for s in (train_samples, test_samples))
+    view = View.of(spec)
+    size = view.size
+    train, test = (ImageFiles(s, view) for s in (train_samples, test_samples))
     small = 4 * 3 * size**2 * (len(train) + len(test)) <= MEMORY_LIMIT
 
     def source(files: ImageFiles) -> Source:
@@ -95,7 +123,15 @@ def load(spec: DataSpec) -> Data:
 
     chosen, samples = spec.augment or "none", train_samples + test_samples
     return Data(
-        spec=replace(spec, image_size=size, mean=mean, std=std, augment=chosen),
+        spec=replace(
+            spec,
+            image_size=size,
+            resize=view.resize,
+            interpolation=view.interpolation,
+            mean=view.mean,
+            std=view.std,
+            augment=chosen,
+        ),
         name=root.resolve().name,
         train=source(train),
         test=source(test),
@@ -107,9 +143,10 @@ def load(spec: DataSpec) -> Data:
             "kind": "image",
             "divide_by": 255,
             "image_size": [size, size],
-            "resize_shorter_side": round(size * 256 / 224),
-            "mean": list(mean),
-            "std": list(std),
+            "resize_shorter_side": view.resize,
+            "interpolation": view.interpolation,
+            "mean": list(view.mean),
+            "std": list(view.std),
         },
         fingerprint=fingerprint.of_files(root, (Path(path) for path, _ in samples)),
         augment=augmentation.for_shape(chosen, (3, size, size)),

@@ -29,6 +29,9 @@ SHAPES = {
 AUGMENTS = ("none", "fashion", "cifar")
 """Named augmentation policies, see ``lpss_cli.data.augment``."""
 
+INTERPOLATIONS = ("bilinear", "bicubic")
+"""How the images of a folder are resized."""
+
 _LARGEST_IMAGE, _MOST_WORKERS = 16_384, 256
 
 DATA_DIR_VARIABLE = "LPSS_DATA_DIR"
@@ -45,6 +48,9 @@ class DataSpec:
         target: table: the column to predict.
         drop: table: columns that are not features (identifiers).
         image_size: images: side of the square network input in pixels; None: the data's own.
+        resize: folder: length of the shorter side before the centre is cropped, in pixels; None:
+            256/224 of the image size.
+        interpolation: folder: one of :data:`INTERPOLATIONS`; None: bilinear.
         mean: images, arrays: per channel (or one for all), of values in [0, 1]; None: the data's.
         std: the same, > 0.
         workers: processes that read data too big for the memory; 0 = this process.
@@ -60,6 +66,8 @@ class DataSpec:
     target: str | None = None
     drop: tuple[str, ...] = ()
     image_size: int | None = None
+    resize: int | None = None
+    interpolation: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     workers: int = 0
@@ -71,6 +79,15 @@ class DataSpec:
         if self.image_size is not None and not 1 <= self.image_size <= _LARGEST_IMAGE:
             raise InputError(
                 f"image size {self.image_size} is not possible", f"give 1 to {_LARGEST_IMAGE}"
+            )
+        if self.resize is not None and not 1 <= self.resize <= _LARGEST_IMAGE:
+            raise InputError(
+                f"a resize to {self.resize} is not possible", f"give 1 to {_LARGEST_IMAGE}"
+            )
+        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"no interpolation called {self.interpolation!r}",
+                nearest(self.interpolation, INTERPOLATIONS),
             )
         if not 0 <= self.workers <= _MOST_WORKERS:
             raise InputError(
@@ -159,6 +176,8 @@ _CASTS: dict[str, Callable[[Any], Any]] = {
     "target": _maybe_text,
     "drop": _texts,
     "image_size": _maybe_whole,
+    "resize": _maybe_whole,
+    "interpolation": _maybe_text,
     "mean": _maybe_numbers,
     "std": _maybe_numbers,
     "workers": _whole,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 from lpss_cli.errors import InputError, one_line
 
 from .checks import image_shape, size_text
+
+#: Parts that some networks have for training alone, and are built without here: their auxiliary
+#: classifiers would make the training output a tuple.
+AUXILIARY = {
+    "torchvision:googlenet": ("aux1.", "aux2."),
+    "torchvision:inception_v3": ("AuxLogits.",),
+}
+_T = TypeVar("_T")
 
 
 def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -22,11 +31,9 @@ def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     Raises:
         InputError: library not installed, unknown name, images it cannot take.
     """
-    library, _, name = spec.partition(":")
     shape = image_shape(spec, input_shape)
-    maker = _from_torchvision if library == "torchvision" else _from_timm
     try:
-        network = maker(name, shape, outputs)
+        network = create(spec, shape, outputs)
         answer = _try_once(network, shape)
     except InputError:
         raise
@@ -41,16 +48,45 @@ def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     return network
 
 
+def create(spec: str, shape: tuple[int, int, int], outputs: int) -> nn.Module:
+    """Make a network without trying whether it takes the images.
+
+    Raises:
+        InputError: library not installed, or unknown name.
+    """
+    library, _, name = spec.partition(":")
+    maker = _from_torchvision if library == "torchvision" else _from_timm
+    return maker(name, shape, outputs)
+
+
+def without_auxiliary(spec: str, entries: Mapping[str, _T]) -> dict[str, _T]:
+    """Return the entries of a network's state_dict that are not of auxiliary classifiers.
+
+    Args:
+        spec: the network; an empty one is any of those that have auxiliary classifiers.
+        entries: by name.
+    """
+    known = {spec: AUXILIARY.get(spec, ())} if spec else AUXILIARY
+    prefixes = tuple(prefix for prefixes in known.values() for prefix in prefixes)
+    return {name: entry for name, entry in entries.items() if not name.startswith(prefixes)}
+
+
+def is_sized(spec: str) -> bool:
+    """Whether the size of the images decides a network's shapes."""
+    library, _, name = spec.rpartition(":")
+    # Those of torchvision have a parameter for every patch of the image.
+    return name.startswith("vit_") if library == "torchvision" else not library
+
+
 def _from_torchvision(name: str, shape: tuple[int, int, int], outputs: int) -> nn.Module:
     models = _library("torchvision", "pip install torchvision").models
     names = models.list_models(module=models)  # classifiers: not detection, not segmentation
     if name not in names:
         raise _unknown("torchvision", name, names)
     options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        # Their auxiliary classifiers would make the training output a tuple.
+    if f"torchvision:{name}" in AUXILIARY:
         options = {"aux_logits": False, "init_weights": True}
-    elif name.startswith("vit_") and shape[1] == shape[2]:
+    elif is_sized(f"torchvision:{name}") and shape[1] == shape[2]:
         options = {"image_size": shape[1]}
     network: nn.Module = models.get_model(name, weights=None, num_classes=outputs, **options)
     _fit_channels(network, shape[0])
