@@ -20,7 +20,7 @@ from lpss_cli.errors import RunError
 from lpss_cli.request import Request
 
 PUBLISHED_TIMES = {"begin": 0.2, "end": 0.8, "frequency": 40}
-BASE = {"p": ("1.15",)}
+BASE = {"p": ("1.15",), "off_sphere": ("fc3",), "ranking": "balanced"}
 WAYS = {
     "lpss, cubic path (default)": ("lpss", BASE),
     "lpss, controller": ("lpss", {"path": "controller", **BASE}),
@@ -28,7 +28,7 @@ WAYS = {
         "lpss",
         {"path": "controller", **BASE, **PUBLISHED_TIMES},
     ),
-    "lpss-published": ("lpss-published", {"p": ("1.15",)}),
+    "lpss-published": ("lpss-published", {"p": ("1.15",), "ranking": "balanced"}),
 }
 SEEDS = (0, 1, 2)
 # Twice chance: a run below it has collapsed, and is counted instead of averaged.

@@ -94,15 +94,15 @@ class _Tensor:
 
 def suits(path: Path) -> bool:
     """Whether a file is a safetensors file that no lpss run has written."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(9)
-    if head[8:] != b"{":
-        return False
     try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head[8:] != b"{":
+            return False
         _, _, texts = _read_header(path)
-    except InputError:
+    except (InputError, OSError):
         return False  # the ordinary way says what is wrong with it
     return "lpss" not in texts
 

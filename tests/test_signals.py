@@ -62,6 +62,16 @@ def here(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def noticed():
+    """Ignored signals stay ignored, and a test run in the background ignores some."""
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """What ``TRAIN`` gives when nothing happens."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.panel import Panel
 from rich.table import Table
@@ -138,14 +138,14 @@ def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     return table
 
 
+# Columns that a narrow terminal goes without, the least missed first.
+_DISPENSABLE = ("shape", "weights", "zeros", "predicted", "dead", "p")
+
+
 def layer_table(report: Report, width: int) -> Table:
-    """Lay out a report layer by layer, with totals; shapes and weights where the width allows."""
-    first = max([len("all prunable"), *(len(plain(layer.name)) for layer in report.layers)])
-    with_p = any(layer.p is not None for layer in report.layers)
-    predicts = any(layer.predicted is not None for layer in report.layers)
-    # Widths of what is always there, and of the optional columns, borders included.
-    room = width - first - 44 - 9 * with_p - 18 * predicts
+    """Lay out a report layer by layer, with totals; names are folded only as a last resort."""
     columns: dict[str, tuple[str, Callable[[Layer], str]]] = {
+        "shape": ("", lambda layer: "×".join(map(str, layer.shape))),
         "weights": (f"{report.weights:,}", lambda layer: f"{layer.weights:,}"),
         "zeros": (f"{report.zeros:,}", lambda layer: f"{layer.zeros:,}"),
         "sparsity": (share(report.sparsity), lambda layer: share(layer.sparsity)),
@@ -154,19 +154,27 @@ def layer_table(report: Report, width: int) -> Table:
         "p": ("", lambda layer: "-" if layer.p is None else f"{layer.p:.4g}"),
         "predicted": (_error(report), _prediction),
     }
-    hidden = {"weights": room < 12, "p": not with_p, "predicted": not predicts}
-    shown = {name: column for name, column in columns.items() if not hidden.get(name)}
+    for name in ("p", "predicted"):
+        if all(getattr(layer, name) is None for layer in report.layers):
+            del columns[name]
+    widths = {
+        name: 3 + max(len(name), len(footer), *(len(cell(layer)) for layer in report.layers), 0)
+        for name, (footer, cell) in columns.items()
+    }
+    names = [plain(layer.name) for layer in report.layers]
+    room = width - 4 - max(len("all prunable"), *map(len, names), 0)
+    for name in _DISPENSABLE:
+        if sum(widths.values()) > room and name in columns:
+            del columns[name], widths[name]
     table = Table(
         title=plain(report.path), title_justify="left", title_style="bold", show_footer=True
     )
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
-    if room >= 28:
-        table.add_column("shape", no_wrap=True)
-    for name, (footer, _) in shown.items():
-        table.add_column(name, footer, justify="right", no_wrap=True)
-    for layer in report.layers:
-        shape = ["×".join(map(str, layer.shape))] if room >= 28 else []
-        table.add_row(plain(layer.name), *shape, *(cell(layer) for _, cell in shown.values()))
+    for name, (footer, _) in columns.items():
+        justify: Literal["left", "right"] = "left" if name == "shape" else "right"
+        table.add_column(name, footer, justify=justify, no_wrap=True)
+    for name, layer in zip(names, report.layers, strict=True):
+        table.add_row(name, *(cell(layer) for _, cell in columns.values()))
     return table
 
 
