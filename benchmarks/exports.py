@@ -38,11 +38,15 @@ from lpss_cli.weights import prunable
 OUT = Path("benchmarks/results/exports.json")
 SPARSITIES = (0.9, 0.95, 0.99)
 # Name → method and the options that are not the defaults; those of gmp as tuned for LeNet-300.
+_P = ("1.4,1.069*3",)
 LENETS: dict[str, tuple[str, dict]] = {
-    "lpss": ("lpss", {}),
-    "lpss, ranking lamp": ("lpss", {"ranking": "lamp"}),
-    "gsm": ("gsm", {}),
-    "gmp, lr 0.2, decay 0.0005": ("gmp", {"lr": 0.2, "weight_decay": 0.0005}),
+    "lpss, ranking balanced": ("lpss", {"p": _P, "ranking": "balanced"}),
+    "lpss, ranking lamp": ("lpss", {"p": _P}),
+    "gsm": ("gsm", {"settle": 1.0}),
+    "gmp, lr 0.2, decay 0.0005": (
+        "gmp",
+        {"lr": 0.2, "weight_decay": 0.0005, "ranking": "balanced"},
+    ),
 }
 RESIDUAL = {"resnet20": (3, 32, 32), "wrn18": (1, 28, 28)}
 MEGA = 1e6

@@ -10,7 +10,7 @@ from lpss_cli.files import replacing
 
 # Okabe and Ito's colours, told apart by everybody; markers for those who print in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MARKERS = "osD^vP*X"
+_MARKERS = "osD^vP*Xp"  # one more than colours: no two methods look the same
 
 
 def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
