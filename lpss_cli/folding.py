@@ -65,18 +65,18 @@ def _entry(
     base, _, end = name.rpartition("_")
     if end in ("orig", "mask"):
         orig, mask = (state.get(f"{base}_{half}") for half in ("orig", "mask"))
-        if base not in state and _is_mask_of(mask, orig):
-            return (base, orig * mask) if end == "orig" else (None, None)  # type: ignore[operator]
+        if base not in state and orig is not None and mask is not None and _is_mask_of(mask, orig):
+            return (base, orig * mask) if end == "orig" else (None, None)
     new = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
     if new:
         g, v = (state.get(name[:-1] + half) for half in "01")
         target = f"{new[1]}.{new[2]}" if new[1] else new[2]
-        if target not in state and _is_norm_of(g, v):
-            return (target, _weight_norm(v, g)) if new[3] == "0" else (None, None)  # type: ignore[arg-type]
+        if target not in state and g is not None and v is not None and _is_norm_of(g, v):
+            return (target, _weight_norm(v, g)) if new[3] == "0" else (None, None)
     if end in ("g", "v"):
         g, v = (state.get(f"{base}_{half}") for half in "gv")
-        if base not in state and _is_norm_of(g, v):
-            return (base, _weight_norm(v, g)) if end == "g" else (None, None)  # type: ignore[arg-type]
+        if base not in state and g is not None and v is not None and _is_norm_of(g, v):
+            return (base, _weight_norm(v, g)) if end == "g" else (None, None)
     return name, tensor
 
 
