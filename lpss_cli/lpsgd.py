@@ -170,7 +170,7 @@ class LpSGD(Optimizer):
         return latent.abs().log().mul_(exponent).add_(state["gain"].log())
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # untyped
         # (the base class overloads closure for typing only)
         """One update of every parameter that has a gradient."""
         loss = None

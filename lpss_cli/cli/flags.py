@@ -57,7 +57,7 @@ def with_options(
             for name, kind in declared.items()
         ]
         # What typer reads to make the flags; a function has both, mypy knows but one.
-        wrapper.__signature__ = inspect.Signature(own + added)  # type: ignore[attr-defined]
+        wrapper.__signature__ = inspect.Signature(own + added)  # type: ignore[attr-defined]  # typer reads it
         wrapper.__annotations__ = {p.name: p.annotation for p in own + added}
         return wrapper
 
