@@ -28,6 +28,7 @@ _REQUEST: dict[str, Any] = {
     "device": str,
     "threads": int,
     "precision": str,
+    "layer": list[str],
     "skip": list[str],
     "holdout": float,
     "checkpoint_steps": int,

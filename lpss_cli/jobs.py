@@ -21,6 +21,7 @@ from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import (
     SPARSIFY_BUDGET,
+    SPARSITY,
     TRAIN_BUDGET,
     Request,
     check,
@@ -28,6 +29,7 @@ from lpss_cli.request import (
     load_data,
     restore,
     settings_for,
+    sparsity_of,
 )
 from lpss_cli.targets import check_sparsity
 from lpss_cli.weights import prunable
@@ -41,13 +43,14 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
         RunError: training diverged.
     """
     check(request)
-    sparsity = check_sparsity(request.sparsity or 0.0)
-    method = make(request.method or ("lpss" if sparsity else "dense"), request.options)
+    sparse = check_sparsity(request.sparsity or 0.0) > 0 or bool(request.layer)
+    method = make(request.method or ("lpss" if sparse else "dense"), request.options)
     with output(request.out, *paths_of(request.out), force=request.force):
         data = load_data(request)
         arch = models.resolve(request.arch, data.input_shape, data.outputs)
         torch.manual_seed(request.seed)
         model = models.build(arch, data.input_shape, data.outputs)
+        sparsity = sparsity_of(request, prunable(model), 0.0)
         settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
         job = Job(request, watcher or JobWatcher(), arch, data, method, settings)
         return job.run(model)
@@ -64,13 +67,14 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     """
     watcher = watcher or JobWatcher()
     check(request)
-    sparsity = check_sparsity(0.9 if request.sparsity is None else request.sparsity)
+    check_sparsity(SPARSITY if request.sparsity is None else request.sparsity)
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     with output(request.out, *paths_of(request.out), force=request.force):
         for note in checkpoint.notes:
             watcher.on_note(note)
         model, arch, data = restore(checkpoint, request, watcher.on_note)
+        sparsity = sparsity_of(request, prunable(model), SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
         job = Job(request, watcher, arch, data, method, settings, checkpoint)
         return job.run(model)
@@ -102,8 +106,9 @@ def plan_for(
     return plan(
         source,
         weights,
-        sparsity=0.9 if request.sparsity is None else request.sparsity,
+        sparsity=sparsity_of(request, weights, SPARSITY),
         options=request.options,
+        layers=request.layer,
         skip=request.skip,
         hoyer=hoyer,
     )

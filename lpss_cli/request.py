@@ -11,17 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpss_cli import artifact, engine, foreign, models
+from lpss_cli import artifact, engine, foreign, layertargets, models
 from lpss_cli.compute import PRECISIONS
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.loading import Checkpoint, load_into, refuse_misfits
+from lpss_cli.patterns import resolve
 from lpss_cli.threads import LARGEST
+from lpss_cli.weights import Weight
 
 # Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
 TRAIN_BUDGET = (12, 2000)
 SPARSIFY_BUDGET = (4, 1000)
+#: Zeros that sparsify aims at where nothing is asked for.
+SPARSITY = 0.9
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Request:
         device: ``auto``, ``cpu``, ``cuda``, ….
         threads: of the CPU; None is one for small networks, else PyTorch's choice.
         precision: of the forward and backward pass: ``fp32`` or ``bf16``.
+        layer: ``PATTERN=SPARSITY`` of layers with a target of their own.
         skip: globs of weights that are not pruned.
         holdout: measure on this part of the training data instead of the test split.
         keep_init: store the weights that training starts from, for tickets.
@@ -64,6 +69,7 @@ class Request:
     device: str = "auto"
     threads: int | None = None
     precision: str = "fp32"
+    layer: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     holdout: float | None = None
     keep_init: bool = False
@@ -115,6 +121,7 @@ def check(request: Request) -> None:
             f"--precision {request.precision!r} is not a choice",
             nearest(request.precision, PRECISIONS),
         )
+    layertargets.check(request.layer)
     device_of(request.device)
 
 
@@ -184,6 +191,28 @@ def _try_without_memory(arch: str, data: Data, checkpoint: Checkpoint) -> None:
     refuse_misfits(model.state_dict(), checkpoint.state_dict, checkpoint.path, arch)
 
 
+def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float) -> float:
+    """Return the target: typed, else what ``--layer`` adds up to where it names all, else default.
+
+    Args:
+        request: what was typed.
+        weights: name → prunable weight of the network.
+        default: of the command.
+
+    Raises:
+        InputError: a pattern matches nothing, or the layers' targets do not fit the whole's.
+    """
+    target = default if request.sparsity is None else request.sparsity
+    if not request.layer:
+        return target
+    skipped = resolve(request.skip, list(weights), "--skip")
+    sizes = {name: w.tensor.numel() for name, w in weights.items() if name not in skipped}
+    whole = layertargets.implied(request.layer, sizes) if request.sparsity is None else None
+    target = target if whole is None else whole
+    layertargets.quotas(request.layer, sizes, target)
+    return target
+
+
 def load_data(request: Request) -> Data:
     """Load the data that was typed for a new network, else digits.
 
@@ -247,6 +276,7 @@ def settings_for(
         batch_size=size,
         seed=request.seed,
         sparsity=sparsity,
+        layers=request.layer,
         skip=request.skip,
         keep_zeros=keep_zeros,
         precision=request.precision,

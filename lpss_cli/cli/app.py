@@ -155,6 +155,7 @@ def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printe
     from lpss_cli.targets import parse as sparsity
 
     named = {"--method": values["method"] not in (None, "gmp", "dense"),
+             "--layer": bool(values["layer"]),
              "--ranking": chosen.pop("ranking", None) not in (None, "magnitude")}  # fmt: skip
     wrong = [flag for flag, other in named.items() if other]
     wrong += [f"--{key.replace('_', '-')}" for key, value in chosen.items() if value is not None]

@@ -172,6 +172,15 @@ Precision = Annotated[
         panel=_RUN,
     ),
 ]
+Layer = Annotated[
+    list[str] | None,
+    option(
+        "--layer",
+        help="PATTERN=SPARSITY: a target of some layers' own, exactly; the others share what the "
+        "whole target leaves. Repeatable, later ones win. Default: none.",
+        panel=_RUN,
+    ),
+]
 Skip = Annotated[
     list[str] | None,
     option("--skip", help="Weights not pruned, by pattern; repeatable. Default: none.", panel=_RUN),
@@ -209,6 +218,7 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "device": (Device, None),
     "threads": (Threads, None),
     "precision": (Precision, None),
+    "layer": (Layer, None),
     "skip": (Skip, None),
 }
 RUN: dict[str, tuple[Any, Any]] = {
@@ -233,7 +243,9 @@ DATA: dict[str, tuple[Any, Any]] = {
 }
 #: The options of a training whose target and method are settled.
 BUDGET: dict[str, tuple[Any, Any]] = {
-    name: kind for name, kind in TRAINING.items() if name not in ("sparsity", "method", "skip")
+    name: kind
+    for name, kind in TRAINING.items()
+    if name not in ("sparsity", "method", "layer", "skip")
 } | {name: RUN[name] for name in ("resume", "checkpoint_steps")}
 #: What all runs of a comparison share.
 SHARED: dict[str, tuple[Any, Any]] = {
@@ -241,7 +253,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     for name in ("epochs", "batch_size", "device", "threads", "precision", "skip")
 }
 #: What a plan needs to know: the target, and the shape of a network that is not trained yet.
-PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "skip")}
+PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "layer", "skip")}
 PLACE: dict[str, tuple[Any, Any]] = {
     name: DATA[name] for name in ("arch", "data", "data_dir", "target", "drop", "image_size")
 }

@@ -249,6 +249,8 @@ def origin_table(report: Report) -> Table:
         "data": f"{meta.get('data_name')}, seed {settings.get('seed')}",
         "method": str(meta.get("method", "")),
     }
+    if settings.get("layers"):
+        lines["layers"] = ", ".join(map(str, settings["layers"]))
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
     for part in ("before", "before_cut", "after"):
         values = metrics.get(part) or {}
