@@ -38,6 +38,10 @@ Out = Annotated[
         "--out", "-o", help="Artefact to write. Default: model.pt, FILE.sparse.pt.", panel=_OUTPUT
     ),
 ]
+DraftTo = Annotated[
+    Path | None,
+    option("--out", "-o", help="Recipe to write. Default: recipe.toml.", panel=_OUTPUT),
+]
 UnpackedTo = Annotated[
     Path | None,
     option("--out", "-o", help="File to write. Default: FILE.safetensors.", panel=_OUTPUT),
@@ -260,6 +264,7 @@ PLACE: dict[str, tuple[Any, Any]] = {
 CHECKPOINT: dict[str, tuple[Any, Any]] = {"trust_pickle": (Trust, False)}
 DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
 ARTEFACT: dict[str, tuple[Any, Any]] = {"out": (Out, None)}
+DRAFT: dict[str, tuple[Any, Any]] = {"out": (DraftTo, None)}
 UNPACKED: dict[str, tuple[Any, Any]] = {"out": (UnpackedTo, None)}
 INIT: dict[str, tuple[Any, Any]] = {"keep_init": (KeepInit, False)}
 WRITING: dict[str, tuple[Any, Any]] = {"force": (Force, False)}
