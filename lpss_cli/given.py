@@ -22,6 +22,8 @@ _REQUEST: dict[str, Any] = {
     "arch": str,
     "method": str,
     "sparsity": float,
+    "target_drop": float,
+    "tries": int,
     "epochs": int,
     "batch_size": int,
     "seed": int,

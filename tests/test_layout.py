@@ -30,7 +30,7 @@ TIERS = (
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
     " exportjob doctor oneshot outcome trial measuring"
-    " drafting",
+    " drafting searching",
     "cli",
     "__init__ __main__",
 )

@@ -131,6 +131,19 @@ Sparsity = Annotated[
         panel=_RUN,
     ),
 ]
+TargetDrop = Annotated[
+    float | None,
+    option(
+        "--target-drop",
+        help="Find the sparsity: the largest that loses at most so many points (hundredths) of the "
+        "metric on a held-out part of the training data. Default: --sparsity is given.",
+        panel=_RUN,
+    ),
+]
+Tries = Annotated[
+    int | None,
+    option("--tries", help="Sparsities that --target-drop tries. Default: 6.", panel=_RUN),
+]
 MethodName = Annotated[
     str | None,
     option(
@@ -224,6 +237,10 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "precision": (Precision, None),
     "layer": (Layer, None),
     "skip": (Skip, None),
+}
+SEARCH: dict[str, tuple[Any, Any]] = {
+    "target_drop": (TargetDrop, None),
+    "tries": (Tries, None),
 }
 RUN: dict[str, tuple[Any, Any]] = {
     "recipe": (Recipe, None),

@@ -12,7 +12,9 @@ from lpss_cli.cli import running as run
 from lpss_cli.cli.flags import with_options
 
 
-@with_options(o.TRAINING, o.DATA, o.CHECKPOINT, o.DRAFT, o.WRITING, o.PRINTING, of_methods=True)
+@with_options(
+    o.TRAINING, o.SEARCH, o.DATA, o.CHECKPOINT, o.DRAFT, o.WRITING, o.PRINTING, of_methods=True
+)
 def init(
     file: Annotated[Path, typer.Argument(help="Checkpoint that is to become sparse.")],
     values: dict[str, Any],
