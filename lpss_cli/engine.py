@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli import compute, layertargets, randomness
+from lpss_cli import compute, idle, layertargets, randomness
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -264,6 +264,8 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
         outputs = run.model(x)
     loss = run.loss(outputs.to(torch.float32) if run.precision != "fp32" else outputs, y)
     loss.backward()
+    if _before_cut(run, method):
+        run.activity.look(run.weights)
     wanted = method.on_gradients(run)
     run.mask_gradients()
     if method.config.clip:
@@ -275,6 +277,13 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     run.step += 1
     method.on_weights(run)
     return loss.detach()
+
+
+def _before_cut(run: RunState, method: Method) -> bool:
+    """Whether the coming step is one of the last before the masks may change."""
+    # A method with a rhythm of its own may cut after any step.
+    step, every = run.step + 1, method.config.frequency or 1
+    return step <= run.cut_step and min(-step % every, run.cut_step - step) < idle.WINDOW
 
 
 def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
