@@ -32,7 +32,7 @@ from lpss_cli.request import (
     sparsity_of,
 )
 from lpss_cli.targets import zero_count
-from lpss_cli.weights import Weight, prunable
+from lpss_cli.weights import Weight, trainable
 
 _STAGE = "sparsify"
 
@@ -96,7 +96,7 @@ def draft(
         note(text)
     with output(request.out, force=request.force):
         model, arch, data = restore(checkpoint, request, note)
-        weights = prunable(model)
+        weights = trainable(model)
         sparsity = sparsity_of(request, weights, SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET)
         planned = plan(

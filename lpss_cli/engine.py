@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from lpss_cli.sphere import hoyer
 from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity, zero_count
 from lpss_cli.watching import Watcher
-from lpss_cli.weights import Weight, prunable
+from lpss_cli.weights import Weight, prunable, trainable
 
 if TYPE_CHECKING:
     from lpss_cli.data import Data
@@ -159,13 +159,12 @@ def _choose(
     model: nn.Module, settings: Settings, watcher: Watcher
 ) -> tuple[dict[str, Weight], list[str]]:
     """Return the trainable Linear and Conv weights, and the names of those not to prune."""
-    everything = prunable(model)
-    frozen = [name for name, w in everything.items() if not w.tensor.requires_grad]
+    candidates = trainable(model)
+    frozen = [name for name in prunable(model) if name not in candidates]
     if frozen:
         watcher.on_warning(f"frozen weights are not pruned: {', '.join(frozen)}")
-    candidates = {name: w for name, w in everything.items() if name not in frozen}
     skipped = resolve(settings.skip, list(candidates), "--skip")
-    total = sum(w.tensor.numel() for w in pruned(candidates, settings.skip).values())
+    total = sum(w.tensor.numel() for name, w in candidates.items() if name not in skipped)
     check_sparsity(settings.sparsity, total)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the network has no trainable parameter", "set requires_grad=True")
@@ -173,17 +172,6 @@ def _choose(
     if settings.batch_size == 1 and has_norm and settings.epochs:
         raise InputError("BatchNorm cannot train on batches of one", "give --batch-size of 2 up")
     return candidates, skipped
-
-
-def pruned(weights: Mapping[str, Weight], skip: Sequence[str]) -> dict[str, Weight]:
-    """Return the weights that are pruned: trainable ones that no pattern skips.
-
-    Raises:
-        InputError: a pattern matches nothing.
-    """
-    trainable = {name: w for name, w in weights.items() if w.tensor.requires_grad}
-    skipped = resolve(skip, list(trainable), "--skip")
-    return {name: w for name, w in trainable.items() if name not in skipped}
 
 
 def _inherit_zeros(run: RunState, watcher: Watcher) -> None:

@@ -38,7 +38,7 @@ from lpss_cli.request import (
 )
 from lpss_cli.searching import search
 from lpss_cli.targets import check_sparsity
-from lpss_cli.weights import prunable
+from lpss_cli.weights import prunable, trainable
 
 
 def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
@@ -61,7 +61,7 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
         arch = models.resolve(request.arch, data.input_shape, data.outputs)
         torch.manual_seed(request.seed)
         model = models.build(arch, data.input_shape, data.outputs)
-        sparsity = sparsity_of(request, prunable(model), 0.0)
+        sparsity = sparsity_of(request, trainable(model), 0.0)
         settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
         job = Job(request, watcher or JobWatcher(), arch, data, method, settings)
         return job.run(model)
@@ -85,7 +85,7 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
         for note in checkpoint.notes:
             watcher.on_note(note)
         model, arch, data = restore(checkpoint, request, watcher.on_note)
-        sparsity = sparsity_of(request, prunable(model), SPARSITY)
+        sparsity = sparsity_of(request, trainable(model), SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
         notes = {}
         if request.target_drop is not None:

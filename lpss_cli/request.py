@@ -17,6 +17,7 @@ from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.loading import Checkpoint, load_into, refuse_misfits
+from lpss_cli.patterns import resolve
 from lpss_cli.threads import LARGEST
 from lpss_cli.weights import Weight
 
@@ -227,7 +228,8 @@ def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float)
     target = default if request.sparsity is None else request.sparsity
     if not request.layer:
         return target
-    sizes = {n: w.tensor.numel() for n, w in engine.pruned(weights, request.skip).items()}
+    skipped = resolve(request.skip, list(weights), "--skip")
+    sizes = {name: w.tensor.numel() for name, w in weights.items() if name not in skipped}
     whole = layertargets.implied(request.layer, sizes) if request.sparsity is None else None
     target = target if whole is None else whole
     layertargets.quotas(request.layer, sizes, target)

@@ -31,8 +31,9 @@ from lpss_cli.evaluation import evaluate
 from lpss_cli.interrupts import SignalledError, kill_children, listening
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method, make
+from lpss_cli.patterns import resolve
 from lpss_cli.request import TRAIN_BUDGET, Request, device_of
-from lpss_cli.weights import prunable
+from lpss_cli.weights import trainable
 
 #: The range of the search, and the number of tries in it.
 LOW, HIGH, TRIES = 0.5, 1 - 2**-7, 6
@@ -245,7 +246,7 @@ class _Walk:
         """Find what the search starts from, and what drops are counted from."""
         self.given = self.reference = self._metric()
         if origin is None:
-            trained = self._train(_present(self.model, self.settings))
+            trained = self._train(_present(self.model, self.settings)[0])
             if trained is None:
                 raise RunError("the network diverged without new zeros", "lower --lr (and --eta)")
             self.reference = trained
@@ -309,17 +310,18 @@ def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def _present(model: nn.Module, settings: engine.Settings) -> float:
-    """Return zeros / prunable weights as they are."""
-    weights = engine.pruned(prunable(model), settings.skip)
-    zeros = sum(int((w.tensor == 0).sum()) for w in weights.values())
-    return zeros / max(1, sum(w.tensor.numel() for w in weights.values()))
+def _present(model: nn.Module, settings: engine.Settings) -> tuple[float, int]:
+    """Return zeros / prunable weights as they are, and the number of prunable weights."""
+    weights = trainable(model)
+    skipped = resolve(settings.skip, list(weights), "--skip")
+    tensors = [w.tensor for name, w in weights.items() if name not in skipped]
+    total = max(1, sum(tensor.numel() for tensor in tensors))
+    return sum(int((tensor == 0).sum()) for tensor in tensors) / total, total
 
 
 def _range(model: nn.Module, settings: engine.Settings) -> tuple[float, float]:
-    total = sum(w.tensor.numel() for w in engine.pruned(prunable(model), settings.skip).values())
-    present = _present(model, settings)
-    low, high = max(LOW, present), min(HIGH, 1 - 1 / max(1, total))
+    present, total = _present(model, settings)
+    low, high = max(LOW, present), min(HIGH, 1 - 1 / total)
     if low >= high:
         raise InputError(
             f"{present:.2%} of the {total:,} prunable weights are zero already: nothing is left "
