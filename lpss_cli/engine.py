@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli import compute, idle, randomness
+from lpss_cli import compute, idle, layertargets, randomness
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -21,7 +21,7 @@ from lpss_cli.sphere import hoyer
 from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity, zero_count
 from lpss_cli.watching import Watcher
-from lpss_cli.weights import Weight, prunable
+from lpss_cli.weights import Weight, prunable, trainable
 
 if TYPE_CHECKING:
     from lpss_cli.data import Data
@@ -41,6 +41,7 @@ class Settings:
         batch_size: examples per step; a smaller last batch is dropped.
         seed: decides data order, augmentation, random masks and dropout.
         sparsity: target zeros / prunable weights, in [0, 1).
+        layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
         skip: globs of weights that are not pruned.
         keep_zeros: the start is a checkpoint, and as many weights as are zero in it stay zero.
         precision: of the forward and backward pass, one of ``compute.PRECISIONS``.
@@ -50,6 +51,7 @@ class Settings:
     batch_size: int
     seed: int = 0
     sparsity: float = 0.0
+    layers: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     keep_zeros: bool = False
     precision: str = "fp32"
@@ -131,6 +133,7 @@ def _start(
         candidates,
         skipped,
         sparsity=settings.sparsity,
+        layers=settings.layers,
         epochs=settings.epochs,
         steps_per_epoch=len(data.train) // size,
         seed=settings.seed,
@@ -143,6 +146,7 @@ def _start(
     torch.manual_seed(settings.seed)  # dropout
     if settings.keep_zeros:
         _inherit_zeros(state, watcher)
+    state.notes += state.quotas.notes(state.sizes)
     method.prepare(state)
     state.optimizer = method.make_optimizer(state)
     for group in state.optimizer.param_groups:
@@ -155,11 +159,10 @@ def _choose(
     model: nn.Module, settings: Settings, watcher: Watcher
 ) -> tuple[dict[str, Weight], list[str]]:
     """Return the trainable Linear and Conv weights, and the names of those not to prune."""
-    everything = prunable(model)
-    frozen = [name for name, w in everything.items() if not w.tensor.requires_grad]
+    candidates = trainable(model)
+    frozen = [name for name in prunable(model) if name not in candidates]
     if frozen:
         watcher.on_warning(f"frozen weights are not pruned: {', '.join(frozen)}")
-    candidates = {name: w for name, w in everything.items() if name not in frozen}
     skipped = resolve(settings.skip, list(candidates), "--skip")
     total = sum(w.tensor.numel() for name, w in candidates.items() if name not in skipped)
     check_sparsity(settings.sparsity, total)
@@ -174,13 +177,15 @@ def _choose(
 def _inherit_zeros(run: RunState, watcher: Watcher) -> None:
     run.set_masks({name: w.detach() != 0 for name, w in run.weights.items()})
     run.start_sparsity = run.masked / run.total if run.total else 0.0
-    asked = zero_count(run.total, run.sparsity)
-    if run.masked > asked:
+    run.start, asked = run.present, zero_count(run.total, run.sparsity)
+    if run.quotas.own:
+        layertargets.check_start(run.start, run.quotas, run.sizes)
+    elif run.masked > asked:
         watcher.on_warning(
             f"the input already has {run.masked:,} zeros, more than the {asked:,} asked for; "
             "they are kept"
         )
-        run.sparsity = run.start_sparsity
+        run.sparsity, run.quotas = run.start_sparsity, run.start
 
 
 def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
@@ -285,7 +290,7 @@ def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
     check_loss(run)
     watcher.on_cut(run)
     wanted = zero_count(run.total, run.sparsity)
-    if run.masked != wanted:  # a method of constant sparsity is there already
+    if run.present != run.quotas:  # a method of constant sparsity is there already
         run.prune_to(run.sparsity, method.scores(run), method.config.ranking)
     method.on_cut(run)
     if wanted > 0:
@@ -345,3 +350,10 @@ def _finish(run: RunState) -> None:
             f"{zeros:,} weights are zero where {asked:,} were asked for",
             "this is a defect of the method; please report it",
         )
+    for name, wanted in run.quotas.own.items():
+        found = int((run.weights[name] == 0).sum())
+        if run.sparsity > 0 and found != wanted:
+            raise RunError(
+                f"{found:,} weights of {name} are zero where --layer asked for {wanted:,}",
+                "this is a defect of the method; please report it",
+            )

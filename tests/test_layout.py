@@ -24,11 +24,13 @@ TIERS = (
     " threads topology imports rules rowstep native compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
-    " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
+    " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
+    " layertargets",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob cleaning doctor oneshot outcome trial measuring",
+    " exportjob cleaning doctor oneshot outcome trial measuring"
+    " drafting searching",
     "cli",
     "__init__ __main__",
 )

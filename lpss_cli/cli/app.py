@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lpss_cli.cli import running
-from lpss_cli.cli.commands import looking, studies, training, writing
+from lpss_cli.cli.commands import drafting, looking, studies, training, writing
 from lpss_cli.errors import LpssError, StoppedError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 for _command in (
     training.train,
     training.sparsify,
+    drafting.init,
     looking.report,
     looking.plan,
     writing.export,
