@@ -139,6 +139,7 @@ def _start(
         loss=data.task.loss,
     )
     state.precision = settings.precision
+    state.batch_size = size
     torch.manual_seed(settings.seed)  # dropout
     prepare(state, method, watcher, keep_zeros=settings.keep_zeros)
     return state
@@ -229,6 +230,7 @@ def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
             "loss": float(run.loss_sum) / run.steps_per_epoch,
             "sparsity": run.masked / run.total if run.total else 0.0,
             "hoyer": _hoyer(run),
+            "lr": max(group["lr"] for group in run.optimizer.param_groups),
             "seconds": time.perf_counter() - began,
         }
     )

@@ -28,7 +28,7 @@ TIERS = (
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob doctor oneshot outcome trial measuring sparsifier",
+    " exportjob doctor oneshot outcome trial measuring sparsifier recording",
     "cli",
     "__init__ __main__",
 )
