@@ -152,7 +152,7 @@ def test_a_method_imports_the_interface_and_the_tier_below(path):
     assert {i.own for i in own if i.when == "typing"} <= METHOD_LAZY | {"state"}
 
 
-LIGHT = [*(ROOT / "cli").glob("*.py"), *(ROOT / "methods").glob("*.py")]
+LIGHT = [*(ROOT / "cli").rglob("*.py"), *(ROOT / "methods").glob("*.py")]
 LIGHT += [
     ROOT / f
     for f in ("method.py", "schedule.py", "fading.py", "patterns.py", "errors.py", "__init__.py")

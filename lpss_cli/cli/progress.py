@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lpss_cli.cli.out import Out
-from lpss_cli.cli.views import metric
+from lpss_cli.cli.wording import metric
 from lpss_cli.job import JobWatcher
 
 if TYPE_CHECKING:
