@@ -37,6 +37,9 @@ class JobWatcher(Watcher):
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
         """The input's metrics, before anything is trained."""
 
+    def on_measured(self, metrics: dict[str, float], primary: str) -> None:
+        """The metrics after an epoch, before its ``on_epoch``."""
+
 
 class _CutMeter(Relay):
     """Measures the network before a cut that ends the training."""
@@ -111,7 +114,11 @@ class Job:
             )
             try:
                 meter = recording.Meter(
-                    _CutMeter(keeper, measure), measure, data.task.primary, request.eval_every
+                    _CutMeter(keeper, measure),
+                    measure,
+                    data.task.primary,
+                    request.eval_every,
+                    self.watcher.on_measured,
                 )
                 state, seconds = self._train(model, device, meter, begun)
                 seconds -= meter.seconds

@@ -47,6 +47,7 @@ class Meter(Relay):
         measure: returns the metrics of the network as it is.
         name: of the metric to keep.
         every: epochs between two measurements; see :func:`interval`.
+        tell: told the metrics and which of them is kept.
 
     Attributes:
         seconds: that all measurements took.
@@ -58,9 +59,10 @@ class Meter(Relay):
         measure: Callable[[], dict[str, float]],
         name: str,
         every: int | None = None,
+        tell: Callable[[dict[str, float], str], None] = lambda metrics, name: None,
     ) -> None:
         super().__init__(inner)
-        self._measure, self._name, self._every = measure, name, every
+        self._measure, self._name, self._every, self._tell = measure, name, every, tell
         self.seconds = 0.0
 
     def on_epoch(self, run: RunState) -> None:
@@ -69,7 +71,9 @@ class Meter(Relay):
         if every and run.epoch % every == 0:
             began = time.perf_counter()
             with randomness.kept(run.device):
-                run.history[-1][self._name] = self._measure()[self._name]
+                metrics = self._measure()
+            run.history[-1][self._name] = metrics[self._name]
+            self._tell(metrics, self._name)
             self.seconds += time.perf_counter() - began
         super().on_epoch(run)
 
