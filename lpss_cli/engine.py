@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lpss_cli import compute, randomness
+from lpss_cli import compute, idle, randomness
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -290,6 +290,8 @@ def set_rates(run: RunState, method: Method) -> None:
 
 def ready_gradients(run: RunState, method: Method) -> bool:
     """Show the method dense gradients, then mask and clip them; False skips the optimizer step."""
+    if _before_cut(run, method):
+        run.activity.look(run.weights)
     wanted = method.on_gradients(run)
     run.mask_gradients()
     if method.config.clip:
@@ -303,6 +305,13 @@ def finish_step(run: RunState, method: Method) -> None:
     run.mask_weights()
     run.step += 1
     method.on_weights(run)
+
+
+def _before_cut(run: RunState, method: Method) -> bool:
+    """Whether the coming step is one of the last before the masks may change."""
+    # A method with a rhythm of its own may cut after any step.
+    step, every = run.step + 1, method.config.frequency or 1
+    return step <= run.cut_step and min(-step % every, run.cut_step - step) < idle.WINDOW
 
 
 def update_masks(run: RunState, method: Method, watcher: Watcher) -> None:

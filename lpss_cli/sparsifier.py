@@ -229,6 +229,7 @@ class Sparsifier:
         for name, weight in run.weights.items():
             run.masks[name] = run.masks[name].to(weight.device)
         run.memory = moved(run.memory, run.device)
+        run.activity.seen = moved(run.activity.seen, run.device)
         run.loss_sum = run.loss_sum.to(run.device)
         self.optimizer.load_state_dict(self.optimizer.state_dict())
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lpss_cli import optimizerstate, randomness
+from lpss_cli.idle import Activity
 from lpss_cli.masks import Masks, select
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
@@ -42,6 +43,7 @@ class RunState:
         batch_size: examples of a step; 0: not known.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
+        activity: which neurons and inputs had a gradient lately.
         notes: lines about what the method chose by itself, for people and for the record.
         history: one record per finished epoch: loss, sparsity, mean Hoyer, the largest learning
             rate of its last step, seconds; the metric too where it was measured.
@@ -93,6 +95,7 @@ class RunState:
         self.rng = torch.Generator().manual_seed(seed)
         self.batches = batches
         self.loss = loss
+        self.activity = Activity()
         self._any_masked = False
 
     @property
@@ -123,7 +126,8 @@ class RunState:
     def prune_to(self, sparsity: float, scores: Mapping[str, Tensor], ranking: str) -> None:
         """Set the masks that keep the best ``N - round(s·N)`` weights and enforce them."""
         kept = self.total - zero_count(self.total, sparsity)
-        self.set_masks(select(scores, kept, ranking))
+        self.set_masks(select(self.activity.behind(scores), kept, ranking))
+        self.activity.forget()
 
     def set_masks(self, masks: Masks) -> None:
         """Take new masks (True = kept) and, once there is an optimizer, enforce them."""
@@ -198,6 +202,7 @@ class RunState:
             "model": self.model.state_dict(),
             "optimizer": optimizerstate.by_name(self.optimizer, self.model),
             "masks": self.masks,
+            "activity": self.activity.seen,
             "loss_sum": self.loss_sum,
             **{key: getattr(self, key) for key in _PLAIN},
             "rng": self.rng.get_state(),
@@ -217,6 +222,7 @@ class RunState:
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
         self._any_masked = self.masked > 0
+        self.activity.seen = moved(state["activity"], self.device)
         self.loss_sum.copy_(state["loss_sum"])
         self.rng.set_state(state["rng"])
         randomness.restore(state["randomness"], self.device)
