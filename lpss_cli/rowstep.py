@@ -68,8 +68,10 @@ def step(rows: Rows, rule: Rule) -> None:
     if rows.gain_momentum is not None:
         tensors.append(rows.gain_momentum)
     for part in blocks(rows.row_dim, *tensors):
-        gain_momentum = part[5] if rows.gain_momentum is not None else None
-        _block_step(Rows(*part[:5], gain_momentum, rows.row_dim), rule, dims)
+        weight, grad, momentum, latent, gain, *rest = part
+        gain_momentum = rest[0] if rest else None
+        block = Rows(weight, grad, momentum, latent, gain, gain_momentum, rows.row_dim)
+        _block_step(block, rule, dims)
 
 
 def blocks(row_dim: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -29,7 +29,7 @@ TIERS = (
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob cleaning doctor oneshot outcome trial measuring"
+    " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
     " drafting searching",
     "cli",
     "__init__ __main__",

@@ -225,6 +225,29 @@ CheckpointSteps = Annotated[
 ]
 
 
+EvalEvery = Annotated[
+    int | None,
+    option(
+        "--eval-every",
+        help="Measure after every so many epochs too, for the report's curve; 0: never. "
+        "Default: ten times a run.",
+        panel=_RUN,
+    ),
+]
+Log = Annotated[
+    Path | None,
+    option("--log", help="Append a JSON line an epoch to this file. Default: none.", panel=_OUTPUT),
+]
+TensorBoard = Annotated[
+    Path | None,
+    option(
+        "--tensorboard",
+        help="Write TensorBoard events to this folder. Default: none.",
+        panel=_OUTPUT,
+    ),
+]
+
+
 #: Groups of options by parameter name, in the order of the help: (type, default).
 TRAINING: dict[str, tuple[Any, Any]] = {
     "sparsity": (Sparsity, None),
@@ -246,6 +269,9 @@ RUN: dict[str, tuple[Any, Any]] = {
     "recipe": (Recipe, None),
     "resume": (Resume, False),
     "checkpoint_steps": (CheckpointSteps, None),
+    "eval_every": (EvalEvery, None),
+    "log": (Log, None),
+    "tensorboard": (TensorBoard, None),
     "keep_init": (KeepInit, False),
 }
 DATA: dict[str, tuple[Any, Any]] = {
@@ -267,7 +293,7 @@ BUDGET: dict[str, tuple[Any, Any]] = {
     name: kind
     for name, kind in TRAINING.items()
     if name not in ("sparsity", "method", "layer", "skip")
-} | {name: RUN[name] for name in ("resume", "checkpoint_steps")}
+} | {name: RUN[name] for name in ("resume", "checkpoint_steps", "eval_every", "log", "tensorboard")}
 #: What all runs of a comparison share.
 SHARED: dict[str, tuple[Any, Any]] = {
     name: TRAINING[name]
