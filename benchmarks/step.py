@@ -5,8 +5,8 @@
 All weights of two or more dimensions of the network, with the same normal gradients, on one CPU
 thread. For every p, a round times one step of each optimizer, one after the other; the median of
 the rounds counts, and the ratio is the median of the rounds' own ratios. Times are the thread's own
-(CPU), so that other programs of a shared machine disturb them through its memory alone. Memory is
-what a process of its own needs at its peak, above weights and gradients.
+(CPU), so that other programs of a shared machine disturb them through caches and memory alone.
+Memory is what a process of its own needs at its peak, above weights and gradients.
 Writes benchmarks/results/step.json and .md; the rows of other networks in it stay.
 """
 

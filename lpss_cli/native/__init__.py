@@ -8,7 +8,7 @@ step in PyTorch's operations.
 
 from __future__ import annotations
 
-from lpss_cli.native.compiler import SWITCH, compiler, library
+from lpss_cli.native.build import SWITCH, compiler, library
 from lpss_cli.native.kernel import fits, step
 
 __all__ = ["SWITCH", "compiler", "fits", "library", "step"]

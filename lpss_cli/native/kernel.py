@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from lpss_cli.native.compiler import library
+from lpss_cli.native.build import library
 from lpss_cli.rowstep import LARGEST_GAIN_STEP, Rows, Rule
 
 # Fewer numbers than this are not worth waking a thread for.

@@ -61,7 +61,7 @@ def compiler() -> str | None:
 @cache
 def _found() -> tuple[str, str] | None:
     """Path of the first compiler that works, and all it says about itself and the processor."""
-    if os.environ.get(SWITCH, "").strip() == "0":
+    if os.environ.get(SWITCH, "").strip() == "0" or os.name != "posix":
         return None
     for name in (os.environ.get("CXX", ""), *_COMPILERS):
         path = shutil.which(name) if name else None
@@ -117,7 +117,8 @@ def _loaded(path: Path, compiler_path: str) -> ctypes.CDLL:
         command = [compiler_path, *_FLAGS, "-o", temporary, str(_SOURCES / "lpsgd.cpp")]
         if _output(command) is None:
             raise OSError("the compiler failed")
+        built = ctypes.CDLL(temporary)
         os.replace(temporary, path)
+        return built
     finally:
         Path(temporary).unlink(missing_ok=True)
-    return ctypes.CDLL(str(path))
