@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lpss_cli import compute, idle, layertargets, randomness
+from lpss_cli import compute, distillation, idle, layertargets, randomness
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -27,6 +27,8 @@ from lpss_cli.weights import Weight, prunable, trainable
 if TYPE_CHECKING:
     from lpss_cli.data import Data
 
+#: Of distillation: soft enough to tell the order of the wrong classes (Hinton et al. use 1 to 20).
+TEMPERATURE = 4.0
 # Batches that re-estimate BatchNorm statistics after the exact cut; more changes little.
 _NORM_BATCHES = 50
 # Steps between looks at the loss: reading it makes a GPU wait.
@@ -46,6 +48,8 @@ class Settings:
         skip: globs of weights that are not pruned.
         keep_zeros: the start is a checkpoint, and as many weights as are zero in it stay zero.
         precision: of the forward and backward pass, one of ``compute.PRECISIONS``.
+        distill: part of the loss that compares with the network as it begins, in [0, 1].
+        temperature: of that comparison, > 0.
     """
 
     epochs: int
@@ -56,6 +60,8 @@ class Settings:
     skip: tuple[str, ...] = ()
     keep_zeros: bool = False
     precision: str = "fp32"
+    distill: float = 0.0
+    temperature: float = TEMPERATURE
 
 
 def run(
@@ -67,6 +73,7 @@ def run(
     device: torch.device | str = "cpu",
     watcher: Watcher | None = None,
     resume: Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
 ) -> RunState:
     """Train ``model`` in place and leave exactly the zeros that were asked for.
 
@@ -78,6 +85,7 @@ def run(
         device: where to train; the model stays there.
         watcher: sees the run go by.
         resume: ``RunState.state_dict()`` of the same run, to go on from.
+        teacher: what to distil from; None is the network as it begins.
 
     Returns:
         The finished run: masks, history, per-layer facts.
@@ -89,7 +97,7 @@ def run(
     watcher = watcher or Watcher()
     model.to(device)
     compute.channels_last(model)
-    state = _start(model, data, method, settings, device, watcher)
+    state = _start(model, data, method, settings, device, watcher, teacher)
     if resume is not None:
         state.load_state_dict(resume)
     for text in state.notes:
@@ -112,6 +120,7 @@ def _start(
     settings: Settings,
     device: torch.device | str,
     watcher: Watcher,
+    teacher: nn.Module | None,
 ) -> RunState:
     candidates, skipped = choose(model, settings, watcher)
     size = min(settings.batch_size, len(data.train))
@@ -143,6 +152,12 @@ def _start(
     )
     state.precision = settings.precision
     state.batch_size = size
+    if settings.distill:
+        distillation.check_task(data.task)
+        source = model if teacher is None else teacher.to(device)
+        state.teacher = distillation.teacher_of(
+            source, settings.distill, settings.temperature, settings.precision
+        )
     torch.manual_seed(settings.seed)  # dropout
     prepare(state, method, watcher, keep_zeros=settings.keep_zeros)
     return state
@@ -278,7 +293,10 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     run.optimizer.zero_grad(set_to_none=True)
     with compute.autocast(x.device, run.precision):
         outputs = run.model(x)
-    loss = run.loss(outputs.to(torch.float32) if run.precision != "fp32" else outputs, y)
+    outputs = outputs.to(torch.float32) if run.precision != "fp32" else outputs
+    loss = run.loss(outputs, y)
+    if run.teacher is not None:
+        loss = run.teacher.loss(x, outputs, loss)
     loss.backward()
     if ready_gradients(run, method):
         run.optimizer.step()

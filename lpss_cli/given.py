@@ -30,6 +30,8 @@ _REQUEST: dict[str, Any] = {
     "device": str,
     "threads": int,
     "precision": str,
+    "distill": float,
+    "temperature": float,
     "layer": list[str],
     "skip": list[str],
     "holdout": float,

@@ -49,11 +49,12 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
         RunError: training diverged.
     """
     check(request)
-    if request.target_drop is not None:
-        raise InputError(
-            "--target-drop needs a trained network to drop from",
-            "lpss train, then lpss sparsify --target-drop",
-        )
+    for flag, given in (("target-drop", request.target_drop), ("distill", request.distill)):
+        if given is not None:
+            raise InputError(
+                f"--{flag} compares with a trained network, and there is none yet",
+                f"lpss train, then lpss sparsify --{flag} {given:g}",
+            )
     sparse = check_sparsity(request.sparsity or 0.0) > 0 or bool(request.layer)
     method = make(request.method or ("lpss" if sparse else "dense"), request.options)
     with output(request.out, *paths_of(request.out), force=request.force):

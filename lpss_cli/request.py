@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from lpss_cli import artifact, engine, foreign, layertargets, models
 from lpss_cli.compute import PRECISIONS
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
+from lpss_cli.distillation import check_task
 from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.loading import Checkpoint, load_into, refuse_misfits
 from lpss_cli.patterns import resolve
@@ -49,6 +51,8 @@ class Request:
         device: ``auto``, ``cpu``, ``cuda``, ….
         threads: of the CPU; None is one for small networks, else PyTorch's choice.
         precision: of the forward and backward pass: ``fp32`` or ``bf16``.
+        distill: part of the loss that compares with the dense network; None is 0.
+        temperature: of that comparison; None is the usual one.
         layer: ``PATTERN=SPARSITY`` of layers with a target of their own.
         skip: globs of weights that are not pruned.
         holdout: measure on this part of the training data instead of the test split.
@@ -78,6 +82,8 @@ class Request:
     device: str = "auto"
     threads: int | None = None
     precision: str = "fp32"
+    distill: float | None = None
+    temperature: float | None = None
     layer: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     holdout: float | None = None
@@ -122,13 +128,15 @@ def check(request: Request) -> None:
         "seed": (0, 2**63 - 1),
         "target_drop": (0, 100),
         "tries": (1, _MOST_TRIES),
+        "distill": (0, 1),
+        "temperature": (0.1, 100),
         "threads": (1, LARGEST),
         "checkpoint_steps": (1, None),
         "eval_every": (0, None),
     }
     for name, (low, high) in limits.items():
         value = getattr(request, name)
-        if value is not None and (value < low or (high is not None and value > high)):
+        if value is not None and not low <= value <= (math.inf if high is None else high):
             flag, bound = "--" + name.replace("_", "-"), f" to {high}" if high else " up"
             raise InputError(f"{flag} {value} is out of range", f"give {flag} from {low}{bound}")
     if request.log is not None and request.log.absolute() == request.out.absolute():
@@ -301,6 +309,10 @@ def settings_for(
     n = len(data.train)
     # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.
     size = request.batch_size or max(16, min(256, 1 << max(0, (n // 64).bit_length() - 1)))
+    if request.distill:
+        check_task(data.task)
+    elif request.temperature is not None:
+        raise InputError("--temperature is of --distill", "give --distill 0.5 too")
     epochs, steps = budget
     suited = max(epochs, -(-steps // max(1, n // size)))
     return engine.Settings(
@@ -312,4 +324,6 @@ def settings_for(
         skip=request.skip,
         keep_zeros=keep_zeros,
         precision=request.precision,
+        distill=request.distill or 0.0,
+        temperature=engine.TEMPERATURE if request.temperature is None else request.temperature,
     )

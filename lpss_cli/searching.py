@@ -15,6 +15,7 @@ sparse training makes it forget looks like a drop. So the search begins, and cou
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -137,7 +138,10 @@ def origin_of(
     if min(known["epochs"], known["batch_size"]) < 1:
         return None
     return Origin(
-        method, replace(settings, **{**known, "epochs": epochs}, keep_zeros=False, sparsity=0.0)
+        method,
+        replace(
+            settings, **{**known, "epochs": epochs}, keep_zeros=False, sparsity=0.0, distill=0.0
+        ),
     )
 
 
@@ -241,6 +245,8 @@ class _Walk:
         self.primary, self.sign = data.task.primary, 1 if data.task.higher_is_better else -1
         self.given = self.reference = math.nan
         self._best = _copy(model)
+        # Where there is distillation, it is from the dense network, not from the last one.
+        self._dense = copy.deepcopy(model) if settings.distill else None
 
     def begin(self, origin: Origin | None, arch: str) -> None:
         """Find what the search starts from, and what drops are counted from."""
@@ -269,6 +275,8 @@ class _Walk:
         randomness.seed(settings.seed)
         engine.run(self.model, self.data, method, settings, device=self.device)
         self.accept()
+        if self._dense is not None:
+            self._dense = copy.deepcopy(self.model)
 
     def measure(self, sparsity: float) -> Try:
         """Sparse-train the last accepted network to this sparsity, and measure it."""
@@ -293,7 +301,14 @@ class _Walk:
         settings = replace(self.settings, sparsity=sparsity)
         method = make(self.request.method or "lpss", self.request.options)
         try:
-            engine.run(self.model, self.data, method, settings, device=self.device)
+            engine.run(
+                self.model,
+                self.data,
+                method,
+                settings,
+                device=self.device,
+                teacher=self._dense,
+            )
         except RunError:
             return None
         return self._metric()

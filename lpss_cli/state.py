@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lpss_cli import optimizerstate, randomness
+from lpss_cli.distillation import Teacher
 from lpss_cli.idle import Activity
 from lpss_cli.layertargets import Quotas, quotas
 from lpss_cli.masks import Masks, select
@@ -44,6 +45,7 @@ class RunState:
         cut_step: the step of the exact cut; after it the masks are fixed.
         precision: of the forward and backward pass.
         batch_size: examples of a step; 0: not known.
+        teacher: what is distilled from, if anything.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
         activity: which neurons and inputs had a gradient lately.
@@ -91,6 +93,7 @@ class RunState:
         self.cut_step = self.total_steps
         self.precision = "fp32"
         self.batch_size = 0
+        self.teacher: Teacher | None = None
         self.epoch = 0
         self.memory: dict[str, Any] = {}
         self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.candidates}

@@ -144,6 +144,19 @@ Tries = Annotated[
     int | None,
     option("--tries", help="Sparsities that --target-drop tries. Default: 6.", panel=_RUN),
 ]
+Distill = Annotated[
+    float | None,
+    option(
+        "--distill",
+        help="Part of the loss, 0 to 1, that compares the class scores with those of the network "
+        "as it was. Default: 0.",
+        panel=_RUN,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    option("--temperature", help="Of --distill: higher is softer. Default: 4.", panel=_RUN),
+]
 MethodName = Annotated[
     str | None,
     option(
@@ -260,6 +273,10 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "precision": (Precision, None),
     "layer": (Layer, None),
     "skip": (Skip, None),
+}
+TEACHER: dict[str, tuple[Any, Any]] = {
+    "distill": (Distill, None),
+    "temperature": (Temperature, None),
 }
 SEARCH: dict[str, tuple[Any, Any]] = {
     "target_drop": (TargetDrop, None),

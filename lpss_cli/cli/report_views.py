@@ -140,6 +140,10 @@ def origin_table(report: Report) -> Table:
     }
     if settings.get("layers"):
         lines["layers"] = ", ".join(map(str, settings["layers"]))
+    if settings.get("distill"):
+        lines["distilled"] = (
+            f"{settings['distill']} of the loss, temperature {settings.get('temperature')}"
+        )
     if meta.get("search"):
         lines["search"] = _walked(meta["search"])
     metrics: Mapping[str, Any] = meta.get("metrics") or {}

@@ -13,7 +13,15 @@ from lpss_cli.cli.flags import with_options
 
 
 @with_options(
-    o.TRAINING, o.SEARCH, o.DATA, o.CHECKPOINT, o.DRAFT, o.WRITING, o.PRINTING, of_methods=True
+    o.TRAINING,
+    o.SEARCH,
+    o.TEACHER,
+    o.DATA,
+    o.CHECKPOINT,
+    o.DRAFT,
+    o.WRITING,
+    o.PRINTING,
+    of_methods=True,
 )
 def init(
     file: Annotated[Path, typer.Argument(help="Checkpoint that is to become sparse.")],

@@ -34,6 +34,7 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
 @with_options(
     o.TRAINING,
     o.SEARCH,
+    o.TEACHER,
     o.RUN,
     o.DATA,
     o.CHECKPOINT,
@@ -81,6 +82,7 @@ def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printe
 
     named = {"--method": values["method"] not in (None, "gmp", "dense"),
              "--layer": bool(values["layer"]),
+             "--distill": values["distill"] is not None,
              "--target-drop": values["target_drop"] is not None,
              "--ranking": chosen.pop("ranking", None) not in (None, "magnitude")}  # fmt: skip
     wrong = [flag for flag, other in named.items() if other]
