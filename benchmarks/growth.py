@@ -5,8 +5,8 @@
 Three tables, on one CPU thread: a step of LpSGD, one of PyTorch's fused SGD and a selection of 10 %
 by LAMP for 1 to LARGEST million weights in 10 layers; the same for 10 million weights in 10 to
 1,000 layers; and whole training steps of LeNet-300 on random numbers at batches of 64 to 4,096,
-LpSS beside dense. Times are medians of the thread's own (CPU), taken in turns. One cut of a file by size
-is what benchmarks/oneshot.py measures. Writes benchmarks/results/growth.json and .md.
+LpSS beside dense. Times are medians of the thread's own (CPU), taken in turns. One cut of a file by
+size is what benchmarks/oneshot.py measures. Writes benchmarks/results/growth.json and .md.
 """
 
 from __future__ import annotations
