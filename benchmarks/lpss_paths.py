@@ -20,15 +20,14 @@ from lpss_cli.errors import RunError
 from lpss_cli.request import Request
 
 PUBLISHED_TIMES = {"begin": 0.2, "end": 0.8, "frequency": 40}
-BASE = {"p": ("1.15",), "off_sphere": ("fc3",), "ranking": "balanced"}
 WAYS = {
-    "lpss, cubic path (default)": ("lpss", BASE),
-    "lpss, controller": ("lpss", {"path": "controller", **BASE}),
+    "lpss, cubic path (default)": ("lpss", {}),
+    "lpss, controller": ("lpss", {"path": "controller"}),
     "lpss, controller at the published times": (
         "lpss",
-        {"path": "controller", **BASE, **PUBLISHED_TIMES},
+        {"path": "controller", **PUBLISHED_TIMES},
     ),
-    "lpss-published": ("lpss-published", {"p": ("1.15",), "ranking": "balanced"}),
+    "lpss-published": ("lpss-published", {}),
 }
 SEEDS = (0, 1, 2)
 # Twice chance: a run below it has collapsed, and is counted instead of averaged.
