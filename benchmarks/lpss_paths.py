@@ -2,8 +2,8 @@
 
     python benchmarks/lpss_paths.py --data-dir DIR
 
-LeNet-300-100 on MNIST from scratch, 12 epochs, batch 256, p = 1.15, measured on a tenth of the
-training data held out (a default is chosen here, so the test split stays untouched). Writes
+LeNet-300-100 on MNIST from scratch, 12 epochs, batch 256, all else by default, measured on a tenth
+of the training data held out (a default is chosen here, so the test split stays untouched). Writes
 benchmarks/results/lpss_paths.json and .md.
 """
 

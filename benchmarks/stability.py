@@ -3,8 +3,9 @@
     python benchmarks/stability.py
 
 Every run trains the default network from scratch with `lpss` and its defaults, p aside, and is
-compared with the dense run of its seed on the test split; nothing is chosen here. A run under 90 % of the dense accuracy counts as failed. Writes
-benchmarks/results/stability.json and .md; a killed run goes on where it was.
+compared with the dense run of its seed on the test split; nothing is chosen here. A run under 90 %
+of the dense accuracy counts as failed. Writes benchmarks/results/stability.json and .md; a killed
+run goes on where it was.
 """
 
 from __future__ import annotations
