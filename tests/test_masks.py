@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference.lamp_reference import lamp_scores
 from torch import Tensor, tensor
 
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.masks import (
     RANKINGS,
     allocate,
-    lamp_scores,
     select,
     top_k,
 )
