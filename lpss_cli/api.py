@@ -62,6 +62,7 @@ def sparsify(
     epochs: int = 4,
     batch_size: int = 256,
     loss: Loss | None = None,
+    layers: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -83,6 +84,7 @@ def sparsify(
         batch_size: of what is no loader.
         loss: (outputs, targets) → scalar; None: cross-entropy for whole-number targets, mean
             squared error for others.
+        layers: ``PATTERN=SPARSITY`` of layers with a target of their own, as ``--layer``.
         skip: globs on names of weights that stay dense.
         seed: decides order, augmentation, random masks and dropout.
         device: where to train; None: where the model is.
@@ -105,6 +107,7 @@ def sparsify(
         data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size,
         seed,
         sparsity,
+        (layers,) if isinstance(layers, str) else tuple(layers),
         (skip,) if isinstance(skip, str) else tuple(skip),
         keep_zeros=True,
         precision=precision,

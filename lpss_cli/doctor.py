@@ -64,6 +64,7 @@ def examine(directory: Path) -> list[Finding]:
     for name, (module, use) in OPTIONAL.items():
         findings.append(_optional(name, module, use))
     findings += _guarded_all("devices", _devices)
+    findings.append(_guarded("compiler", _compiler))
     findings.append(_guarded("loading", _safe_loading))
     findings.append(_guarded("files", partial(_room, directory)))
     return findings
@@ -114,6 +115,15 @@ def _devices() -> Iterator[Finding]:
         yield Finding("mps", "fine", "Apple GPU")
     if not torch.cuda.device_count() and not torch.backends.mps.is_available():
         yield Finding("GPU", "note", "none found; training runs on the CPU")
+
+
+def _compiler() -> Finding:
+    from lpss_cli import native
+
+    if native.library() is None:
+        text = f"no C++ compiler works, or {native.SWITCH}=0 is set; LpSGD's steps take longer"
+        return Finding("compiler", "note", text)
+    return Finding("compiler", "fine", f"{native.compiler()}, for LpSGD's steps on the CPU")
 
 
 def _safe_loading() -> Finding:

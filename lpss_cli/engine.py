@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lpss_cli import compute, idle, randomness
+from lpss_cli import compute, distillation, idle, layertargets, randomness
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -22,11 +22,13 @@ from lpss_cli.sphere import hoyer
 from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity, zero_count
 from lpss_cli.watching import Watcher
-from lpss_cli.weights import Weight, prunable
+from lpss_cli.weights import Weight, prunable, trainable
 
 if TYPE_CHECKING:
     from lpss_cli.data import Data
 
+#: Of distillation: soft enough to tell the order of the wrong classes (Hinton et al. use 1 to 20).
+TEMPERATURE = 4.0
 # Batches that re-estimate BatchNorm statistics after the exact cut; more changes little.
 _NORM_BATCHES = 50
 # Steps between looks at the loss: reading it makes a GPU wait.
@@ -42,18 +44,24 @@ class Settings:
         batch_size: examples per step; a smaller last batch is dropped.
         seed: decides data order, augmentation, random masks and dropout.
         sparsity: target zeros / prunable weights, in [0, 1).
+        layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
         skip: globs of weights that are not pruned.
         keep_zeros: the start is a checkpoint, and as many weights as are zero in it stay zero.
         precision: of the forward and backward pass, one of ``compute.PRECISIONS``.
+        distill: part of the loss that compares with the network as it begins, in [0, 1].
+        temperature: of that comparison, > 0.
     """
 
     epochs: int
     batch_size: int
     seed: int = 0
     sparsity: float = 0.0
+    layers: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     keep_zeros: bool = False
     precision: str = "fp32"
+    distill: float = 0.0
+    temperature: float = TEMPERATURE
 
 
 def run(
@@ -65,6 +73,7 @@ def run(
     device: torch.device | str = "cpu",
     watcher: Watcher | None = None,
     resume: Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
 ) -> RunState:
     """Train ``model`` in place and leave exactly the zeros that were asked for.
 
@@ -76,6 +85,7 @@ def run(
         device: where to train; the model stays there.
         watcher: sees the run go by.
         resume: ``RunState.state_dict()`` of the same run, to go on from.
+        teacher: what to distil from; None is the network as it begins.
 
     Returns:
         The finished run: masks, history, per-layer facts.
@@ -87,7 +97,7 @@ def run(
     watcher = watcher or Watcher()
     model.to(device)
     compute.channels_last(model)
-    state = _start(model, data, method, settings, device, watcher)
+    state = _start(model, data, method, settings, device, watcher, teacher)
     if resume is not None:
         state.load_state_dict(resume)
     for text in state.notes:
@@ -110,6 +120,7 @@ def _start(
     settings: Settings,
     device: torch.device | str,
     watcher: Watcher,
+    teacher: nn.Module | None,
 ) -> RunState:
     candidates, skipped = choose(model, settings, watcher)
     size = min(settings.batch_size, len(data.train))
@@ -132,6 +143,7 @@ def _start(
         candidates,
         skipped,
         sparsity=settings.sparsity,
+        layers=settings.layers,
         epochs=settings.epochs,
         steps_per_epoch=len(data.train) // size,
         seed=settings.seed,
@@ -140,6 +152,12 @@ def _start(
     )
     state.precision = settings.precision
     state.batch_size = size
+    if settings.distill:
+        distillation.check_task(data.task)
+        source = model if teacher is None else teacher.to(device)
+        state.teacher = distillation.teacher_of(
+            source, settings.distill, settings.temperature, settings.precision
+        )
     torch.manual_seed(settings.seed)  # dropout
     prepare(state, method, watcher, keep_zeros=settings.keep_zeros)
     return state
@@ -166,6 +184,7 @@ def prepare(
     run.cut_step = max(1, math.floor(method.config.end * run.total_steps))
     if keep_zeros:
         _inherit_zeros(run, watcher)
+    run.notes += run.quotas.notes(run.sizes)
     method.prepare(run)
     if optimizer is not None:
         run.optimizer = optimizer
@@ -184,11 +203,10 @@ def choose(
     Raises:
         InputError: a pattern matches nothing, nothing is left, or a target that cannot be.
     """
-    everything = prunable(model)
-    frozen = [name for name, w in everything.items() if not w.tensor.requires_grad]
+    candidates = trainable(model)
+    frozen = [name for name in prunable(model) if name not in candidates]
     if frozen:
         watcher.on_warning(f"frozen weights are not pruned: {', '.join(frozen)}")
-    candidates = {name: w for name, w in everything.items() if name not in frozen}
     skipped = resolve(settings.skip, list(candidates), "--skip")
     total = sum(w.tensor.numel() for name, w in candidates.items() if name not in skipped)
     check_sparsity(settings.sparsity, total)
@@ -203,13 +221,15 @@ def choose(
 def _inherit_zeros(run: RunState, watcher: Watcher) -> None:
     run.set_masks({name: w.detach() != 0 for name, w in run.weights.items()})
     run.start_sparsity = run.masked / run.total if run.total else 0.0
-    asked = zero_count(run.total, run.sparsity)
-    if run.masked > asked:
+    run.start, asked = run.present, zero_count(run.total, run.sparsity)
+    if run.quotas.own:
+        layertargets.check_start(run.start, run.quotas, run.sizes)
+    elif run.masked > asked:
         watcher.on_warning(
             f"the input already has {run.masked:,} zeros, more than the {asked:,} asked for; "
             "they are kept"
         )
-        run.sparsity = run.start_sparsity
+        run.sparsity, run.quotas = run.start_sparsity, run.start
 
 
 def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
@@ -273,7 +293,10 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     run.optimizer.zero_grad(set_to_none=True)
     with compute.autocast(x.device, run.precision):
         outputs = run.model(x)
-    loss = run.loss(outputs.to(torch.float32) if run.precision != "fp32" else outputs, y)
+    outputs = outputs.to(torch.float32) if run.precision != "fp32" else outputs
+    loss = run.loss(outputs, y)
+    if run.teacher is not None:
+        loss = run.teacher.loss(x, outputs, loss)
     loss.backward()
     if ready_gradients(run, method):
         run.optimizer.step()
@@ -331,7 +354,7 @@ def exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
     check_loss(run)
     watcher.on_cut(run)
     wanted = zero_count(run.total, run.sparsity)
-    if run.masked != wanted:  # a method of constant sparsity is there already
+    if run.present != run.quotas:  # a method of constant sparsity is there already
         run.prune_to(run.sparsity, method.scores(run), method.config.ranking)
     method.on_cut(run)
     if wanted > 0:
@@ -395,3 +418,10 @@ def finish(run: RunState) -> None:
             f"{zeros:,} weights are zero where {asked:,} were asked for",
             "this is a defect of the method; please report it",
         )
+    for name, wanted in run.quotas.own.items():
+        found = int((run.weights[name] == 0).sum())
+        if run.sparsity > 0 and found != wanted:
+            raise RunError(
+                f"{found:,} weights of {name} are zero where --layer asked for {wanted:,}",
+                "this is a defect of the method; please report it",
+            )

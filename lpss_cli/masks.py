@@ -19,13 +19,16 @@ Scores = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
 
 
-def select(scores: Scores, k: int, ranking: str = "lamp") -> Masks:
+def select(
+    scores: Scores, k: int, ranking: str = "lamp", own: Mapping[str, int] | None = None
+) -> Masks:
     """Keep the k best weights; fewer when fewer than k scores are finite.
 
     Args:
         scores: log-saliency of every prunable weight, one tensor a layer.
         k: number of weights to keep over all layers.
-        ranking: one of ``RANKINGS``.
+        ranking: one of ``RANKINGS``; it divides what the layers with a count of their own leave.
+        own: layer → number of weights to keep there, whatever the ranking says.
 
     Returns:
         Boolean masks of the scores' shapes, True = kept, with exactly k True in all.
@@ -37,7 +40,12 @@ def select(scores: Scores, k: int, ranking: str = "lamp") -> Masks:
         raise RunError(
             "a weight is NaN or infinite, so nothing can be ranked", "lower --lr and train again"
         )
-    return RANKINGS[ranking](scores, k)
+    own = own or {}
+    masks = {name: top_k({name: scores[name]}, count)[name] for name, count in own.items()}
+    shared = {name: s for name, s in scores.items() if name not in own}
+    if shared:
+        masks |= RANKINGS[ranking](shared, k - sum(own.values()))
+    return {name: masks[name] for name in scores}
 
 
 def top_k(scores: Scores, k: int) -> Masks:

@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 import torch
 
-from lpss_cli import doctor
+from lpss_cli import doctor, native
 from lpss_cli.cli import app
 from lpss_cli.version import __version__
 
@@ -55,6 +55,14 @@ def test_a_package_that_does_not_import_is_wrong(monkeypatch, tmp_path):
         "wrong",
         True,
     )
+
+
+def test_without_a_compiler_steps_take_longer(monkeypatch, tmp_path):
+    assert states(doctor.examine(tmp_path))["compiler"] in ("fine", "note")
+    monkeypatch.setattr(native, "library", lambda: None)
+    found = {f.name: f for f in doctor.examine(tmp_path)}
+    assert found["compiler"].state == "note"
+    assert "LPSS_COMPILE=0" in found["compiler"].text
 
 
 def test_an_unsafe_environment_is_noted(monkeypatch, tmp_path):

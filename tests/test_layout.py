@@ -21,14 +21,16 @@ TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules compute exponents"
+    " threads topology imports rules rowstep native compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
-    " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
+    " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
+    " layertargets distillation",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob doctor oneshot outcome trial measuring sparsifier recording",
+    " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
+    " drafting searching",
     "cli",
     "__init__ __main__",
 )

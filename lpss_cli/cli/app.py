@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from lpss_cli.cli import running
-from lpss_cli.cli.commands import looking, studies, training, writing
+from lpss_cli.cli.commands import drafting, looking, studies, training, writing
 from lpss_cli.errors import LpssError, StoppedError
 
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 for _command in (
     training.train,
     training.sparsify,
+    drafting.init,
     looking.report,
     looking.plan,
     writing.export,

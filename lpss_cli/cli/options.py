@@ -39,6 +39,10 @@ Out = Annotated[
         "--out", "-o", help="Artefact to write. Default: model.pt, FILE.sparse.pt.", panel=_OUTPUT
     ),
 ]
+DraftTo = Annotated[
+    Path | None,
+    option("--out", "-o", help="Recipe to write. Default: recipe.toml.", panel=_OUTPUT),
+]
 UnpackedTo = Annotated[
     Path | None,
     option("--out", "-o", help="File to write. Default: FILE.safetensors.", panel=_OUTPUT),
@@ -131,6 +135,32 @@ Sparsity = Annotated[
         panel=_RUN,
     ),
 ]
+TargetDrop = Annotated[
+    float | None,
+    option(
+        "--target-drop",
+        help="Find the sparsity: the largest that loses at most so many points (hundredths) of the "
+        "metric on a held-out part of the training data. Default: --sparsity is given.",
+        panel=_RUN,
+    ),
+]
+Tries = Annotated[
+    int | None,
+    option("--tries", help="Sparsities that --target-drop tries. Default: 6.", panel=_RUN),
+]
+Distill = Annotated[
+    float | None,
+    option(
+        "--distill",
+        help="Part of the loss, 0 to 1, that compares the class scores with those of the network "
+        "as it was. Default: 0.",
+        panel=_RUN,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    option("--temperature", help="Of --distill: higher is softer. Default: 4.", panel=_RUN),
+]
 MethodName = Annotated[
     str | None,
     option(
@@ -177,6 +207,15 @@ Precision = Annotated[
         help="Of forward and backward: fp32, or bf16 (weights and steps stay fp32). Default: fp32.",
         panel=_RUN,
         autocompletion=completing.among(("fp32", "bf16")),
+    ),
+]
+Layer = Annotated[
+    list[str] | None,
+    option(
+        "--layer",
+        help="PATTERN=SPARSITY: a target of some layers' own, exactly; the others share what the "
+        "whole target leaves. Repeatable, later ones win. Default: none.",
+        panel=_RUN,
     ),
 ]
 Skip = Annotated[
@@ -240,7 +279,16 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "device": (Device, None),
     "threads": (Threads, None),
     "precision": (Precision, None),
+    "layer": (Layer, None),
     "skip": (Skip, None),
+}
+TEACHER: dict[str, tuple[Any, Any]] = {
+    "distill": (Distill, None),
+    "temperature": (Temperature, None),
+}
+SEARCH: dict[str, tuple[Any, Any]] = {
+    "target_drop": (TargetDrop, None),
+    "tries": (Tries, None),
 }
 RUN: dict[str, tuple[Any, Any]] = {
     "recipe": (Recipe, None),
@@ -267,7 +315,9 @@ DATA: dict[str, tuple[Any, Any]] = {
 }
 #: The options of a training whose target and method are settled.
 BUDGET: dict[str, tuple[Any, Any]] = {
-    name: kind for name, kind in TRAINING.items() if name not in ("sparsity", "method", "skip")
+    name: kind
+    for name, kind in TRAINING.items()
+    if name not in ("sparsity", "method", "layer", "skip")
 } | {name: RUN[name] for name in ("resume", "checkpoint_steps", "eval_every", "log", "tensorboard")}
 #: What all runs of a comparison share.
 SHARED: dict[str, tuple[Any, Any]] = {
@@ -275,13 +325,14 @@ SHARED: dict[str, tuple[Any, Any]] = {
     for name in ("epochs", "batch_size", "device", "threads", "precision", "skip")
 }
 #: What a plan needs to know: the target, and the shape of a network that is not trained yet.
-PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "skip")}
+PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "layer", "skip")}
 PLACE: dict[str, tuple[Any, Any]] = {
     name: DATA[name] for name in ("arch", "data", "data_dir", "target", "drop", "image_size")
 }
 CHECKPOINT: dict[str, tuple[Any, Any]] = {"trust_pickle": (Trust, False)}
 DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
 ARTEFACT: dict[str, tuple[Any, Any]] = {"out": (Out, None)}
+DRAFT: dict[str, tuple[Any, Any]] = {"out": (DraftTo, None)}
 UNPACKED: dict[str, tuple[Any, Any]] = {"out": (UnpackedTo, None)}
 INIT: dict[str, tuple[Any, Any]] = {"keep_init": (KeepInit, False)}
 WRITING: dict[str, tuple[Any, Any]] = {"force": (Force, False)}

@@ -138,6 +138,14 @@ def origin_table(report: Report) -> Table:
         "data": f"{meta.get('data_name')}, seed {settings.get('seed')}",
         "method": str(meta.get("method", "")),
     }
+    if settings.get("layers"):
+        lines["layers"] = ", ".join(map(str, settings["layers"]))
+    if settings.get("distill"):
+        lines["distilled"] = (
+            f"{settings['distill']} of the loss, temperature {settings.get('temperature')}"
+        )
+    if meta.get("search"):
+        lines["search"] = _walked(meta["search"])
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
     for part in ("before", "before_cut", "after"):
         values = metrics.get(part) or {}
@@ -151,6 +159,21 @@ def origin_table(report: Report) -> Table:
     for name, text in lines.items():
         rows.add_row(name, plain(text))
     return rows
+
+
+def _walked(search: Mapping[str, Any]) -> str:
+    """Say the curve of a search in a line, by sparsity."""
+    name = str(search["primary"])
+    points = sorted(search["curve"], key=lambda one: float(one["sparsity"]))
+    tried = ", ".join(
+        f"{share(one['sparsity'])} "
+        + ("diverged" if one["metric"] is None else metric(name, one["metric"]))
+        for one in points
+    )
+    return (
+        f"{name.replace('_', ' ')} at most {search['allowed']:g} points below "
+        f"{metric(name, search['reference'])} on {search['examples']:,} held-out examples: {tried}"
+    )
 
 
 def csv_text(reports: Sequence[Report]) -> str:

@@ -32,7 +32,16 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
 
 
 @with_options(
-    o.TRAINING, o.RUN, o.DATA, o.CHECKPOINT, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True
+    o.TRAINING,
+    o.SEARCH,
+    o.TEACHER,
+    o.RUN,
+    o.DATA,
+    o.CHECKPOINT,
+    o.ARTEFACT,
+    o.WRITING,
+    o.PRINTING,
+    of_methods=True,
 )
 def sparsify(
     file: Annotated[Path, typer.Argument(help="Checkpoint: .pt, .pth or .safetensors.")],
@@ -72,6 +81,9 @@ def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printe
     from lpss_cli.targets import parse as sparsity
 
     named = {"--method": values["method"] not in (None, "gmp", "dense"),
+             "--layer": bool(values["layer"]),
+             "--distill": values["distill"] is not None,
+             "--target-drop": values["target_drop"] is not None,
              "--ranking": chosen.pop("ranking", None) not in (None, "magnitude")}  # fmt: skip
     wrong = [flag for flag, other in named.items() if other]
     wrong += [f"--{key.replace('_', '-')}" for key, value in chosen.items() if value is not None]

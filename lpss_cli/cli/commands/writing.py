@@ -39,6 +39,12 @@ def export(
     compact: Annotated[
         bool, typer.Option(help="Remove units without input or use from the ONNX file, exactly.")
     ] = True,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean", help="Zero weights and biases that reach no output first, in all files."
+        ),
+    ] = False,
     onnx_encoding: Annotated[
         str,
         typer.Option(
@@ -67,7 +73,7 @@ def export(
     path = run.input_file(file, printer)
     formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
     onnx = OnnxOptions(compact, onnx_encoding, int8, latency)
-    options = Options(formats_chosen, packed_values, onnx)
+    options = Options(formats_chosen, packed_values, onnx, clean)
     with printer.busy("writing, reading back and comparing"):
         request = run.request(values, path, {}, {})
         written = export_file(path, request, options, out_dir, Printer(printer))
