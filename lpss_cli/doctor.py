@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +29,10 @@ NEEDED = {
     "scikit-learn": "sklearn",
 }
 #: What some options need: distribution → (module, what it is for).
-OPTIONAL = {"timm": ("timm", "--arch timm:NAME")}
+OPTIONAL = {
+    "timm": ("timm", "--arch timm:NAME"),
+    "tensorboard": ("tensorboard", "--tensorboard DIR"),
+}
 # Less free room than this will not hold the files of a large network.
 _ROOM = 1 << 30
 
@@ -145,9 +147,19 @@ def _room(directory: Path) -> Finding:
 
 
 def versions() -> str:
-    """Return what ``lpss --version`` says, without importing anything heavy."""
+    """Return what ``lpss --version`` says: what a report of a fault should name."""
+    python = platform.python_version()
     try:
-        torch = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        torch = "missing"
-    return f"lpss {__version__}, torch {torch}, Python {sys.version.split()[0]}"
+        import torch
+    except Exception as error:  # whatever a broken installation raises
+        return f"lpss {__version__}, Python {python}, no torch: {one_line(error)}"
+    return f"lpss {__version__}, torch {torch.__version__}, Python {python}, {_device()}"
+
+
+def _device() -> str:
+    """Return the name of what ``--device auto`` takes."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return "mps or cpu" if torch.backends.mps.is_available() else "cpu"

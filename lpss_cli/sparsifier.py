@@ -50,6 +50,7 @@ class Sparsifier:
             …). It keeps its learning rates, and gradients are clipped only with ``clip=``.
         schedule: set the learning rates by the method's schedule before every step; False where
             a scheduler drives them.
+        layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
         skip: globs on names of weights that stay dense.
         seed: of random masks.
         train: training examples, for methods that look at some (``snip``); with them BatchNorm's
@@ -78,6 +79,7 @@ class Sparsifier:
         method: str = "lpss",
         optimizer: Optimizer | None = None,
         schedule: bool = True,
+        layers: str | Sequence[str] = (),
         skip: str | Sequence[str] = (),
         seed: int = 0,
         train: Examples | None = None,
@@ -97,9 +99,14 @@ class Sparsifier:
         self._model = model
         self._data = None if train is None else data_of(train, None, batch_size, loss)
         self._rates: list[float] | None = None
-        patterns = (skip,) if isinstance(skip, str) else tuple(skip)
         self._settings = engine.Settings(
-            1, batch_size, seed, check_sparsity(sparsity), patterns, keep_zeros=True
+            epochs=1,
+            batch_size=batch_size,
+            seed=seed,
+            sparsity=check_sparsity(sparsity),
+            layers=(layers,) if isinstance(layers, str) else tuple(layers),
+            skip=(skip,) if isinstance(skip, str) else tuple(skip),
+            keep_zeros=True,
         )
         self.run = self._start(steps, optimizer)
         self.optimizer = self.run.optimizer
@@ -119,6 +126,7 @@ class Sparsifier:
             candidates,
             skipped,
             sparsity=settings.sparsity,
+            layers=settings.layers,
             epochs=1,
             steps_per_epoch=steps,
             seed=settings.seed,

@@ -165,6 +165,14 @@ def test_a_saved_state_goes_on_to_the_same_bits(name, tmp_path):
         other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
 
 
+def test_a_layer_has_a_target_of_its_own():
+    model = plain()
+    sparsifier = Sparsifier(model, STEPS, sparsity=0.8, layers="2.*=0.5")
+    train(model, sparsifier.optimizer)
+    assert sparsifier.finish().report.zeros == zeros(model) == 512
+    assert int((model[2].weight == 0).sum()) == 80
+
+
 def test_zeros_of_the_start_stay_zero():
     model = plain()
     sparsify(model, TRAIN, sparsity=0.5, method="gmp", epochs=2, batch_size=SIZE)

@@ -114,7 +114,8 @@ class Observer:
 
 def line(moment: Moment) -> str:
     """Return a moment as one line, for a file or a pipe."""
-    parts = [f"epoch {moment.epoch}/{moment.epochs}", *_values(moment).values()]
+    short = replace(moment, before=None)  # the line above all of them says it
+    parts = [f"epoch {moment.epoch}/{moment.epochs}", *_values(short).values()]
     if moment.left:
         parts.append(f"{_clock(moment.left)} left")
     return "  ".join(parts)
@@ -134,7 +135,7 @@ def panel(moment: Moment, width: int) -> Panel:
     columns = 3 if width >= _WIDE else 2 if width >= _NARROW else 1
     body = Table.grid(padding=(0, 1), expand=True)
     for _ in range(columns):
-        body.add_column(ratio=1, no_wrap=True)
+        body.add_column(ratio=1)
     cells = [
         Text.assemble((value[: len(name)], "dim"), value[len(name) :])
         for name, value in _values(moment).items()
@@ -152,8 +153,8 @@ def _values(moment: Moment) -> dict[str, str]:
     found = {"loss": "-" if moment.loss is None else f"{moment.loss:.4g}"}
     if moment.metric is not None:
         name, value = moment.metric
-        was = "" if moment.before is None else f" (was {metric(name, moment.before)})"
-        found[name.replace("_", " ")] = f"{metric(name, value)}{was}"
+        was = "" if moment.before is None else f"{metric(name, moment.before)} → "
+        found[name.replace("_", " ")] = f"{was}{metric(name, value)}"
     found["sparsity"] = share(moment.sparsity)
     if moment.target:
         found["sparsity"] += f" → {share(moment.target)}"

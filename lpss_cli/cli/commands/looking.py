@@ -76,7 +76,7 @@ def plan(
         typer.Option("--hoyer", help="Wished Hoyer sparsity of every layer: finds its p, above 1."),
     ] = None,
 ) -> None:
-    """Predict, before any training: p, Hoyer sparsity and kept weights, layer by layer."""
+    """Predict p, Hoyer sparsity and kept weights before any training."""
     from lpss_cli.cli.report_views import plan_table
     from lpss_cli.jobs import plan_for
 

@@ -9,6 +9,7 @@ import typer
 
 from lpss_cli.cli import options as o
 from lpss_cli.cli import running as run
+from lpss_cli.cli.completing import among, listed
 from lpss_cli.cli.flags import with_options
 
 
@@ -17,11 +18,20 @@ def export(
     values: dict[str, Any],
     file: o.File = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Some of safetensors,onnx,pack.")
+        str,
+        typer.Option(
+            "--format",
+            help="Some of safetensors,onnx,pack.",
+            autocompletion=listed(lambda: ("safetensors", "onnx", "pack")),
+        ),
     ] = "safetensors,onnx,pack",
     packed_values: Annotated[
         str,
-        typer.Option("--values", help="Of the kept weights in the pack: fp32, fp16, bf16, int8."),
+        typer.Option(
+            "--values",
+            help="Of the kept weights in the pack: fp32, fp16, bf16, int8.",
+            autocompletion=among(("fp32", "fp16", "bf16", "int8")),
+        ),
     ] = "fp16",
     out_dir: Annotated[
         Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
@@ -38,7 +48,8 @@ def export(
     onnx_encoding: Annotated[
         str,
         typer.Option(
-            help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load."
+            help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load.",
+            autocompletion=among(("dense", "gaps")),
         ),
     ] = "dense",
     int8: Annotated[
@@ -48,7 +59,10 @@ def export(
         bool, typer.Option(help="Measure the time of a batch in onnxruntime.")
     ] = True,
 ) -> None:
-    """Write masked safetensors, ONNX and a packed file, each read back from disk and compared."""
+    """Write safetensors, ONNX and a packed file, each read back.
+
+    What is read back from disk is compared with the network; a file that differs is not kept.
+    """
     from lpss_cli.cli.export_views import export_table, networks_table, onnx_notes, savings_table
     from lpss_cli.cli.file_views import size_table
     from lpss_cli.cli.progress import Printer
@@ -76,7 +90,7 @@ def export(
 def unpack(
     file: Annotated[Path, typer.Argument(help="Packed file: .lpss.")], values: dict[str, Any]
 ) -> None:
-    """Turn a packed file back into safetensors, read back from disk and compared."""
+    """Turn a packed file back into safetensors, and compare them."""
     from lpss_cli.cli.export_views import export_table
     from lpss_cli.packing import unpack_file
 
