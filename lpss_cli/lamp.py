@@ -32,7 +32,7 @@ def lamp_masks(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
         Boolean masks of the scores' shapes, True = kept.
     """
     masks = {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
-    layers = {name: _layer(s.flatten()) for name, s in scores.items() if bool(s.max() > -math.inf)}
+    layers = {n: _layer(s.flatten()) for n, s in scores.items() if bool((s > -math.inf).any())}
     if not layers:
         return masks
     spans = _undecided(list(layers.values()), k)
