@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpss_cli import compute, randomness
+from lpss_cli.distributed import World
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -38,7 +39,7 @@ class Settings:
 
     Attributes:
         epochs: passes over the training data; 0 only cuts.
-        batch_size: examples per step; a smaller last batch is dropped.
+        batch_size: examples per step, of all processes together; a smaller last batch is dropped.
         seed: decides data order, augmentation, random masks and dropout.
         sparsity: target zeros / prunable weights, in [0, 1).
         skip: globs of weights that are not pruned.
@@ -64,6 +65,7 @@ def run(
     device: torch.device | str = "cpu",
     watcher: Watcher | None = None,
     resume: Mapping[str, Any] | None = None,
+    world: World | None = None,
 ) -> RunState:
     """Train ``model`` in place and leave exactly the zeros that were asked for.
 
@@ -75,18 +77,20 @@ def run(
         device: where to train; the model stays there.
         watcher: sees the run go by.
         resume: ``RunState.state_dict()`` of the same run, to go on from.
+        world: the processes that share the work; None: this one alone.
 
     Returns:
         The finished run: masks, history, per-layer facts.
 
     Raises:
         InputError: a pattern matches nothing, or the target leaves nothing.
-        RunError: the loss is not finite, or the count of zeros is not the one asked for.
+        RunError: the loss is not finite, the count of zeros is not the one asked for, or the
+            processes do not stay alike.
     """
     watcher = watcher or Watcher()
     model.to(device)
     compute.channels_last(model)
-    state = _start(model, data, method, settings, device, watcher)
+    state = _start(model, data, method, settings, device, watcher, world or World())
     if resume is not None:
         state.load_state_dict(resume)
     for text in state.notes:
@@ -109,22 +113,34 @@ def _start(
     settings: Settings,
     device: torch.device | str,
     watcher: Watcher,
+    world: World,
 ) -> RunState:
-    candidates, skipped = _choose(model, settings, watcher)
     size = min(settings.batch_size, len(data.train))
+    begin, end = world.part(size)
+    weight = (end - begin) * world.size / size  # 1 where all parts are equal
+    candidates, skipped = _choose(model, settings, size // world.size, watcher)
+    world.share(chain(model.parameters(), model.buffers()))
+    # What this process draws for its own examples; the order is the same for all.
+    stream = (settings.seed,) if world.size == 1 else (settings.seed, world.rank)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches of one epoch, a function of (seed, epoch) alone."""
-        from lpss_cli.data import epoch_order
+        """Training batches of one epoch, a function of (seed, epoch) and the process alone."""
+        from lpss_cli.data.order import epoch_order, part_of_batches
 
+        order = epoch_order(len(data.train), settings.seed, epoch)
         return data.train.batches(
-            size,
+            end - begin,
             device=device,
-            order=epoch_order(len(data.train), settings.seed, epoch),
+            order=part_of_batches(order, size, begin, end),
             drop_last=True,
             augment=data.augment,
-            seed=(settings.seed, epoch),
+            seed=(*stream, epoch),
         )
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss whose mean over the processes is that of the global batch."""
+        own = data.task.loss(outputs, targets)
+        return own if weight == 1.0 else own * weight
 
     state = RunState(
         model,
@@ -135,12 +151,13 @@ def _start(
         steps_per_epoch=len(data.train) // size,
         seed=settings.seed,
         batches=batches,
-        loss=data.task.loss,
+        loss=loss,
+        world=world,
     )
     state.precision = settings.precision
     state.from_checkpoint = settings.keep_zeros
     state.cut_step = max(1, math.floor(method.config.end * state.total_steps))
-    torch.manual_seed(settings.seed)  # dropout
+    torch.manual_seed(world.seed(settings.seed))  # dropout
     if settings.keep_zeros:
         _inherit_zeros(state, watcher)
     method.prepare(state)
@@ -152,9 +169,12 @@ def _start(
 
 
 def _choose(
-    model: nn.Module, settings: Settings, watcher: Watcher
+    model: nn.Module, settings: Settings, smallest: int, watcher: Watcher
 ) -> tuple[dict[str, Weight], list[str]]:
-    """Return the trainable Linear and Conv weights, and the names of those not to prune."""
+    """Return the trainable Linear and Conv weights, and the names of those not to prune.
+
+    ``smallest`` is the least number of examples that a process sees in a step.
+    """
     everything = prunable(model)
     frozen = [name for name, w in everything.items() if not w.tensor.requires_grad]
     if frozen:
@@ -166,8 +186,11 @@ def _choose(
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the network has no trainable parameter", "set requires_grad=True")
     has_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
-    if settings.batch_size == 1 and has_norm and settings.epochs:
-        raise InputError("BatchNorm cannot train on batches of one", "give --batch-size of 2 up")
+    if smallest == 1 and has_norm and settings.epochs:
+        raise InputError(
+            "BatchNorm cannot train on batches of one",
+            "give --batch-size of 2 up, and more for several processes",
+        )
     return candidates, skipped
 
 
@@ -243,10 +266,12 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     run.optimizer.zero_grad(set_to_none=True)
+    run.world.share(run.model.buffers())
     with compute.autocast(x.device, run.precision):
         outputs = run.model(x)
     loss = run.loss(outputs.to(torch.float32) if run.precision != "fp32" else outputs, y)
     loss.backward()
+    run.world.average_gradients(run.model.parameters())
     wanted = method.on_gradients(run)
     run.mask_gradients()
     if method.config.clip:
@@ -281,6 +306,7 @@ def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
     method.on_cut(run)
     if wanted > 0:
         recalibrate_norms(run.model, islice(run.batches(run.epoch), _NORM_BATCHES))
+        run.world.average(b for b in run.model.buffers() if b.is_floating_point())
     for name, mask in run.masks.items():
         if not mask.any():
             watcher.on_warning(f"{name} has lost all its weights: its layer passes only its bias")
@@ -311,6 +337,7 @@ def check_loss(run: RunState) -> None:
     Raises:
         RunError: the sum of the present epoch's losses is not finite.
     """
+    run.world.average([run.loss_sum])  # all of them know all of it, and go on from there
     total = float(run.loss_sum)
     if not math.isfinite(total):
         raise RunError(

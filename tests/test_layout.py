@@ -24,7 +24,8 @@ TIERS = (
     " threads topology imports rules compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
-    " channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency",
+    " channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
+    " launch distributed joining",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lpss_cli import launch
 from lpss_cli.cli import options as o
 from lpss_cli.cli.flags import with_options
 from lpss_cli.cli.out import Out
@@ -24,6 +25,8 @@ app = typer.Typer(
 _PLANNED = ("p", "off_sphere", "ranking")
 # The options of a ticket's retraining, plain SGD.
 _SGD = ("lr", "momentum", "weight_decay", "clip", "warmup")
+# The commands that several processes may share.
+_SHARED = ("train", "sparsify")
 # What the running command prints with; main() needs it for errors.
 _out = Out()
 
@@ -38,16 +41,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _SHARED:
+        launch.refuse(f"lpss {context.invoked_subcommand}")
 
 
 def _printer(values: dict[str, Any]) -> Out:
     global _out
-    _out = Out(values["as_json"], values["quiet"])
+    _out = Out(values["as_json"], values["quiet"], silent=launch.place().rank > 0)
     return _out
 
 
@@ -81,7 +86,7 @@ def _recipe(values: dict[str, Any], stage: str, out: Out) -> dict[str, Any]:
 def _command_line() -> str:
     import shlex
 
-    return shlex.join(["lpss", *sys.argv[1:]])
+    return shlex.join([*launch.words("lpss"), *sys.argv[1:]])
 
 
 def _input(file: Path | None, out: Out) -> Path:
@@ -163,6 +168,7 @@ def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printe
             "one cut of a bare file ranks by magnitude and trains nothing",
             f"leave out {', '.join(wrong)}, or pass --arch and --data",
         )
+    launch.refuse("the cut of a bare file")
     out = values["out"] or file.with_name(f"{file.stem}.sparse.safetensors")
     target = sparsity(values["sparsity"]) if values["sparsity"] is not None else 0.9
     with printer.busy("cutting"):
@@ -449,6 +455,18 @@ def doctor(values: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
+def _fail(what: str, do: str) -> None:
+    """Print an error, once for all processes of a run."""
+    if launch.place().size == 1:
+        _out.error(what, do)
+        return
+    from lpss_cli.joining import turn
+
+    with turn() as mine:
+        if mine:
+            _out.error(what, do)
+
+
 def main() -> None:
     """Run the command line and exit with its code: 0, 1 (run), 2 (input), 128 + a signal's number.
 
@@ -463,10 +481,10 @@ def main() -> None:
         # A signal is no failure to be looked into.
         if debug and not isinstance(error, StoppedError):
             raise
-        _out.error(error.what, error.do)
+        _fail(error.what, error.do)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _out.error("interrupted", "nothing was saved")
+        _fail("interrupted", "nothing was saved")
         code = 130
     except BrokenPipeError:  # `lpss report | head`
         sys.stderr.close()
@@ -479,6 +497,6 @@ def main() -> None:
             sys.exit(0)
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "lpss"
-        _out.error(error.format_message(), f"see {command} --help")
+        _fail(error.format_message(), f"see {command} --help")
         code = 2
     sys.exit(code or 0)

@@ -52,6 +52,7 @@ class SNIP(Method):
                 strict=True,
             ):
                 total_ += g
+        run.world.average(total)
         with torch.no_grad():
             for name, buffer in run.model.named_buffers():
                 buffer.copy_(buffers[name])  # looking must not move BatchNorm's statistics
