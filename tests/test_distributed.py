@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -213,13 +214,9 @@ def test_two_processes_learn_what_one_does(batch):
         for found in both:
             for i, kind in enumerate(("masks", "weights")):
                 for key, tensor in alone[name][i].items():
-                    torch.testing.assert_close(
-                        found[name][i][key],
-                        tensor,
-                        rtol=1e-7,
-                        atol=1e-9,
-                        msg=lambda text: f"{name} {kind}: {text}",
-                    )  # noqa: B023  # called at once
+                    said = partial("{0} {1}: {2}".format, name, kind)
+                    other = found[name][i][key]
+                    torch.testing.assert_close(other, tensor, rtol=1e-7, atol=1e-9, msg=said)
             assert found[name][2] == pytest.approx(alone[name][2], rel=1e-6)  # summed in float32
 
 

@@ -15,9 +15,10 @@ from lpss_cli.cli.out import plain
 
 if TYPE_CHECKING:
     from lpss_cli.exporting import Exported
+    from lpss_cli.layers import Layer
     from lpss_cli.outcome import Outcome
     from lpss_cli.planning import Plan
-    from lpss_cli.reporting import Layer, Report
+    from lpss_cli.reporting import Report
     from lpss_cli.tickets import Ticket
 
 _FRACTIONS = ("accuracy", "balanced_accuracy")
