@@ -48,11 +48,8 @@ def test_every_dtype_is_read_as_the_library_does(tmp_path):
     for name, tensor in whole.items():
         found = streamed[name]
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
-        assert (
-            found.numpy(force=True).tobytes() == tensor.numpy(force=True).tobytes()
-            if ("float8" not in name and name != "bfloat16")
-            else torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))
-        )
+        bits = [t.flatten().view(torch.uint8).tolist() for t in (found, tensor) if t.numel()]
+        assert bits[:1] == bits[1:], name
         stand_in = streamed.shapes[name]
         assert (stand_in.dtype, stand_in.shape, stand_in.device.type) == (
             tensor.dtype, tensor.shape, "meta",
