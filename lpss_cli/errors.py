@@ -50,7 +50,7 @@ class StoppedError(LpssError):
         self.signal = signal
         self.exit_code = 128 + signal
 
-    def __reduce__(self) -> tuple[type[LpssError], tuple[str, str, int]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type[LpssError], tuple[str, str, int]]:  # type: ignore[override]  # one more argument
         return type(self), (self.what, self.do, self.signal)
 
 

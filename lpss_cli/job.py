@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, manifest, randomness, resuming, threads, trial
+from lpss_cli import artifact, engine, manifest, randomness, recording, resuming, threads, trial
 from lpss_cli.data import Data
 from lpss_cli.distributed import LostError, World
 from lpss_cli.errors import StoppedError
@@ -37,6 +39,9 @@ class JobWatcher(Watcher):
 
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
         """The input's metrics, before anything is trained."""
+
+    def on_measured(self, metrics: dict[str, float], primary: str) -> None:
+        """The metrics after an epoch, before its ``on_epoch``."""
 
 
 class _CutMeter(Relay):
@@ -75,10 +80,14 @@ class Job:
         device = device_of(self.request.device)
         flops = trial.flops(model, self.data, self.arch) * self.settings.batch_size
         count = self.request.threads or threads.suitable(flops)
-        with threads.limited(count):
-            return self._run(model, device)
+        records: AbstractContextManager[Watcher] = nullcontext(self.watcher)
+        if self.world.leads:
+            records = recording.recorded(self.watcher, self.request)
+        with threads.limited(count), records as watcher:
+            return self._run(model, device, watcher)
 
-    def _run(self, model: nn.Module, device: torch.device) -> Outcome:
+    def _run(self, model: nn.Module, device: torch.device, watcher: Watcher) -> Outcome:
+        """Do the work; ``watcher`` sees the training and keeps the records of it."""
         data, world = self.data, self.world
         # For data that draw numbers when they are read.
         randomness.seed(world.seed(self.settings.seed))
@@ -110,15 +119,23 @@ class Job:
             keeper = resuming.Keeper(
                 saved,
                 record,
-                self.watcher,
+                watcher,
                 interrupts,
                 every=request.checkpoint_steps,
                 command=request.command,
                 world=world,
             )
             try:
-                meter = _CutMeter(keeper, lambda: world.first(measure))
+                metrics_now = functools.partial(world.first, measure)
+                meter = recording.Meter(
+                    _CutMeter(keeper, metrics_now),
+                    metrics_now,
+                    data.task.primary,
+                    request.eval_every,
+                    self.watcher.on_measured,
+                )
                 state, seconds = self._train(model, device, meter, begun)
+                seconds -= meter.seconds
                 after = _measured(state, keeper, interrupts, measure, world)
                 cut, part = (
                     record.measured.get(_CUT),

@@ -6,25 +6,30 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from lpss_cli import foreign, models
+from lpss_cli.data import Data
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.distributed import World
+from lpss_cli.engine import Settings
+from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import output
-from lpss_cli.generations import paths_of
+from lpss_cli.generations import Generations, paths_of
 from lpss_cli.job import Job, JobWatcher
 from lpss_cli.joining import joined
-from lpss_cli.loading import read, refuse_not_finite
+from lpss_cli.loading import Checkpoint, load_into, read, refuse_not_finite
 from lpss_cli.method import make
 from lpss_cli.outcome import Outcome
 from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import (
     SPARSIFY_BUDGET,
+    SPARSITY,
     TRAIN_BUDGET,
     Request,
     check,
@@ -32,9 +37,11 @@ from lpss_cli.request import (
     load_data,
     restore,
     settings_for,
+    sparsity_of,
 )
+from lpss_cli.searching import search
 from lpss_cli.targets import check_sparsity
-from lpss_cli.weights import prunable
+from lpss_cli.weights import prunable, trainable
 
 
 def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
@@ -45,13 +52,20 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
         RunError: training diverged.
     """
     check(request)
-    sparsity = check_sparsity(request.sparsity or 0.0)
-    method = make(request.method or ("lpss" if sparsity else "dense"), request.options)
+    for flag, given in (("target-drop", request.target_drop), ("distill", request.distill)):
+        if given is not None:
+            raise InputError(
+                f"--{flag} compares with a trained network, and there is none yet",
+                f"lpss train, then lpss sparsify --{flag} {given:g}",
+            )
+    sparse = check_sparsity(request.sparsity or 0.0) > 0 or bool(request.layer)
+    method = make(request.method or ("lpss" if sparse else "dense"), request.options)
     with _sharing(request) as (request, world):
         data = world.leader_first(lambda: load_data(request))
         arch = models.resolve(request.arch, data.input_shape, data.outputs)
         torch.manual_seed(request.seed)
         model = models.build(arch, data.input_shape, data.outputs)
+        sparsity = sparsity_of(request, trainable(model), 0.0)
         settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
         job = Job(request, watcher or JobWatcher(), arch, data, method, settings, world=world)
         return job.run(model)
@@ -68,7 +82,7 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     """
     watcher = watcher or JobWatcher()
     check(request)
-    sparsity = check_sparsity(0.9 if request.sparsity is None else request.sparsity)
+    check_sparsity(SPARSITY if request.sparsity is None else request.sparsity)
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     with _sharing(request) as (request, world):
@@ -77,8 +91,19 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
         model, arch, data = world.leader_first(
             lambda: restore(checkpoint, request, watcher.on_note)
         )
+        sparsity = sparsity_of(request, trainable(model), SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
-        job = Job(request, watcher, arch, data, method, settings, checkpoint, world=world)
+        notes = {}
+        if request.target_drop is not None:
+            # By the first process alone: each of its short runs begins from the one before.
+            found = world.first(
+                lambda: (
+                    _searched(request)
+                    or _search(model, arch, data, checkpoint, request, settings, watcher)
+                )
+            )
+            notes, settings = {"search": found}, replace(settings, sparsity=found["sparsity"])
+        job = Job(request, watcher, arch, data, method, settings, checkpoint, notes, world)
         return job.run(model)
 
 
@@ -94,6 +119,37 @@ def _sharing(request: Request) -> Iterator[tuple[Request, World]]:
             names = paths_of(request.out)
             held.enter_context(output(request.out, *names, force=request.force))
         yield replace(request, device=world.device), world
+
+
+def _search(
+    model: nn.Module,
+    arch: str,
+    data: Data,
+    checkpoint: Checkpoint,
+    request: Request,
+    settings: Settings,
+    watcher: JobWatcher,
+) -> dict[str, Any]:
+    """Search for the sparsity, and leave the network as it was."""
+    found = search(model, arch, data, checkpoint, request, settings, watcher.on_note)
+    watcher.on_note(f"found {found.sparsity:.2%} zeros")
+    load_into(model, checkpoint, arch)
+    return found.to_dict()
+
+
+def _searched(request: Request) -> dict[str, Any] | None:
+    """Return what the search of a run that is gone on with had found."""
+    saved = Generations(request.out)
+    if not (request.resume and saved.found):
+        return None
+    found = saved.read(lambda _: None)[1].get("identity", {}).get("notes.search")
+    fits = isinstance(found, dict) and isinstance(found.get("sparsity"), float)
+    if not fits or found.get("allowed") != request.target_drop:
+        raise InputError(
+            f"{saved.newest} is not of a search for this drop",
+            "give the options of the killed run, or leave --resume out to search again",
+        )
+    return dict(found)
 
 
 def plan_for(
@@ -122,8 +178,9 @@ def plan_for(
     return plan(
         source,
         weights,
-        sparsity=0.9 if request.sparsity is None else request.sparsity,
+        sparsity=sparsity_of(request, weights, SPARSITY),
         options=request.options,
+        layers=request.layer,
         skip=request.skip,
         hoyer=hoyer,
     )

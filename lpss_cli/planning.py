@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lpss_cli.errors import InputError
+from lpss_cli.layertargets import quotas
 from lpss_cli.masks import select
 from lpss_cli.method import make
 from lpss_cli.patterns import resolve
@@ -79,6 +80,7 @@ def plan(
     *,
     sparsity: float,
     options: Mapping[str, Any] | None = None,
+    layers: Sequence[str] = (),
     skip: Sequence[str] = (),
     hoyer: float | None = None,
 ) -> Plan:
@@ -89,6 +91,7 @@ def plan(
         weights: name → weight, in layer order.
         sparsity: target, in [0, 1).
         options: of the method lpss: ``p``, ``off_sphere``, ``ranking``.
+        layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
         skip: globs of weights that are not pruned.
         hoyer: wished Hoyer of every layer, in place of ``p``.
 
@@ -102,20 +105,26 @@ def plan(
     method = make("lpss", options)
     skipped = resolve(skip, list(weights), "--skip")
     pruned = {name: w for name, w in weights.items() if name not in skipped}
-    total = sum(w.tensor.numel() for w in pruned.values())
+    sizes = {name: w.tensor.numel() for name, w in pruned.items()}
+    total = sum(sizes.values())
     check_sparsity(sparsity, total)
     fan_ins = {name: w.fan_in for name, w in weights.items()}
-    exponents = method.exponents(fan_ins, sparsity)  # type: ignore[attr-defined]  # LpSS has it
+    wanted = quotas(layers, sizes, sparsity)
+    targets = dict.fromkeys(weights, sparsity)
+    if wanted.own:
+        targets |= wanted.sparsities(sizes)
+    exponents = method.exponents(fan_ins, targets)  # type: ignore[attr-defined]  # LpSS has it
     if hoyer is not None:
         exponents = {name: p_for(hoyer, fan_ins[name] or 0, name) for name in exponents}
     scores = {name: w.tensor.detach().float().abs().log() for name, w in pruned.items()}
     ranking = method.config.ranking
-    masks = select(scores, total - zero_count(total, sparsity), ranking)
-    layers = [
+    own = {name: sizes[name] - zeros for name, zeros in wanted.own.items()}
+    masks = select(scores, total - zero_count(total, sparsity), ranking, own)
+    planned = [
         _layer(weight, exponents.get(name), int(masks[name].sum()))
         for name, weight in pruned.items()
     ]
-    return Plan(source, sparsity, ranking, layers)
+    return Plan(source, sparsity, ranking, planned)
 
 
 def _layer(weight: Weight, p: float | None, kept: int) -> LayerPlan:

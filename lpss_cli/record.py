@@ -182,6 +182,23 @@ def _weights(value: Any) -> bool:
     )
 
 
+def _search(value: Any) -> bool:
+    """What ``searching.Search.to_dict`` writes, as far as a report shows it."""
+    if not isinstance(value, dict) or not isinstance(value.get("curve"), list):
+        return False
+    shown = isinstance(value.get("primary"), str) and _count(value.get("examples"))
+    return (
+        shown
+        and all(_number(value.get(key)) for key in ("allowed", "reference", "sparsity"))
+        and all(
+            isinstance(one, dict)
+            and _number(one.get("sparsity"))
+            and (one.get("metric") is None or _number(one["metric"]))
+            for one in value["curve"]
+        )
+    )
+
+
 def _exponent(value: Any) -> bool:
     return _number(value) and any(low <= value <= high for low, high in P_RANGES)
 
@@ -214,6 +231,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "command": lambda value: isinstance(value, str),
     "ticket": _name,
     "source": _mapping,
+    "search": _search,
     "metrics": _metrics,
     "seconds": _number,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,17 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpss_cli import artifact, engine, foreign, models
+from lpss_cli import artifact, engine, foreign, layertargets, models
 from lpss_cli.compute import PRECISIONS
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
+from lpss_cli.distillation import check_task
 from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.loading import Checkpoint, load_into, refuse_misfits
+from lpss_cli.patterns import resolve
 from lpss_cli.threads import LARGEST
+from lpss_cli.weights import Weight
 
 # Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
 TRAIN_BUDGET = (12, 2000)
 SPARSIFY_BUDGET = (4, 1000)
+# Beyond that, two tries differ by less than a weight in most networks.
+_MOST_TRIES = 20
+#: Zeros that sparsify aims at where nothing is asked for.
+SPARSITY = 0.9
 
 
 @dataclass(frozen=True)
@@ -36,17 +44,25 @@ class Request:
         method: a registered method; None is lpss where a sparsity is asked for, else dense.
         options: the method's options that were given.
         sparsity: target; None is 0 for train and 0.9 for sparsify.
+        target_drop: hundredths of the primary metric that may be lost: the sparsity is searched.
+        tries: of that search; None is enough for a fifth of the kept weights.
         epochs, batch_size: budget; None suits the size of the data.
         seed: of initialisation, order, masks.
         device: ``auto``, ``cpu``, ``cuda``, ….
         threads: of the CPU; None is one for small networks, else PyTorch's choice.
         precision: of the forward and backward pass: ``fp32`` or ``bf16``.
+        distill: part of the loss that compares with the dense network; None is 0.
+        temperature: of that comparison; None is the usual one.
+        layer: ``PATTERN=SPARSITY`` of layers with a target of their own.
         skip: globs of weights that are not pruned.
         holdout: measure on this part of the training data instead of the test split.
         keep_init: store the weights that training starts from, for tickets.
         force: replace an existing output.
         resume: go on with a killed run of the same request, if there is one.
         checkpoint_steps: save the state every so many steps too; None is at ends of epochs alone.
+        eval_every: measure after every so many epochs too, for curves; 0 is never, None ten times.
+        log: append a JSON line an epoch to this file.
+        tensorboard: write events of every epoch to this folder.
         trust_pickle: unpickle arbitrary objects.
         command: the command line, for the record.
     """
@@ -58,18 +74,26 @@ class Request:
     method: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     sparsity: float | None = None
+    target_drop: float | None = None
+    tries: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     precision: str = "fp32"
+    distill: float | None = None
+    temperature: float | None = None
+    layer: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     holdout: float | None = None
     keep_init: bool = False
     force: bool = False
     resume: bool = False
     checkpoint_steps: int | None = None
+    eval_every: int | None = None
+    log: Path | None = None
+    tensorboard: Path | None = None
     trust_pickle: bool = False
     command: str = ""
 
@@ -102,20 +126,43 @@ def check(request: Request) -> None:
         "batch_size": (1, None),
         "epochs": (0, None),
         "seed": (0, 2**63 - 1),
+        "target_drop": (0, 100),
+        "tries": (1, _MOST_TRIES),
+        "distill": (0, 1),
+        "temperature": (0.1, 100),
         "threads": (1, LARGEST),
         "checkpoint_steps": (1, None),
+        "eval_every": (0, None),
     }
     for name, (low, high) in limits.items():
         value = getattr(request, name)
-        if value is not None and (value < low or (high is not None and value > high)):
+        if value is not None and not low <= value <= (math.inf if high is None else high):
             flag, bound = "--" + name.replace("_", "-"), f" to {high}" if high else " up"
             raise InputError(f"{flag} {value} is out of range", f"give {flag} from {low}{bound}")
+    if request.log is not None and request.log.absolute() == request.out.absolute():
+        raise InputError(f"--log and --out are both {request.out}", "choose another --log")
     if request.precision not in PRECISIONS:
         raise InputError(
             f"--precision {request.precision!r} is not a choice",
             nearest(request.precision, PRECISIONS),
         )
+    layertargets.check(request.layer)
+    _check_search(request)
     device_of(request.device)
+
+
+def _check_search(request: Request) -> None:
+    """Refuse what a search for the sparsity leaves no room for."""
+    if request.target_drop is None:
+        if request.tries is not None:
+            raise InputError("--tries is of the search of --target-drop", "leave --tries out")
+        return
+    others = {"--sparsity": request.sparsity is not None, "--layer": bool(request.layer)}
+    for flag, given in others.items():
+        if given:
+            raise InputError(
+                f"--target-drop finds the sparsity, and {flag} says it", "give one of the two"
+            )
 
 
 def preprocessing_notes(data: Data) -> list[str]:
@@ -184,6 +231,28 @@ def _try_without_memory(arch: str, data: Data, checkpoint: Checkpoint) -> None:
     refuse_misfits(model.state_dict(), checkpoint.state_dict, checkpoint.path, arch)
 
 
+def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float) -> float:
+    """Return the target: typed, else what ``--layer`` adds up to where it names all, else default.
+
+    Args:
+        request: what was typed.
+        weights: name → prunable weight of the network.
+        default: of the command.
+
+    Raises:
+        InputError: a pattern matches nothing, or the layers' targets do not fit the whole's.
+    """
+    target = default if request.sparsity is None else request.sparsity
+    if not request.layer:
+        return target
+    skipped = resolve(request.skip, list(weights), "--skip")
+    sizes = {name: w.tensor.numel() for name, w in weights.items() if name not in skipped}
+    whole = layertargets.implied(request.layer, sizes) if request.sparsity is None else None
+    target = target if whole is None else whole
+    layertargets.quotas(request.layer, sizes, target)
+    return target
+
+
 def load_data(request: Request) -> Data:
     """Load the data that was typed for a new network, else digits.
 
@@ -240,6 +309,10 @@ def settings_for(
     n = len(data.train)
     # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.
     size = request.batch_size or max(16, min(256, 1 << max(0, (n // 64).bit_length() - 1)))
+    if request.distill:
+        check_task(data.task)
+    elif request.temperature is not None:
+        raise InputError("--temperature is of --distill", "give --distill 0.5 too")
     epochs, steps = budget
     suited = max(epochs, -(-steps // max(1, n // size)))
     return engine.Settings(
@@ -247,7 +320,10 @@ def settings_for(
         batch_size=size,
         seed=request.seed,
         sparsity=sparsity,
+        layers=request.layer,
         skip=request.skip,
         keep_zeros=keep_zeros,
         precision=request.precision,
+        distill=request.distill or 0.0,
+        temperature=engine.TEMPERATURE if request.temperature is None else request.temperature,
     )

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from lpss_cli import artifact
+from lpss_cli import artifact, native
 from lpss_cli.distributed import LostError, World
 from lpss_cli.engine import check_loss
 from lpss_cli.errors import InputError, StoppedError, one_line
@@ -48,12 +48,15 @@ class Record:
 
 
 def circumstances(device: torch.device, processes: int = 1) -> dict[str, str]:
-    """Return what decides a run's bits beside its options: versions, threads, processors."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """Return what decides a run's bits beside its options: versions, threads, processors.
+
+    LpSGD's step is compiled where there is a compiler, and rounds differently where there is none.
+    """
     return {
         **artifact.versions(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "compiler": native.compiler() or "none",
         "processes": str(processes),
     }
 

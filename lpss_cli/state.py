@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from torch.optim import Optimizer
 
 from lpss_cli import optimizerstate, randomness
 from lpss_cli.data.order import derive_seed
+from lpss_cli.distillation import Teacher
 from lpss_cli.distributed import World
+from lpss_cli.idle import Activity
+from lpss_cli.layertargets import Quotas, quotas
 from lpss_cli.masks import Masks, select
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
@@ -36,21 +39,29 @@ class RunState:
         masks: name → bool tensor, True = kept; a masked weight is exactly 0.
         optimizer: made by the method after ``prepare``.
         sparsity: the target, zeros / prunable weights; never below what a checkpoint brings.
+        quotas: zeros that the target asks for, in all and in layers with a target of their own.
         start_sparsity: the sparsity training began with.
+        start: the zeros it began with, counted as ``quotas``.
         from_checkpoint: whether the weights were trained before, so that they mean something.
         step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
         cut_step: the step of the exact cut; after it the masks are fixed.
         precision: of the forward and backward pass.
+        batch_size: examples of a step; 0: not known.
+        teacher: what is distilled from, if anything.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
+        activity: which neurons and inputs had a gradient lately.
         notes: lines about what the method chose by itself, for people and for the record.
-        history: one record per finished epoch: loss, sparsity, seconds.
+        history: one record per finished epoch: loss, sparsity, mean Hoyer, the largest learning
+            rate of its last step, seconds; the metric too where it was measured.
         loss_sum: sum of the losses of the present epoch's steps, on the model's device.
         epoch_seconds: time that the present epoch's finished steps took.
         rng: the generator of random masks, shared by all processes of a run.
         batches: training batches of an epoch, for methods that look at data in ``prepare``.
         loss: loss of outputs and targets.
         world: the processes that share the work.
+        part: factor of this process's mean loss: the mean over all processes is then that of the
+            global batch. 1 where all have as many examples.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class RunState:
         skipped: Collection[str] = (),
         *,
         sparsity: float,
+        layers: Sequence[str] = (),
         epochs: int,
         steps_per_epoch: int,
         seed: int,
@@ -77,13 +89,18 @@ class RunState:
         }
         self.optimizer: Optimizer
         self.sparsity = sparsity
+        self.quotas = quotas(layers, self.sizes, sparsity)
         self.start_sparsity = 0.0
+        self.start = self.present
         self.from_checkpoint = False
         self.step = 0
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = epochs * steps_per_epoch
         self.cut_step = self.total_steps
         self.precision = "fp32"
+        self.batch_size = 0
+        self.part = 1.0
+        self.teacher: Teacher | None = None
         self.epoch = 0
         self.memory: dict[str, Any] = {}
         self.facts: dict[str, dict[str, Any]] = {n: {} for n in self.candidates}
@@ -95,6 +112,7 @@ class RunState:
         self.batches = batches
         self.loss = loss
         self.world = world or World()
+        self.activity = Activity()
         self._any_masked = False
 
     @property
@@ -118,14 +136,42 @@ class RunState:
         return sum(w.numel() for w in self.weights.values())
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Name → number of weights, of the pruned layers."""
+        return {name: w.numel() for name, w in self.weights.items()}
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """Name → sparsity that a layer is to end with, as far as that is known before training."""
+        if not self.quotas.own:
+            return dict.fromkeys(self.candidates, self.sparsity)
+        skipped = dict.fromkeys(self.candidates, self.sparsity)
+        return skipped | self.quotas.sparsities(self.sizes)
+
+    @property
+    def present(self) -> Quotas:
+        """The masked weights, counted as ``quotas``."""
+        own = {name: int((~self.masks[name]).sum()) for name in self.quotas.own}
+        return Quotas(self.masked, own, self.quotas.others)
+
+    @property
     def masked(self) -> int:
         """Number of masked weights."""
         return self.total - sum(int(m.sum()) for m in self.masks.values())
 
     def prune_to(self, sparsity: float, scores: Mapping[str, Tensor], ranking: str) -> None:
         """Set the masks that keep the best ``N - round(s·N)`` weights and enforce them."""
-        kept = self.total - zero_count(self.total, sparsity)
-        self.set_masks(select(scores, kept, ranking))
+        self.set_masks(self.select(sparsity, self.activity.behind(scores), ranking))
+        self.activity.forget()
+
+    def select(self, sparsity: float, scores: Mapping[str, Tensor], ranking: str) -> Masks:
+        """Return the masks that keep the best ``N - round(s·N)`` weights.
+
+        Layers with a target of their own are as far on the way to it as all weights are to theirs.
+        """
+        zeros = zero_count(self.total, sparsity)
+        own = self.quotas.kept(self.sizes, zeros, self.start)
+        return select(scores, self.total - zeros, ranking, own)
 
     def set_masks(self, masks: Masks) -> None:
         """Take new masks (True = kept) and, once there is an optimizer, enforce them.
@@ -208,6 +254,7 @@ class RunState:
             "model": self.model.state_dict(),
             "optimizer": optimizerstate.by_name(self.optimizer, self.model),
             "masks": self.masks,
+            "activity": self.activity.seen,
             "loss_sum": self.loss_sum,
             **{key: getattr(self, key) for key in _PLAIN},
             "rng": self.rng.get_state(),
@@ -227,6 +274,7 @@ class RunState:
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
         self._any_masked = self.masked > 0
+        self.activity.seen = moved(state["activity"], self.device)
         self.loss_sum.copy_(state["loss_sum"])
         self.rng.set_state(state["rng"])
         self._restore_randomness(state["randomness"])

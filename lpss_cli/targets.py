@@ -10,8 +10,12 @@ def zero_count(total: int, sparsity: float) -> int:
     return round(sparsity * total)
 
 
-def parse(value: str | float) -> float:
+def parse(value: str | float, option: str = "--sparsity") -> float:
     """Read ``0.9``, ``90%`` or ``10x`` (one weight in ten kept) as a fraction of zeros.
+
+    Args:
+        value: as it was typed.
+        option: whose it is, for the message.
 
     Raises:
         InputError: it is none of the three.
@@ -23,7 +27,7 @@ def parse(value: str | float) -> float:
         return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
     except (ValueError, ZeroDivisionError):
         raise InputError(
-            f"--sparsity {text!r} is no number", "write 0.9, 90% or 10x (one weight in ten kept)"
+            f"{option} {text!r} is no number", "write 0.9, 90% or 10x (one weight in ten kept)"
         ) from None
 
 

@@ -50,6 +50,11 @@ def prunable(model: nn.Module) -> dict[str, Weight]:
     return found
 
 
+def trainable(model: nn.Module) -> dict[str, Weight]:
+    """Those of the :func:`prunable` weights that training may change."""
+    return {name: w for name, w in prunable(model).items() if w.tensor.requires_grad}
+
+
 def _candidates(model: nn.Module) -> Iterator[Weight]:
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""

@@ -32,6 +32,29 @@ def test_zeros_are_exactly_as_many_as_asked(name, sparsity, ties):
     assert zeros(model) == round(sparsity * 640) == run.masked
 
 
+@pytest.mark.parametrize("keep_zeros", [False, True])
+@pytest.mark.parametrize(
+    ("layers", "sparsity", "first", "last"),
+    # 480 + 160 weights; 320 zeros in all, or what the two targets add up to.
+    [
+        (("0=0.625",), 0.5, 300, 20),
+        (("4=95%",), 0.9, 424, 152),
+        (("*=2x", "0=0.8"), 0.725, 384, 80),
+    ],
+)
+def test_layers_with_a_target_of_their_own_are_exact(
+    name, layers, sparsity, first, last, keep_zeros
+):
+    model = network(ties=True)
+    if keep_zeros:
+        with torch.no_grad():
+            model[0].weight[:, :3] = 0
+    settings = Settings(3, 16, sparsity=sparsity, layers=layers, keep_zeros=keep_zeros)
+    run = train(name, model, settings)
+    assert [int((model[i].weight == 0).sum()) for i in (0, 4)] == [first, last]
+    assert run.masked == first + last == round(sparsity * 640)
+
+
 def test_one_shot_is_exact_too(name):
     model = network(ties=True)
     run = train(name, model, Settings(0, 16, sparsity=0.75))

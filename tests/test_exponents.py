@@ -65,12 +65,17 @@ def test_rows_of_one_entry_and_what_patterns_name_are_off_the_sphere():
 
 def test_auto_is_chosen_by_target_and_fan_in():
     fan_ins = {"a.weight": 784, "b.weight": 64, "c.weight": 10}
-    assert LpSS().exponents(fan_ins, 0.9) == {
+    assert LpSS().exponents(fan_ins, dict.fromkeys(fan_ins, 0.9)) == {
         "a.weight": suitable_p(784, 0.9),
         "b.weight": suitable_p(64, 0.9),
         "c.weight": suitable_p(10, 0.9),
     }
-    assert LpSS(LpSS.Config(p=("a=1.0714",))).exponents(fan_ins, 0.9)["a.weight"] == 15 / 14
+    assert (
+        LpSS(LpSS.Config(p=("a=1.0714",))).exponents(fan_ins, dict.fromkeys(fan_ins, 0.9))[
+            "a.weight"
+        ]
+        == 15 / 14
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,5 +83,5 @@ def test_auto_is_chosen_by_target_and_fan_in():
 )
 def test_the_preset_takes_the_published_exponents(sparsity, first, others):
     fan_ins = {f"conv{i}.weight": 144 for i in range(7)}
-    found = list(PublishedLpSS().exponents(fan_ins, sparsity).values())
+    found = list(PublishedLpSS().exponents(fan_ins, dict.fromkeys(fan_ins, sparsity)).values())
     assert found == pytest.approx([first] * 4 + [others] * 2, abs=2e-3)

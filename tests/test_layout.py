@@ -21,15 +21,16 @@ TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules compute exponents"
+    " threads topology imports rules rowstep native lamp compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
-    " channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
-    " launch distributed joining layers streaming",
+    " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
+    " layertargets distillation launch distributed joining layers streaming",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob doctor oneshot outcome trial measuring",
+    " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
+    " drafting searching",
     "cli",
     "__init__ __main__",
 )
@@ -153,7 +154,7 @@ def test_a_method_imports_the_interface_and_the_tier_below(path):
     assert {i.own for i in own if i.when == "typing"} <= METHOD_LAZY | {"state"}
 
 
-LIGHT = [*(ROOT / "cli").glob("*.py"), *(ROOT / "methods").glob("*.py")]
+LIGHT = [*(ROOT / "cli").rglob("*.py"), *(ROOT / "methods").glob("*.py")]
 LIGHT += [
     ROOT / f
     for f in ("method.py", "schedule.py", "fading.py", "patterns.py", "errors.py", "__init__.py")

@@ -1,4 +1,4 @@
-"""Tables of an ONNX export: what removing dead units saved, accuracies and times."""
+"""What an export wrote: files and their proofs, what dead units cost, accuracies and times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lpss_cli.cli.out import plain
-from lpss_cli.cli.views import metric
+from lpss_cli.cli.wording import metric, size
 
 if TYPE_CHECKING:
     from lpss_cli.exporting import Exported
@@ -89,3 +89,19 @@ def onnx_notes(written: Sequence[Exported]) -> list[str]:
     if any(item.latency for item in written):
         notes.append("onnxruntime does not skip zeros; only removed units make it faster")
     return notes
+
+
+def export_table(written: Sequence[Exported]) -> Table:
+    """List written files with their sizes and proofs."""
+    table = Table(show_header=True)
+    table.add_column("file", overflow="fold")
+    table.add_column("on disk", justify="right", no_wrap=True)
+    table.add_column("read back and compared")
+    for item in written:
+        proof = item.checked
+        if item.largest_difference:
+            proof += f"; outputs within {item.largest_difference:.1e} of the largest"
+        for name, (before, after) in (item.measured or {}).items():
+            proof += f"; {name.replace('_', ' ')} {metric(name, before)} → {metric(name, after)}"
+        table.add_row(plain(item.path), size(item.bytes), proof)
+    return table

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from lpss_cli.cli.out import plain
-from lpss_cli.cli.views import metric, share, size
+from lpss_cli.cli.wording import metric, share, size
 
 if TYPE_CHECKING:
     from lpss_cli.doctor import Finding

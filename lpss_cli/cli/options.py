@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lpss_cli import method as methods
+from lpss_cli.cli import completing
 from lpss_cli.data.spec import AUGMENTS, KNOWN
 from lpss_cli.models import KNOWN as NETWORKS
 
@@ -38,6 +39,10 @@ Out = Annotated[
         "--out", "-o", help="Artefact to write. Default: model.pt, FILE.sparse.pt.", panel=_OUTPUT
     ),
 ]
+DraftTo = Annotated[
+    Path | None,
+    option("--out", "-o", help="Recipe to write. Default: recipe.toml.", panel=_OUTPUT),
+]
 UnpackedTo = Annotated[
     Path | None,
     option("--out", "-o", help="File to write. Default: FILE.safetensors.", panel=_OUTPUT),
@@ -53,6 +58,7 @@ Arch = Annotated[
         help=f"Network: {', '.join(NETWORKS)}, mlp:A-B-C, torchvision:NAME, timm:NAME, "
         "file.py:factory. Default: the checkpoint's own, else recognised; mlp for new ones.",
         panel=_DATA,
+        autocompletion=completing.arch,
     ),
 ]
 DataName = Annotated[
@@ -62,6 +68,7 @@ DataName = Annotated[
         help=f"Data: {', '.join(KNOWN)}, a folder train/CLASS/*, table.csv, arrays.npz, "
         "file.py:factory. Default: the checkpoint's own; digits for new ones.",
         panel=_DATA,
+        autocompletion=completing.data,
     ),
 ]
 DataDir = Annotated[
@@ -100,6 +107,7 @@ Augment = Annotated[
         "--augment",
         help=f"Training images: {', '.join(AUGMENTS)}. Default: none; cifar for CIFAR.",
         panel=_DATA,
+        autocompletion=completing.among(AUGMENTS),
     ),
 ]
 SplitSeed = Annotated[
@@ -127,6 +135,32 @@ Sparsity = Annotated[
         panel=_RUN,
     ),
 ]
+TargetDrop = Annotated[
+    float | None,
+    option(
+        "--target-drop",
+        help="Find the sparsity: the largest that loses at most so many points (hundredths) of the "
+        "metric on a held-out part of the training data. Default: --sparsity is given.",
+        panel=_RUN,
+    ),
+]
+Tries = Annotated[
+    int | None,
+    option("--tries", help="Sparsities that --target-drop tries. Default: 6.", panel=_RUN),
+]
+Distill = Annotated[
+    float | None,
+    option(
+        "--distill",
+        help="Part of the loss, 0 to 1, that compares the class scores with those of the network "
+        "as it was. Default: 0.",
+        panel=_RUN,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    option("--temperature", help="Of --distill: higher is softer. Default: 4.", panel=_RUN),
+]
 MethodName = Annotated[
     str | None,
     option(
@@ -135,6 +169,7 @@ MethodName = Annotated[
         help=f"How to become sparse: {', '.join(methods.registry())}. "
         "Default: lpss; dense for train without --sparsity.",
         panel=_RUN,
+        autocompletion=completing.method,
     ),
 ]
 Epochs = Annotated[
@@ -159,6 +194,7 @@ Device = Annotated[
         "--device",
         help="cpu, cuda, cuda:1, mps. Default: auto, CUDA where there is one.",
         panel=_RUN,
+        autocompletion=completing.among(completing.DEVICES),
     ),
 ]
 Threads = Annotated[
@@ -169,6 +205,16 @@ Precision = Annotated[
     option(
         "--precision",
         help="Of forward and backward: fp32, or bf16 (weights and steps stay fp32). Default: fp32.",
+        panel=_RUN,
+        autocompletion=completing.among(("fp32", "bf16")),
+    ),
+]
+Layer = Annotated[
+    list[str] | None,
+    option(
+        "--layer",
+        help="PATTERN=SPARSITY: a target of some layers' own, exactly; the others share what the "
+        "whole target leaves. Repeatable, later ones win. Default: none.",
         panel=_RUN,
     ),
 ]
@@ -184,6 +230,7 @@ Recipe = Annotated[
         "--recipe",
         help="Take options from a published experiment or a .toml file; typed ones win.",
         panel=_RUN,
+        autocompletion=completing.recipe,
     ),
 ]
 Resume = Annotated[
@@ -199,6 +246,29 @@ CheckpointSteps = Annotated[
 ]
 
 
+EvalEvery = Annotated[
+    int | None,
+    option(
+        "--eval-every",
+        help="Measure after every so many epochs too, for the report's curve; 0: never. "
+        "Default: ten times a run.",
+        panel=_RUN,
+    ),
+]
+Log = Annotated[
+    Path | None,
+    option("--log", help="Append a JSON line an epoch to this file. Default: none.", panel=_OUTPUT),
+]
+TensorBoard = Annotated[
+    Path | None,
+    option(
+        "--tensorboard",
+        help="Write TensorBoard events to this folder. Default: none.",
+        panel=_OUTPUT,
+    ),
+]
+
+
 #: Groups of options by parameter name, in the order of the help: (type, default).
 TRAINING: dict[str, tuple[Any, Any]] = {
     "sparsity": (Sparsity, None),
@@ -209,12 +279,24 @@ TRAINING: dict[str, tuple[Any, Any]] = {
     "device": (Device, None),
     "threads": (Threads, None),
     "precision": (Precision, None),
+    "layer": (Layer, None),
     "skip": (Skip, None),
+}
+TEACHER: dict[str, tuple[Any, Any]] = {
+    "distill": (Distill, None),
+    "temperature": (Temperature, None),
+}
+SEARCH: dict[str, tuple[Any, Any]] = {
+    "target_drop": (TargetDrop, None),
+    "tries": (Tries, None),
 }
 RUN: dict[str, tuple[Any, Any]] = {
     "recipe": (Recipe, None),
     "resume": (Resume, False),
     "checkpoint_steps": (CheckpointSteps, None),
+    "eval_every": (EvalEvery, None),
+    "log": (Log, None),
+    "tensorboard": (TensorBoard, None),
     "keep_init": (KeepInit, False),
 }
 DATA: dict[str, tuple[Any, Any]] = {
@@ -233,21 +315,24 @@ DATA: dict[str, tuple[Any, Any]] = {
 }
 #: The options of a training whose target and method are settled.
 BUDGET: dict[str, tuple[Any, Any]] = {
-    name: kind for name, kind in TRAINING.items() if name not in ("sparsity", "method", "skip")
-} | {name: RUN[name] for name in ("resume", "checkpoint_steps")}
+    name: kind
+    for name, kind in TRAINING.items()
+    if name not in ("sparsity", "method", "layer", "skip")
+} | {name: RUN[name] for name in ("resume", "checkpoint_steps", "eval_every", "log", "tensorboard")}
 #: What all runs of a comparison share.
 SHARED: dict[str, tuple[Any, Any]] = {
     name: TRAINING[name]
     for name in ("epochs", "batch_size", "device", "threads", "precision", "skip")
 }
 #: What a plan needs to know: the target, and the shape of a network that is not trained yet.
-PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "skip")}
+PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "layer", "skip")}
 PLACE: dict[str, tuple[Any, Any]] = {
     name: DATA[name] for name in ("arch", "data", "data_dir", "target", "drop", "image_size")
 }
 CHECKPOINT: dict[str, tuple[Any, Any]] = {"trust_pickle": (Trust, False)}
 DEVICE: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
 ARTEFACT: dict[str, tuple[Any, Any]] = {"out": (Out, None)}
+DRAFT: dict[str, tuple[Any, Any]] = {"out": (DraftTo, None)}
 UNPACKED: dict[str, tuple[Any, Any]] = {"out": (UnpackedTo, None)}
 INIT: dict[str, tuple[Any, Any]] = {"keep_init": (KeepInit, False)}
 WRITING: dict[str, tuple[Any, Any]] = {"force": (Force, False)}

@@ -148,12 +148,9 @@ class GSM(Method):
 
     def _settle(self, run: RunState) -> None:
         """Let the Q weights that are largest now see their gradients from here on, no others."""
-        from lpss_cli.masks import select
-        from lpss_cli.targets import zero_count
-
         if "settled" not in run.memory:
-            kept = run.total - zero_count(run.total, run.sparsity)
-            run.memory["settled"] = select(self.scores(run), kept, self.config.ranking)
+            best = run.select(run.sparsity, self.scores(run), self.config.ranking)
+            run.memory["settled"] = best
         for name, weight in run.weights.items():
             if weight.grad is not None:
                 weight.grad.masked_fill_(~run.memory["settled"][name], 0)

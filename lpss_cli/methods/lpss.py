@@ -83,7 +83,7 @@ class LpSS(Method):
 
     def prepare(self, run: RunState) -> None:
         """Choose every sphere weight's p; start the controller from a random mask."""
-        for name, p in self.exponents(run.fan_ins, run.sparsity).items():
+        for name, p in self.exponents(run.fan_ins, run.targets).items():
             run.facts[name]["p"] = p
         if self.config.path == "controller" and run.sparsity > 0 and run.masked == 0:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
@@ -135,12 +135,14 @@ class LpSS(Method):
         """Return ``log|γŵ|`` of the latents, so that cut weights compete on.
 
         On the controller's path the gradient decides what returns: there every active connection
-        ranks before every inactive one.
+        ranks before every inactive one, and those without a latent come last: a layer with a
+        target of its own may need them.
         """
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
         scores = {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
         if self.config.path == "controller":
-            return {name: s.where(run.masks[name], s - _BEHIND) for name, s in scores.items()}
+            ranked = {name: s.where(run.masks[name], s - _BEHIND) for name, s in scores.items()}
+            return {name: s.clamp_min(-2 * _BEHIND) for name, s in ranked.items()}
         return scores
 
     def sparsity_at(self, run: RunState) -> float | None:
@@ -192,12 +194,14 @@ class LpSS(Method):
             scale = 0.5 * latent.abs().mean()
             latent.copy_((-scale * weight.grad.sign()).to(latent.dtype).where(empty, latent))
 
-    def exponents(self, fan_ins: Mapping[str, int | None], sparsity: float) -> dict[str, float]:
+    def exponents(
+        self, fan_ins: Mapping[str, int | None], targets: Mapping[str, float]
+    ) -> dict[str, float]:
         """Return p for every weight that goes on a sphere.
 
         Args:
             fan_ins: name → fan-in, in layer order; None where rows are no simple slices.
-            sparsity: the target.
+            targets: name → the sparsity that is aimed at: the layer's own, else the others'.
 
         Raises:
             InputError: a pattern matches nothing, or a list of p has another length.
@@ -205,7 +209,7 @@ class LpSS(Method):
         from lpss_cli.sphere import snap_p
 
         names = self.on_sphere(fan_ins)
-        suitable = self.suitable_p({name: fan_ins[name] or 0 for name in names}, sparsity)
+        suitable = self.suitable_p({name: fan_ins[name] or 0 for name in names}, targets)
         wanted = exponents.assign(self.config.p, names, _parse_p, suitable.__getitem__)
         return {name: snap_p(p) for name, p in wanted.items()}
 
@@ -213,11 +217,13 @@ class LpSS(Method):
         """Return the weights that go on spheres: all that have rows, unless told otherwise."""
         return exponents.on_sphere(fan_ins, self.config.off_sphere)
 
-    def suitable_p(self, fan_ins: Mapping[str, int], sparsity: float) -> dict[str, float]:
+    def suitable_p(
+        self, fan_ins: Mapping[str, int], targets: Mapping[str, float]
+    ) -> dict[str, float]:
         """Return what ``auto`` means for every weight on a sphere."""
         from lpss_cli.prediction import suitable_p
 
-        return {name: suitable_p(n, sparsity) for name, n in fan_ins.items()}
+        return {name: suitable_p(n, targets[name]) for name, n in fan_ins.items()}
 
 
 def _parse_p(text: str) -> float:

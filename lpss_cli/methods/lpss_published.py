@@ -46,10 +46,15 @@ class PublishedLpSS(LpSS):
         """Leave the last layer off the sphere too."""
         return [name for name in super().on_sphere(fan_ins) if name != list(fan_ins)[-1]]
 
-    def suitable_p(self, fan_ins: Mapping[str, int], sparsity: float) -> dict[str, float]:
+    def suitable_p(
+        self, fan_ins: Mapping[str, int], targets: Mapping[str, float]
+    ) -> dict[str, float]:
         """Return the official demo's p for the nearest of its three targets."""
-        first, others = _EXPONENTS[min(_EXPONENTS, key=lambda s: abs(s - sparsity))]
-        return {name: first if i < 4 else others for i, name in enumerate(fan_ins)}
+        by_name = {name: _nearest(targets[name]) for name in fan_ins}
+        return {
+            name: first if i < 4 else others
+            for i, (name, (first, others)) in enumerate(by_name.items())
+        }
 
     def lr_factor(self, run: RunState) -> float:
         """Return the published piecewise linear factor at the present epoch."""
@@ -61,3 +66,7 @@ class PublishedLpSS(LpSS):
             if epoch <= right:
                 return low + (high - low) * (epoch - left) / (right - left)
         return _FACTORS[-1]
+
+
+def _nearest(target: float) -> tuple[float, float]:
+    return _EXPONENTS[min(_EXPONENTS, key=lambda s: abs(s - target))]

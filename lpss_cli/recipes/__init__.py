@@ -88,16 +88,26 @@ def read(name: str) -> Recipe:
 
 def _parse(path: Path) -> Recipe:
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}", "check the path after --recipe"
         ) from None
+    return loads(path, content)
+
+
+def loads(path: Path, content: bytes) -> Recipe:
+    """Read a recipe from the bytes of a file; ``path`` names it, and is not opened.
+
+    Raises:
+        InputError: it is no recipe.
+    """
+    try:
+        found = tomllib.loads(content.decode())
     except ValueError as error:  # of TOML, or of UTF-8
         raise InputError(f"{path} is no TOML: {error}", "repair the file") from None
     try:
-        return _recipe(path.name.removesuffix(".toml"), content)
+        return _recipe(path.name.removesuffix(".toml"), found)
     except InputError as error:
         raise InputError(f"{path}: {error.what}", error.do) from None
 

@@ -1,4 +1,4 @@
-"""Tables and panels: numbers from the library, laid out for people."""
+"""A report and a plan, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,41 +7,18 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from lpss_cli.cli.out import plain
+from lpss_cli.cli.wording import metric, number, share, size
 
 if TYPE_CHECKING:
-    from lpss_cli.exporting import Exported
     from lpss_cli.layers import Layer
-    from lpss_cli.outcome import Outcome
     from lpss_cli.planning import Plan
     from lpss_cli.reporting import Report
-    from lpss_cli.tickets import Ticket
 
-_FRACTIONS = ("accuracy", "balanced_accuracy")
-
-
-def metric(name: str, value: float) -> str:
-    """Return a metric for people: accuracies in percent, the rest with four digits."""
-    return f"{value:.2%}" if name in _FRACTIONS else f"{value:.4g}"
-
-
-def size(count: int) -> str:
-    """Return bytes for people, in units of 1000."""
-    if count < 10_000:
-        return f"{count:,} B"
-    return f"{count / 1e3:,.1f} kB" if count < 10_000_000 else f"{count / 1e6:,.1f} MB"
-
-
-def share(fraction: float) -> str:
-    """Return a sparsity in percent, with the digits that tell it from 100 %."""
-    digits = 2
-    while fraction < 1 and digits < 8 and round(100 * fraction, digits) == 100:
-        digits += 1
-    return f"{fraction:.{digits}%}"
+# Columns that a narrow terminal goes without, the least missed first.
+_DISPENSABLE = ("shape", "weights", "zeros", "predicted", "dead", "p")
 
 
 def warnings(report: Report) -> list[str]:
@@ -55,94 +32,6 @@ def warnings(report: Report) -> list[str]:
     return found
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
-    """Summarise a finished training job and name the next command to type."""
-    report = outcome.report
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="bold", no_wrap=True)
-    rows.add_column()
-    for name, after in outcome.after.items():
-        before = f"{metric(name, outcome.before[name])} → " if outcome.before else ""
-        where = "" if outcome.measured_on == "test" else f" (on the {outcome.measured_on})"
-        rows.add_row(name.replace("_", " "), f"{before}{metric(name, after)}{where}")
-    if outcome.before_cut is not None:
-        uncut = metric(outcome.primary, outcome.before_cut[outcome.primary])
-        rows.add_row("before the cut", f"{uncut} {outcome.primary.replace('_', ' ')}")
-    count = f"{report.zeros:,} of {report.weights:,} prunable weights are zero"
-    ratio = f", {report.compression:.3g}×" if report.zeros else ""
-    rows.add_row("sparsity", f"{share(report.sparsity)} ({count}{ratio})")
-    rows.add_row("Hoyer", _number(report.hoyer))
-    if report.dead:
-        rows.add_row("dead neurons", f"{report.dead:,}")
-    rows.add_row("time", f"{outcome.seconds:.1f} s of training")
-    rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
-    rows.add_row("next", following)
-    return Panel(rows, title=title, title_align="left", expand=False)
-
-
-def ticket_panel(ticket: Ticket) -> Panel:
-    """Set a ticket beside the network its mask comes from and beside a random mask."""
-    outcome = ticket.outcome
-    name = outcome.primary
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="bold", no_wrap=True)
-    rows.add_column()
-    where = "" if outcome.measured_on == "test" else f" (on the {outcome.measured_on})"
-    rows.add_row("measured", f"{name.replace('_', ' ')}{where}")
-    rows.add_row("the sparse network", metric(name, ticket.source[name]))
-    before = outcome.before or {}
-    rows.add_row(f"its mask, {ticket.start}", f"{metric(name, before[name])} before any training")
-    rows.add_row("trained again", metric(name, outcome.after[name]))
-    if ticket.control is not None:
-        rows.add_row("a random mask, trained", metric(name, ticket.control[name]))
-    report = outcome.report
-    rows.add_row("sparsity", f"{share(report.sparsity)} ({report.zeros:,} of {report.weights:,})")
-    if ticket.initial_file is not None and ticket.initial_bytes is not None:
-        rows.add_row("start", f"{plain(ticket.initial_file)} ({size(ticket.initial_bytes)})")
-    rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
-    return Panel(rows, title="ticket", title_align="left", expand=False)
-
-
-def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Set methods side by side, one row a method and target; the best of a target is bold."""
-    table = Table(title=plain(title), title_justify="left", title_style="bold")
-    table.add_column("method", no_wrap=True)
-    for name in ("sparsity", "zeros", "result", "Hoyer", "s/epoch", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    best: dict[float, float] = {}
-    for row in rows:
-        if row["mean"] is not None:
-            best[row["sparsity"]] = max(best.get(row["sparsity"], row["mean"]), row["mean"])
-    for row in rows:
-        mean, fraction = row["mean"], row["metric"] in _FRACTIONS
-        result = "diverged"
-        if mean is not None:
-            result = f"{100 * mean:.2f}" if fraction else f"{mean:.4g}"
-            if row["sd"] is not None:
-                result += f" ± {100 * row['sd']:.2f}" if fraction else f" ± {row['sd']:.2g}"
-            if row["failed"]:
-                result += f" ({row['failed']} diverged)"
-        highest = fraction and row["sparsity"] and mean == best.get(row["sparsity"])
-        table.add_row(
-            row["method"],
-            share(row["sparsity"]) if row["sparsity"] else "-",
-            f"{row['zeros']:,}" if row["zeros"] else "-",
-            Text(result, style="bold" if highest else ""),
-            _number(row["hoyer"]),
-            _number(row["seconds_per_epoch"], 2),
-            size(int(row["peak_bytes"])) if row["peak_bytes"] else "-",
-        )
-    return table
-
-
-# Columns that a narrow terminal goes without, the least missed first.
-_DISPENSABLE = ("shape", "weights", "zeros", "predicted", "dead", "p")
-
-
 def layer_table(report: Report, width: int) -> Table:
     """Lay out a report layer by layer, with totals; names are folded only as a last resort."""
     columns: dict[str, tuple[str, Callable[[Layer], str]]] = {
@@ -150,7 +39,7 @@ def layer_table(report: Report, width: int) -> Table:
         "weights": (f"{report.weights:,}", lambda layer: f"{layer.weights:,}"),
         "zeros": (f"{report.zeros:,}", lambda layer: f"{layer.zeros:,}"),
         "sparsity": (share(report.sparsity), lambda layer: share(layer.sparsity)),
-        "Hoyer": (_number(report.hoyer), lambda layer: _number(layer.hoyer)),
+        "Hoyer": (number(report.hoyer), lambda layer: number(layer.hoyer)),
         "dead": (f"{report.dead:,}", lambda layer: f"{layer.dead:,}"),
         "p": ("", lambda layer: "-" if layer.p is None else f"{layer.p:.4g}"),
         "predicted": (_error(report), _prediction),
@@ -222,11 +111,11 @@ def plan_table(plan: Plan, width: int) -> Table:
             *([f"{layer.weights:,}"] if wide else []),
             "-" if layer.fan_in is None else f"{layer.fan_in:,}",
             "-" if layer.p is None else f"{layer.p:.4g}",
-            _number(layer.hoyer),
-            *([_number(layer.hoyer_limit)] if wide else []),
+            number(layer.hoyer),
+            *([number(layer.hoyer_limit)] if wide else []),
             f"{layer.kept:,}",
             share(1 - layer.kept / layer.weights),
-            _number(layer.hoyer_at_target),
+            number(layer.hoyer_at_target),
         )
     return table
 
@@ -250,6 +139,14 @@ def origin_table(report: Report) -> Table:
         "data": f"{meta.get('data_name')}, seed {settings.get('seed')}",
         "method": str(meta.get("method", "")),
     }
+    if settings.get("layers"):
+        lines["layers"] = ", ".join(map(str, settings["layers"]))
+    if settings.get("distill"):
+        lines["distilled"] = (
+            f"{settings['distill']} of the loss, temperature {settings.get('temperature')}"
+        )
+    if meta.get("search"):
+        lines["search"] = _walked(meta["search"])
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
     for part in ("before", "before_cut", "after"):
         values = metrics.get(part) or {}
@@ -263,6 +160,21 @@ def origin_table(report: Report) -> Table:
     for name, text in lines.items():
         rows.add_row(name, plain(text))
     return rows
+
+
+def _walked(search: Mapping[str, Any]) -> str:
+    """Say the curve of a search in a line, by sparsity."""
+    name = str(search["primary"])
+    points = sorted(search["curve"], key=lambda one: float(one["sparsity"]))
+    tried = ", ".join(
+        f"{share(one['sparsity'])} "
+        + ("diverged" if one["metric"] is None else metric(name, one["metric"]))
+        for one in points
+    )
+    return (
+        f"{name.replace('_', ' ')} at most {search['allowed']:g} points below "
+        f"{metric(name, search['reference'])} on {search['examples']:,} held-out examples: {tried}"
+    )
 
 
 def csv_text(reports: Sequence[Report]) -> str:
@@ -289,19 +201,3 @@ def _cell(layer: Layer, name: str) -> str:
 def _quoted(text: str) -> str:
     """Keep a spreadsheet from taking a name for a formula, and a terminal from obeying it."""
     return f"'{plain(text)}" if text.startswith(("=", "+", "-", "@")) else plain(text)
-
-
-def export_table(written: Sequence[Exported]) -> Table:
-    """List written files with their sizes and proofs."""
-    table = Table(show_header=True)
-    table.add_column("file", overflow="fold")
-    table.add_column("on disk", justify="right", no_wrap=True)
-    table.add_column("read back and compared")
-    for item in written:
-        proof = item.checked
-        if item.largest_difference:
-            proof += f"; outputs within {item.largest_difference:.1e} of the largest"
-        for name, (before, after) in (item.measured or {}).items():
-            proof += f"; {name.replace('_', ' ')} {metric(name, before)} → {metric(name, after)}"
-        table.add_row(plain(item.path), size(item.bytes), proof)
-    return table

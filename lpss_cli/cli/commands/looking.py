@@ -1,0 +1,149 @@
+"""Commands that measure and change nothing: report, plan, verify, eval, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lpss_cli.cli import options as o
+from lpss_cli.cli import running as run
+from lpss_cli.cli.flags import with_options
+from lpss_cli.errors import InputError
+
+# The options of a method that a plan answers to.
+_PLANNED = ("p", "off_sphere", "ranking")
+
+
+@with_options(o.CHECKPOINT, o.WRITING, o.PRINTING)
+def report(
+    values: dict[str, Any],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Checkpoints; default: the newest here.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the layers as CSV.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write one page with pictures that needs no network."),
+    ] = None,
+) -> None:
+    """Count zeros and measure Hoyer sparsity, layer by layer."""
+    from lpss_cli.cli import report_views as views
+    from lpss_cli.cli.wording import size
+    from lpss_cli.files import check_writable
+    from lpss_cli.foreign import introduce
+    from lpss_cli.loading import browse
+    from lpss_cli.reporting import report as measure
+
+    printer = run.printer(values)
+    if csv and values["as_json"]:
+        raise InputError("--csv and --json exclude each other", "choose one")
+    if html is not None:
+        check_writable(html, force=values["force"], option="--html")
+    paths = files or [run.input_file(None, printer)]
+    checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
+    for checkpoint in checkpoints:
+        for text in (*checkpoint.notes, *introduce(checkpoint)):
+            printer.note(text)
+    reports = [measure(checkpoint) for checkpoint in checkpoints]
+    if html is not None:
+        from lpss_cli import pages
+
+        states = [checkpoint.stream or checkpoint.state_dict for checkpoint in checkpoints]
+        written = pages.write(html, list(zip(reports, states, strict=True)))
+        printer.note(f"wrote {html}, {size(written)}")
+    if csv:
+        printer.text(views.csv_text(reports).rstrip("\n"))
+        return
+    for item in reports:
+        for text in views.warnings(item):
+            printer.warn(text)
+        printer.show(views.layer_table(item, printer.width), views.origin_table(item))
+    documents = [item.to_dict() for item in reports]
+    printer.document(documents[0] if len(documents) == 1 else documents)
+
+
+@with_options(o.PLAN, o.PLACE, o.CHECKPOINT, o.PRINTING, method_fields=_PLANNED)
+def plan(
+    values: dict[str, Any],
+    chosen: dict[str, Any],
+    file: Annotated[
+        Path | None, typer.Argument(help="Checkpoint; default: --arch, else the newest here.")
+    ] = None,
+    hoyer: Annotated[
+        float | None,
+        typer.Option("--hoyer", help="Wished Hoyer sparsity of every layer: finds its p, above 1."),
+    ] = None,
+) -> None:
+    """Predict p, Hoyer sparsity and kept weights before any training."""
+    from lpss_cli.cli.report_views import plan_table
+    from lpss_cli.jobs import plan_for
+
+    printer = run.printer(values)
+    path = run.input_file(file, printer) if file or not values["arch"] else None
+    result = plan_for(path, run.request(values, Path(), chosen, {}), hoyer, printer.note)
+    printer.show(plan_table(result, printer.width))
+    printer.note("Hoyer: without any pruning; 'Hoyer then': with all but the kept weights zero")
+    printer.document(result.to_dict())
+
+
+@with_options(o.DATA, o.DEVICE, o.CHECKPOINT, o.PRINTING)
+def verify(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The file that counts as right.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The file to compare with it.")],
+    values: dict[str, Any],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest difference of a weight that is no difference, default 0; of an ONNX "
+            "file's outputs as a part of the largest, default 1e-5."
+        ),
+    ] = None,
+) -> None:
+    """Compare two files: weights, zeros, predictions. Exit code 0 if equal, else 1.
+
+    B may be an ONNX file; its predictions are compared.
+    """
+    from lpss_cli.cli.file_views import verdict, verify_table
+    from lpss_cli.verifying import verify_files
+
+    printer = run.printer(values)
+    with printer.busy("comparing"):
+        result = verify_files(a, b, run.request(values, a, {}, {}), tolerance)
+    printer.show(*([verify_table(result)] if result.tensors else []), verdict(result))
+    printer.document(result.to_dict())
+    if not result.equal:
+        raise typer.Exit(1)
+
+
+@with_options(o.DATA, o.DEVICE, o.CHECKPOINT, o.PRINTING)
+def evaluate(
+    values: dict[str, Any],
+    file: o.File = None,
+) -> None:
+    """Print the metric of a checkpoint on its test split, alone."""
+    from lpss_cli.cli.progress import Printer
+    from lpss_cli.jobs import evaluate_file
+
+    printer = run.printer(values)
+    path = run.input_file(file, printer)
+    primary, metrics = evaluate_file(path, run.request(values, path, {}, {}), Printer(printer))
+    if not values["as_json"]:
+        printer.text(f"{metrics[primary]:.6g}")
+    printer.document({"file": str(path), "primary_metric": primary, **metrics})
+
+
+@with_options(o.PRINTING)
+def doctor(values: dict[str, Any]) -> None:
+    """Look at the environment: packages, devices, room. Exit code 1 if something is missing."""
+    from lpss_cli.cli.file_views import findings_table
+    from lpss_cli.doctor import examine
+
+    printer = run.printer(values)
+    with printer.busy("looking"):
+        findings = examine(Path().absolute())
+    printer.show(findings_table(findings))
+    printer.document({"findings": [finding.to_dict() for finding in findings]})
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(1)
