@@ -30,7 +30,10 @@ NEEDED = {
     "scikit-learn": "sklearn",
 }
 #: What some options need: distribution → (module, what it is for).
-OPTIONAL = {"timm": ("timm", "--arch timm:NAME")}
+OPTIONAL = {
+    "timm": ("timm", "--arch timm:NAME"),
+    "transformers": ("transformers", "folders of the Hugging Face Hub"),
+}
 # Less free room than this will not hold the files of a large network.
 _ROOM = 1 << 30
 
