@@ -1,6 +1,6 @@
 """What the ONNX files of sparse networks are: exact, how small, how fast.
 
-    python benchmarks/exports.py --data-dir DIR --work FOLDER
+    python benchmarks/exports.py --data-dir DIR --work FOLDER [--only PART]
 
 Four parts: the size of self-expanding files on the shapes of ResNet-50 beside the information
 bound; LeNet-5 at 125× trained three ways, without its dead units; residual networks that are
@@ -38,16 +38,12 @@ from lpss_cli.weights import prunable
 OUT = Path("benchmarks/results/exports.json")
 SPARSITIES = (0.9, 0.95, 0.99)
 # Name → method and the options that are not the defaults; those of gmp as tuned for LeNet-300.
-_P = ("1.4,1.069*3",)
 LENETS: dict[str, tuple[str, dict]] = {
-    "lpss, ranking balanced": ("lpss", {"p": _P, "ranking": "balanced"}),
-    "lpss, ranking lamp": ("lpss", {"p": _P}),
-    "gsm": ("gsm", {"settle": 1.0}),
-    "gmp, lr 0.2, decay 0.0005": (
-        "gmp",
-        {"lr": 0.2, "weight_decay": 0.0005, "ranking": "balanced"},
-    ),
+    "lpss": ("lpss", {}),
+    "gsm": ("gsm", {}),
+    "gmp, lr 0.2, decay 0.0005": ("gmp", {"lr": 0.2, "weight_decay": 0.0005}),
 }
+PARTS = ("resnet50", "residual", "lenet5")
 RESIDUAL = {"resnet20": (3, 32, 32), "wrn18": (1, 28, 28)}
 MEGA = 1e6
 
@@ -114,6 +110,14 @@ def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, o
             request = Request(path, data_overrides=data)
             files = export_file(path, request, options, Path(folder))
         found[encoding] = [described(file) for file in files]
+    for clean in (False, True):
+        for values in ("fp16", "int8"):
+            with tempfile.TemporaryDirectory() as folder:
+                choice = Options(("pack",), values, clean=clean)
+                (file,) = export_file(
+                    path, Request(path, data_overrides=data), choice, Path(folder)
+                )
+            found[f"pack {values}{' clean' if clean else ''}"] = described(file)
     return found
 
 
@@ -180,9 +184,9 @@ def text(found: dict) -> str:
         "LeNet-5 on MNIST at 125×, five epochs, without its dead units. Times in ms, one thread.",
         "",
         "| training | live shapes | parameters | fewer | predictions changed | max. difference "
-        "| dense / self-expanding file, kB | accuracy fp32 / int8 | batch 1, all units / live "
-        "/ int8 | batch 64 |",
-        "|---" * 10 + "|",
+        "| dense / self-expanding file, kB | pack fp16 / clean / int8 clean, kB "
+        "| accuracy fp32 / int8 | batch 1, all units / live / int8 | batch 64 |",
+        "|---" * 11 + "|",
     ]
     lines += [_lenet_row(name, runs) for name, runs in found["lenet5"].items()]
     lines += [
@@ -215,10 +219,12 @@ def _lenet_row(name: str, runs: dict) -> str:
     ]
     scores = " / ".join(f"{100 * file['metrics']['accuracy']:.2f}" for file in (dense, int8))
     sizes = f"{dense['bytes'] / 1e3:.1f} / {gaps['bytes'] / 1e3:.1f}"
+    kinds = ("pack fp16", "pack fp16 clean", "pack int8 clean")
+    packs = " / ".join(f"{runs[kind]['bytes'] / 1e3:.2f}" for kind in kinds)
     return (
         f"| {name} | {shapes} | {old:,} → {new:,} | {old / new:.1f}× "
         f"| {dense['changed']} of {dense['compared']:,} | {dense['largest_difference']:.1e} "
-        f"| {sizes} | {scores} | {times[0]} | {times[1]} |"
+        f"| {sizes} | {packs} | {scores} | {times[0]} | {times[1]} |"
     )
 
 
@@ -226,14 +232,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", choices=PARTS, help="measure this part, keep the others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict = {"resnet50": [resnet50(sparsity) for sparsity in SPARSITIES]}
-    found["residual"] = {name: residual(name) for name in RESIDUAL}
-    found["lenet5"] = {
-        name: lenet5(method, options, arguments.data_dir, arguments.work)
-        for name, (method, options) in LENETS.items()
-    }
+    found: dict = json.loads(OUT.read_text()) if arguments.only else {}
+    if arguments.only in (None, "resnet50"):
+        found["resnet50"] = [resnet50(sparsity) for sparsity in SPARSITIES]
+    if arguments.only in (None, "residual"):
+        found["residual"] = {name: residual(name) for name in RESIDUAL}
+    if arguments.only in (None, "lenet5"):
+        found["lenet5"] = {
+            name: lenet5(method, options, arguments.data_dir, arguments.work)
+            for name, (method, options) in LENETS.items()
+        }
     OUT.write_text(json.dumps(found, indent=1) + "\n")
     command = "`python benchmarks/exports.py --data-dir DIR --work FOLDER`"
     OUT.with_suffix(".md").write_text(f"{command}\n\n{text(found)}\n")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lpss_cli.api import Sparse, describe, sparsify
     from lpss_cli.lpsgd import LpSGD
     from lpss_cli.reporting import report
+    from lpss_cli.sparsifier import Sparsifier
     from lpss_cli.sphere import hoyer
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LpssError",
     "RunError",
     "Sparse",
+    "Sparsifier",
     "__version__",
     "describe",
     "hoyer",
@@ -33,6 +35,7 @@ __all__ = [
 _LAZY = {
     "LpSGD": "lpsgd",
     "Sparse": "api",
+    "Sparsifier": "sparsifier",
     "describe": "api",
     "hoyer": "sphere",
     "report": "reporting",

@@ -21,6 +21,7 @@ from lpss_cli.evaluation import evaluate
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import make
 from lpss_cli.reporting import Report, report
+from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity
 from lpss_cli.tasks import CLASSIFICATION, REGRESSION, Loss, Task
 from lpss_cli.watching import Watcher
@@ -99,7 +100,7 @@ def sparsify(
     if p is not None:
         options["p"] = (str(p),) if isinstance(p, (int, float, str)) else tuple(map(str, p))
     chosen = make(method, options)
-    data = _data(train, test, batch_size, loss)
+    data = data_of(train, test, batch_size, loss)
     home = next(model.parameters()).device if device is None else torch.device(device)
     settings = engine.Settings(
         epochs,
@@ -116,6 +117,16 @@ def sparsify(
     run = engine.run(model, data, chosen, settings, device=home, watcher=watcher)
     after = evaluate(model, data.test, data.task, device=home) if test is not None else None
     model.train(training)
+    return result_of(model, run, before, after)
+
+
+def result_of(
+    model: nn.Module,
+    run: RunState,
+    before: dict[str, float] | None = None,
+    after: dict[str, float] | None = None,
+) -> Sparse:
+    """Return what a finished run has made of a model."""
     facts = {n: {"row_dim": run.row_dims[n], **run.facts[n]} for n in run.weights}
     found = describe(model, facts)
     return Sparse(model, found, dict(run.masks), before, after, run.history)
@@ -136,7 +147,12 @@ def describe(model: nn.Module, facts: dict[str, dict[str, Any]] | None = None) -
     return replace(report(named), file_bytes=size)
 
 
-def _data(train: Examples, test: Examples | None, batch_size: int, loss: Loss | None) -> Data:
+def data_of(train: Examples, test: Examples | None, batch_size: int, loss: Loss | None) -> Data:
+    """Return examples in memory as data with a task that fits their targets.
+
+    Raises:
+        InputError: they are no examples, or the batch size is not positive.
+    """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} is not positive", "give 1 or more")
     source = _source(train, "training")

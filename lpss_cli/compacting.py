@@ -93,13 +93,50 @@ def _difference(first: nn.Module, second: nn.Module, example: Tensor) -> float:
 
 
 @torch.no_grad()
-def _compact(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, set[str]]:
-    """Return the smaller network and the operations that were not understood."""
+def dead_ends(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """Find the weights and biases that can be zero with the same outputs, shapes as they are.
+
+    They lead into units that nobody reads, or out of units that are a constant; what such a
+    constant adds goes into the next bias, where the network has one.
+
+    Args:
+        model: the network, in any mode and on any device; it is left as it is.
+        example: (N ≥ 1, …) inputs; the outputs of both networks are compared on them.
+
+    Returns:
+        Name in the state_dict → the tensor as it may be, for those that change; none where the
+        network cannot be traced.
+    """
+    original = copy.deepcopy(model).cpu().eval()
+    try:
+        traced, kind = _trace(original, example)
+        wiring = wire(traced)
+        constants = Constants(traced, wiring, new_biases=False)
+        while constants.fold() | _drop_unused(traced, wiring):
+            pass
+    except Exception:  # tracing runs the network's own code, which may raise anything
+        return {}
+    after = traced.to(kind).state_dict()
+    before = original.state_dict()
+    found = {n: t for n, t in after.items() if n in before and not t.equal(before[n])}
+    smaller = copy.deepcopy(original)
+    smaller.load_state_dict({**before, **found})
+    return found if _difference(original, smaller, example) <= TOLERANCE else {}
+
+
+def _trace(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, torch.dtype]:
+    """Return the graph of a copy in float64, which knows its shapes, and the type it had."""
     kind = next((p.dtype for p in model.parameters()), torch.float32)
     traced = fx.symbolic_trace(copy.deepcopy(model))
     ShapeProp(traced).propagate(example)
     write_flattens(traced)
-    traced.double()  # folding and merging round once, at the end
+    return traced.double(), kind  # folding and merging round once, at the end
+
+
+@torch.no_grad()
+def _compact(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, set[str]]:
+    """Return the smaller network and the operations that were not understood."""
+    traced, kind = _trace(model, example)
     _fold_batchnorm(traced)
     wiring = wire(traced)
     constants = Constants(traced, wiring)

@@ -24,10 +24,11 @@ class Constants:
     Args:
         traced: its graph knows shapes; weights and biases of its layers are changed in place.
         wiring: its channels.
+        new_biases: whether a layer without a bias may get one; else its constants stay.
     """
 
-    def __init__(self, traced: fx.GraphModule, wiring: Wiring) -> None:
-        self._traced = traced
+    def __init__(self, traced: fx.GraphModule, wiring: Wiring, *, new_biases: bool = True) -> None:
+        self._new_biases = new_biases
         self._wiring = wiring
         self._modules = dict(traced.named_modules())
         # Node → its channels' constants; NaN where a channel depends on the input.
@@ -107,6 +108,8 @@ class Constants:
         if module.bias is not None:
             module.bias += bias
         elif bool(bias.any()):
+            if not self._new_biases:
+                return changed
             module.bias = nn.Parameter(bias)
         module.weight[:, columns] = 0
         return True

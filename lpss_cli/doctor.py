@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +32,7 @@ NEEDED = {
 OPTIONAL = {
     "timm": ("timm", "--arch timm:NAME"),
     "transformers": ("transformers", "folders of the Hugging Face Hub"),
+    "tensorboard": ("tensorboard", "--tensorboard DIR"),
 }
 # Less free room than this will not hold the files of a large network.
 _ROOM = 1 << 30
@@ -65,6 +65,7 @@ def examine(directory: Path) -> list[Finding]:
     for name, (module, use) in OPTIONAL.items():
         findings.append(_optional(name, module, use))
     findings += _guarded_all("devices", _devices)
+    findings.append(_guarded("compiler", _compiler))
     findings.append(_guarded("loading", _safe_loading))
     findings.append(_guarded("files", partial(_room, directory)))
     return findings
@@ -117,6 +118,15 @@ def _devices() -> Iterator[Finding]:
         yield Finding("GPU", "note", "none found; training runs on the CPU")
 
 
+def _compiler() -> Finding:
+    from lpss_cli import native
+
+    if native.library() is None:
+        text = f"no C++ compiler works, or {native.SWITCH}=0 is set; LpSGD's steps take longer"
+        return Finding("compiler", "note", text)
+    return Finding("compiler", "fine", f"{native.compiler()}, for LpSGD's steps on the CPU")
+
+
 def _safe_loading() -> Finding:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") not in ("", "0"):
         return Finding(
@@ -138,9 +148,19 @@ def _room(directory: Path) -> Finding:
 
 
 def versions() -> str:
-    """Return what ``lpss --version`` says, without importing anything heavy."""
+    """Return what ``lpss --version`` says: what a report of a fault should name."""
+    python = platform.python_version()
     try:
-        torch = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        torch = "missing"
-    return f"lpss {__version__}, torch {torch}, Python {sys.version.split()[0]}"
+        import torch
+    except Exception as error:  # whatever a broken installation raises
+        return f"lpss {__version__}, Python {python}, no torch: {one_line(error)}"
+    return f"lpss {__version__}, torch {torch.__version__}, Python {python}, {_device()}"
+
+
+def _device() -> str:
+    """Return the name of what ``--device auto`` takes."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return "mps or cpu" if torch.backends.mps.is_available() else "cpu"

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from lpss_cli import compute, distillation, idle, layertargets, randomness
 from lpss_cli.errors import InputError, RunError
@@ -103,11 +104,11 @@ def run(
         watcher.on_note(text)
     watcher.on_start(state)
     if state.total_steps == 0:
-        _exact_cut(state, method, watcher)
+        exact_cut(state, method, watcher)
     # By epochs: a state saved after the last step of one has its end still before it.
     while state.epoch * state.steps_per_epoch < state.total_steps:
         _epoch(state, method, watcher)
-    _finish(state)
+    finish(state)
     compute.contiguous(model)
     return state
 
@@ -121,7 +122,7 @@ def _start(
     watcher: Watcher,
     teacher: nn.Module | None,
 ) -> RunState:
-    candidates, skipped = _choose(model, settings, watcher)
+    candidates, skipped = choose(model, settings, watcher)
     size = min(settings.batch_size, len(data.train))
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -150,30 +151,58 @@ def _start(
         loss=data.task.loss,
     )
     state.precision = settings.precision
+    state.batch_size = size
     if settings.distill:
         distillation.check_task(data.task)
         source = model if teacher is None else teacher.to(device)
         state.teacher = distillation.teacher_of(
             source, settings.distill, settings.temperature, settings.precision
         )
-    state.from_checkpoint = settings.keep_zeros
-    state.cut_step = max(1, math.floor(method.config.end * state.total_steps))
     torch.manual_seed(settings.seed)  # dropout
-    if settings.keep_zeros:
-        _inherit_zeros(state, watcher)
-    state.notes += state.quotas.notes(state.sizes)
-    method.prepare(state)
-    state.optimizer = method.make_optimizer(state)
-    for group in state.optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    state.enforce()
+    prepare(state, method, watcher, keep_zeros=settings.keep_zeros)
     return state
 
 
-def _choose(
+def prepare(
+    run: RunState,
+    method: Method,
+    watcher: Watcher,
+    *,
+    keep_zeros: bool,
+    optimizer: Optimizer | None = None,
+) -> None:
+    """Make a run ready for its first step: first masks, the optimizer, the step of the exact cut.
+
+    Args:
+        run: not begun yet.
+        method: how it becomes sparse.
+        watcher: warned of more zeros than were asked for.
+        keep_zeros: the start is a checkpoint, and as many weights as are zero in it stay zero.
+        optimizer: takes the place of the method's own, with its own learning rates.
+    """
+    run.from_checkpoint = keep_zeros
+    run.cut_step = max(1, math.floor(method.config.end * run.total_steps))
+    if keep_zeros:
+        _inherit_zeros(run, watcher)
+    run.notes += run.quotas.notes(run.sizes)
+    method.prepare(run)
+    if optimizer is not None:
+        run.optimizer = optimizer
+    else:
+        run.optimizer = method.make_optimizer(run)
+        for group in run.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    run.enforce()
+
+
+def choose(
     model: nn.Module, settings: Settings, watcher: Watcher
 ) -> tuple[dict[str, Weight], list[str]]:
-    """Return the trainable Linear and Conv weights, and the names of those not to prune."""
+    """Return the trainable Linear and Conv weights, and the names of those not to prune.
+
+    Raises:
+        InputError: a pattern matches nothing, nothing is left, or a target that cannot be.
+    """
     candidates = trainable(model)
     frozen = [name for name in prunable(model) if name not in candidates]
     if frozen:
@@ -208,7 +237,7 @@ def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
     run.model.train()
     for x, y in _remaining(run):
         run.loss_sum += _step(run, method, x, y)
-        _topology(run, method, watcher)
+        update_masks(run, method, watcher)
         run.epoch_seconds = time.perf_counter() - began
         watcher.on_step(run)
         if run.step % _LOSS_CHECK == 0:
@@ -221,6 +250,7 @@ def _epoch(run: RunState, method: Method, watcher: Watcher) -> None:
             "loss": float(run.loss_sum) / run.steps_per_epoch,
             "sparsity": run.masked / run.total if run.total else 0.0,
             "hoyer": _hoyer(run),
+            "lr": max(group["lr"] for group in run.optimizer.param_groups),
             "seconds": time.perf_counter() - began,
         }
     )
@@ -259,9 +289,7 @@ def _hoyer(run: RunState) -> float:
 
 
 def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
-    factor = method.lr_factor(run)
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+    set_rates(run, method)
     run.optimizer.zero_grad(set_to_none=True)
     with compute.autocast(x.device, run.precision):
         outputs = run.model(x)
@@ -270,6 +298,21 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     if run.teacher is not None:
         loss = run.teacher.loss(x, outputs, loss)
     loss.backward()
+    if ready_gradients(run, method):
+        run.optimizer.step()
+    finish_step(run, method)
+    return loss.detach()
+
+
+def set_rates(run: RunState, method: Method) -> None:
+    """Give every group of the optimizer the learning rate that the method has for this step."""
+    factor = method.lr_factor(run)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def ready_gradients(run: RunState, method: Method) -> bool:
+    """Show the method dense gradients, then mask and clip them; False skips the optimizer step."""
     if _before_cut(run, method):
         run.activity.look(run.weights)
     wanted = method.on_gradients(run)
@@ -277,12 +320,14 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     if method.config.clip:
         # Without it a network without BatchNorm diverges at learning rates that suit it later.
         nn.utils.clip_grad_norm_(run.model.parameters(), method.config.clip)
-    if wanted:
-        run.optimizer.step()
+    return wanted
+
+
+def finish_step(run: RunState, method: Method) -> None:
+    """Hold the masks after the optimizer's step, and count it."""
     run.mask_weights()
     run.step += 1
     method.on_weights(run)
-    return loss.detach()
 
 
 def _before_cut(run: RunState, method: Method) -> bool:
@@ -292,10 +337,10 @@ def _before_cut(run: RunState, method: Method) -> bool:
     return step <= run.cut_step and min(-step % every, run.cut_step - step) < idle.WINDOW
 
 
-def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
+def update_masks(run: RunState, method: Method, watcher: Watcher) -> None:
     """Follow the method's path up to the exact cut; after it the masks are fixed."""
     if run.step == run.cut_step:
-        _exact_cut(run, method, watcher)
+        exact_cut(run, method, watcher)
     elif run.step < run.cut_step:
         sparsity = method.sparsity_at(run)
         if sparsity is not None and zero_count(run.total, sparsity) > 0:
@@ -304,7 +349,8 @@ def _topology(run: RunState, method: Method, watcher: Watcher) -> None:
             method.on_cut(run)
 
 
-def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
+def exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
+    """Cut to exactly the zeros that were asked for; from here on the masks are fixed."""
     check_loss(run)
     watcher.on_cut(run)
     wanted = zero_count(run.total, run.sparsity)
@@ -320,9 +366,13 @@ def _exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
 
 @torch.no_grad()
 def recalibrate_norms(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-    """Estimate every BatchNorm's running statistics anew as plain means over the batches."""
+    """Estimate every BatchNorm's running statistics anew as plain means over the batches.
+
+    Without a batch they stay as they are.
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
+    first = next(batches, None) if norms else None
+    if first is None:
         return
     training, momenta = model.training, [m.momentum for m in norms]
     model.eval()
@@ -330,7 +380,7 @@ def recalibrate_norms(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]
         norm.reset_running_stats()
         norm.momentum = None  # the cumulative mean
         norm.train()
-    for x, _ in batches:
+    for x, _ in chain([first], batches):
         model(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -352,7 +402,7 @@ def check_loss(run: RunState) -> None:
 
 
 @torch.no_grad()
-def _finish(run: RunState) -> None:
+def finish(run: RunState) -> None:
     """Hold the promise: exactly the masked weights are zero, and they are as many as asked."""
     for name, weight in run.weights.items():
         if not bool(weight.isfinite().all()):

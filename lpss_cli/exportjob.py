@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lpss_cli import artifact, manifest
+from lpss_cli.cleaning import clean
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.exporting import FORMATS, Exported, export_safetensors
@@ -42,11 +43,13 @@ class Options:
         formats: some of ``FORMATS``.
         values: type of the packed values, one of ``packed.CHOICES``.
         onnx: how the ONNX file is made, and which ones beside it.
+        clean: zero what reaches no output first, in all files.
     """
 
     formats: tuple[str, ...] = FORMATS
     values: str = DEFAULT_VALUES
     onnx: OnnxOptions = field(default_factory=OnnxOptions)
+    clean: bool = False
 
     def check(self) -> None:
         """Find what does not exist.
@@ -111,7 +114,11 @@ def _export(
     if "pack" in targets:
         refuse_not_finite(checkpoint.state_dict, checkpoint.path)
         check_packable(checkpoint.state_dict)
-    restored = _restored(checkpoint, request, targets, watcher)
+    needed = {*targets, *(["onnx"] if options.clean else [])}
+    restored = _restored(checkpoint, request, needed, watcher)
+    if options.clean and restored is not None:
+        checkpoint, count = clean(checkpoint, restored[0], restored[2])
+        watcher.on_note(f"{count:,} more weights are zero: they reached no output")
     written: list[Exported] = []
     try:
         if restored is not None and "onnx" in targets:

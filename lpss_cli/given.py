@@ -36,6 +36,7 @@ _REQUEST: dict[str, Any] = {
     "skip": list[str],
     "holdout": float,
     "checkpoint_steps": int,
+    "eval_every": int,
 }
 _DATA: dict[str, Any] = {
     "data_dir": str,

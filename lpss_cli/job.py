@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, manifest, randomness, resuming, threads, trial
+from lpss_cli import artifact, engine, manifest, randomness, recording, resuming, threads, trial
 from lpss_cli.data import Data
 from lpss_cli.errors import StoppedError
 from lpss_cli.evaluation import evaluate
@@ -36,6 +36,9 @@ class JobWatcher(Watcher):
 
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
         """The input's metrics, before anything is trained."""
+
+    def on_measured(self, metrics: dict[str, float], primary: str) -> None:
+        """The metrics after an epoch, before its ``on_epoch``."""
 
 
 class _CutMeter(Relay):
@@ -72,10 +75,11 @@ class Job:
         device = device_of(self.request.device)
         flops = trial.flops(model, self.data, self.arch) * self.settings.batch_size
         count = self.request.threads or threads.suitable(flops)
-        with threads.limited(count):
-            return self._run(model, device)
+        with threads.limited(count), recording.recorded(self.watcher, self.request) as watcher:
+            return self._run(model, device, watcher)
 
-    def _run(self, model: nn.Module, device: torch.device) -> Outcome:
+    def _run(self, model: nn.Module, device: torch.device, watcher: Watcher) -> Outcome:
+        """Do the work; ``watcher`` sees the training and keeps the records of it."""
         data = self.data
         randomness.seed(self.settings.seed)  # for data that draw numbers when they are read
         needed = artifact.size(model.state_dict()) * (1 + self.request.keep_init)
@@ -103,13 +107,21 @@ class Job:
             keeper = resuming.Keeper(
                 saved,
                 record,
-                self.watcher,
+                watcher,
                 interrupts,
                 every=request.checkpoint_steps,
                 command=request.command,
             )
             try:
-                state, seconds = self._train(model, device, _CutMeter(keeper, measure), begun)
+                meter = recording.Meter(
+                    _CutMeter(keeper, measure),
+                    measure,
+                    data.task.primary,
+                    request.eval_every,
+                    self.watcher.on_measured,
+                )
+                state, seconds = self._train(model, device, meter, begun)
+                seconds -= meter.seconds
                 after = _measured(state, keeper, interrupts, measure)
                 cut, part = (
                     record.measured.get(_CUT),

@@ -17,15 +17,22 @@ _OTHER_KINDS = {
 }
 
 
+def is_onnx(data: bytes) -> bool:
+    """Whether a file that begins so is an ONNX model.
+
+    It is a protobuf: field 1, the version of the format, then one of the fields 2 to 8.
+    """
+    first = len(data) > 2 and data[:1] == b"\x08" and 1 <= data[1] <= 64
+    return first and data[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+
+
 def refuse_others(path: Path, data: bytes) -> None:
     """Refuse a file whose content is known to be no checkpoint.
 
     Raises:
         InputError: says what it is.
     """
-    # ONNX is a protobuf: field 1, the version of the format, then one of the fields 2 to 8.
-    onnx = data[:1] == b"\x08" and 1 <= data[1] <= 64 if len(data) > 2 else False
-    if onnx and data[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42):
+    if is_onnx(data):
         raise InputError(
             f"{path} is an ONNX model, and those cannot be read back",
             "give the .pt or .safetensors file it was made from",

@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.optim.sgd import sgd
 
+from lpss_cli import native, rowstep
 from lpss_cli.errors import InputError
-from lpss_cli.rules import default_eta, dual_step, power_step, show, to_sphere
-from lpss_cli.sphere import Dims, check_p, dual_exponents, fan_in, power, row_dims, snap_p
+from lpss_cli.rowstep import Rows, Rule
+from lpss_cli.rules import default_eta, show, to_sphere
+from lpss_cli.sphere import check_p, dual_exponents, fan_in, row_dims, snap_p
 
-# A gradient may be of any size, and exp() of it would be of any size too.
-LARGEST_GAIN_STEP = 0.05
 GAINS = ("fixed", "learned", "unit")
 
 
@@ -59,9 +59,12 @@ class LpSGD(Optimizer):
             paper's radius 1 and changes the network's function at once.
         gain_lr: step of log γ when the gain is learned.
         row_dim: the dimension that counts neurons; 1 for transposed convolutions.
+        fused: take the step in machine code (``lpss_cli.native``). None does so for fp32 and fp64
+            weights on a CPU where there is a C++ compiler; False never does; True refuses to do
+            without.
 
     Raises:
-        InputError: an option is out of range.
+        InputError: an option is out of range, or ``fused=True`` without a compiler.
     """
 
     #: State that lives on where a mask holds the weight at zero (semi-pruning).
@@ -81,6 +84,7 @@ class LpSGD(Optimizer):
         gain: str = "learned",
         gain_lr: float = 0.03,
         row_dim: int = 0,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -93,6 +97,7 @@ class LpSGD(Optimizer):
             "gain": gain,
             "gain_lr": gain_lr,
             "row_dim": row_dim,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -131,15 +136,19 @@ class LpSGD(Optimizer):
     @torch.no_grad()
     def _take_latent(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Start the state of one weight from its present value."""
-        dims = row_dims(weight, group["row_dim"])
-        master = weight.detach().to(_state_dtype(weight))
-        radius, latent = to_sphere(master, group["p"], dims)
+        dim, dims = group["row_dim"], row_dims(weight, group["row_dim"])
+        latent = torch.empty_like(weight, dtype=_state_dtype(weight), requires_grad=False)
+        radii = []
+        for part, place in rowstep.blocks(dim, weight.detach(), latent):
+            radius, direction = to_sphere(part.to(latent.dtype), group["p"], dims)
+            place.copy_(direction)
+            radii.append(radius)
+        radius = torch.cat(radii, dim)
         state = self.state[weight]
         state["latent"] = latent
         state["momentum_buffer"] = torch.zeros_like(latent)
         state["gain"] = (radius > 0).to(radius.dtype) if group["gain"] == "unit" else radius
-        # Rows of zeros have no direction: they wait for a gradient (see _wake).
-        state["has_zero_rows"] = bool((radius == 0).any())
+        state["zero_rows"] = _zero_rows(radius)
         if group["gain"] == "learned":
             state["gain_momentum"] = torch.zeros_like(radius)
         if group["gain"] == "unit":
@@ -154,6 +163,8 @@ class LpSGD(Optimizer):
             for key, value in state_dict["state"].get(index, {}).items():
                 if isinstance(value, Tensor) and value.dtype != self.state[weight][key].dtype:
                     self.state[weight][key] = value.to(weight.device, copy=True)
+            if "gain" in self.state[weight]:
+                self.state[weight]["zero_rows"] = _zero_rows(self.state[weight]["gain"])
 
     def log_magnitude(self, weight: Tensor) -> Tensor:
         """``log|γŵ|`` of the latent row, masked entries included; -inf where it is zero.
@@ -183,8 +194,9 @@ class LpSGD(Optimizer):
             if group["p"] is None:
                 self._ordinary_step(weights, group)
                 continue
+            rule = _rule(group)
             for weight in weights:
-                self._sphere_step(weight, group)
+                self._sphere_step(weight, group, rule)
         return loss
 
     def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -206,47 +218,39 @@ class LpSGD(Optimizer):
             for p, buffer in zip(params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
-    def _sphere_step(self, weight: Tensor, group: dict[str, Any]) -> None:
-        state, p = self.state[weight], group["p"]
-        assert weight.grad is not None  # step() chose it so
-        g = weight.grad.to(state["latent"].dtype)
-        dims = row_dims(weight, group["row_dim"])
-        if state["has_zero_rows"]:
-            self._wake(weight, g, group, dims)
-        live = g.abs().amax(dims, keepdim=True) > 0
-        slope = (g * weight).sum(dims, keepdim=True) if group["gain"] == "learned" else None
-        if p > 1:
-            d = _momentum(state["momentum_buffer"], g, group)
-            scale = dual_step(state["latent"], d, group["lr"], p, dims, live)
-        else:
-            h = power(state["latent"].abs(), 2.0 / p - 1.0).mul_(g).mul_(state["gain"] * (2.0 / p))
-            d = _momentum(state["momentum_buffer"], h, group)
-            power_step(state["latent"], d, group["lr"], dims, live)
-            scale = None
-        if slope is not None:
-            change = _momentum(state["gain_momentum"], slope, group)
-            # A schedule that drives the group's lr drives its radii too.
-            rate = group["gain_lr"] * (group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0)
-            log_step = (-rate * change).clamp_(-LARGEST_GAIN_STEP, LARGEST_GAIN_STEP)
-            state["gain"].mul_(log_step.mul_(live).exp_())
-        show(weight, state["latent"], state["gain"], p, scale)
-
-    def _wake(self, weight: Tensor, g: Tensor, group: dict[str, Any], dims: Dims) -> None:
-        """Give rows of zeros that have got a gradient a direction: one ordinary step."""
+    def _sphere_step(self, weight: Tensor, group: dict[str, Any], rule: Rule) -> None:
         state = self.state[weight]
-        moved = torch.where(state["gain"] == 0, -group["lr"] * g, 0)
-        radius, latent = to_sphere(moved, group["p"], dims)
-        waking = radius > 0
-        state["latent"].copy_(torch.where(waking, latent, state["latent"]))
-        radius = torch.ones_like(radius) if group["gain"] == "unit" else radius
-        state["gain"].copy_(torch.where(waking, radius, state["gain"]))
-        state["has_zero_rows"] = bool((state["gain"] == 0).any())
+        assert weight.grad is not None  # step() chose it so
+        rows = Rows(
+            weight.detach(),
+            weight.grad.to(state["latent"].dtype),
+            state["momentum_buffer"],
+            state["latent"],
+            state["gain"],
+            state.get("gain_momentum"),
+            group["row_dim"],
+        )
+        if group.get("fused") is not False and native.fits(rows):
+            native.step(rows, rule)
+            return
+        if len(state["zero_rows"]):
+            rowstep.wake(rows, state["zero_rows"], rule)
+        rowstep.step(rows, rule)
 
 
-def _momentum(buffer: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
-    """Update the buffer with g and return the direction, a tensor the caller may not keep."""
-    buffer.mul_(group["momentum"]).add_(g, alpha=1.0 - group["dampening"])
-    return g.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
+def _rule(group: dict[str, Any]) -> Rule:
+    """Return what is the same for all weights of a group in the coming step."""
+    # A schedule that drives the group's lr drives its radii too.
+    part = group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0
+    return Rule(
+        p=group["p"],
+        eta=group["lr"],
+        momentum=group["momentum"],
+        dampening=group["dampening"],
+        nesterov=group["nesterov"],
+        gain_rate=group["gain_lr"] * part,
+        unit=group["gain"] == "unit",
+    )
 
 
 def _on_sphere(weight: Tensor, group: dict[str, Any]) -> bool:
@@ -256,6 +260,14 @@ def _on_sphere(weight: Tensor, group: dict[str, Any]) -> bool:
         and fan_in(weight, group["row_dim"]) > 1
         and weight.is_floating_point()
     )
+
+
+def _zero_rows(radius: Tensor) -> Tensor:
+    """Return the indices of rows of zeros: without a direction, they wait for a gradient.
+
+    Looked up once, so that no step has to wait for the device to know whether there are any.
+    """
+    return (radius.flatten() == 0).nonzero().squeeze(1)
 
 
 def _state_dtype(weight: Tensor) -> torch.dtype:
@@ -278,3 +290,8 @@ def _check(group: dict[str, Any]) -> None:
         raise InputError("Nesterov needs a momentum above 0 and no dampening", "set nesterov=False")
     if group["gain"] not in GAINS:
         raise InputError(f"unknown gain {group['gain']!r}", f"choose one of {', '.join(GAINS)}")
+    if group["fused"] and native.library() is None:
+        raise InputError(
+            "fused=True needs a C++ compiler, and none works here",
+            f"install g++ or clang++, do not set {native.SWITCH}=0, or leave fused out",
+        )

@@ -18,7 +18,7 @@ def measure(request: Request) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            outcome = jobs.train(replace(request, out=Path(folder) / "model.pt"))
+            outcome = jobs.train(replace(request, out=Path(folder) / "model.pt", eval_every=0))
         except RunError as error:
             return {"failed": error.what}
     report, primary = outcome.report, outcome.primary

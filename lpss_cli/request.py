@@ -60,6 +60,9 @@ class Request:
         force: replace an existing output.
         resume: go on with a killed run of the same request, if there is one.
         checkpoint_steps: save the state every so many steps too; None is at ends of epochs alone.
+        eval_every: measure after every so many epochs too, for curves; 0 is never, None ten times.
+        log: append a JSON line an epoch to this file.
+        tensorboard: write events of every epoch to this folder.
         trust_pickle: unpickle arbitrary objects.
         command: the command line, for the record.
     """
@@ -88,6 +91,9 @@ class Request:
     force: bool = False
     resume: bool = False
     checkpoint_steps: int | None = None
+    eval_every: int | None = None
+    log: Path | None = None
+    tensorboard: Path | None = None
     trust_pickle: bool = False
     command: str = ""
 
@@ -126,12 +132,15 @@ def check(request: Request) -> None:
         "temperature": (0.1, 100),
         "threads": (1, LARGEST),
         "checkpoint_steps": (1, None),
+        "eval_every": (0, None),
     }
     for name, (low, high) in limits.items():
         value = getattr(request, name)
         if value is not None and not low <= value <= (math.inf if high is None else high):
             flag, bound = "--" + name.replace("_", "-"), f" to {high}" if high else " up"
             raise InputError(f"{flag} {value} is out of range", f"give {flag} from {low}{bound}")
+    if request.log is not None and request.log.absolute() == request.out.absolute():
+        raise InputError(f"--log and --out are both {request.out}", "choose another --log")
     if request.precision not in PRECISIONS:
         raise InputError(
             f"--precision {request.precision!r} is not a choice",

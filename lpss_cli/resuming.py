@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from lpss_cli import artifact
+from lpss_cli import artifact, native
 from lpss_cli.engine import check_loss
 from lpss_cli.errors import InputError, StoppedError, one_line
 from lpss_cli.generations import Generations
@@ -47,9 +47,13 @@ class Record:
 
 
 def circumstances(device: torch.device) -> dict[str, str]:
-    """Return what decides a run's bits beside its options: versions, threads, processors."""
+    """Return what decides a run's bits beside its options: versions, threads, processors.
+
+    LpSGD's step is compiled where there is a compiler, and rounds differently where there is none.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {**artifact.versions(), "cpu": torch.backends.cpu.get_cpu_capability(), "device": name}
+    cpu, compiler = torch.backends.cpu.get_cpu_capability(), native.compiler() or "none"
+    return {**artifact.versions(), "cpu": cpu, "device": name, "compiler": compiler}
 
 
 def find(

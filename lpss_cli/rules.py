@@ -33,15 +33,16 @@ def dual_step(
         ``|v|^q = |v|·|v|^a``, one power serves the norm ``S = Σ|v|^q`` and the weight.
     """
     q, a = dual_exponents(p)
-    largest = d.abs().amax(dims, keepdim=True)
+    magnitude = d.abs()
+    largest = magnitude.amax(dims, keepdim=True)
     live = largest > 0 if live is None else live & (largest > 0)
     # The row's own η, in its number format: torch.where on two scalars would round to fp32.
     step = live.to(v.dtype).mul_(eta)
-    direction = d / torch.where(live, largest, 1)
-    norm = power(direction.abs(), q).sum(dims, keepdim=True).pow_(1.0 / q)
+    largest = torch.where(live, largest, 1)
+    norm = power(magnitude.div_(largest), q).sum(dims, keepdim=True).pow_(1.0 / q)
     v.mul_(1.0 - step)
-    v.addcmul_(direction, -step / torch.where(live, norm, 1))
-    magnitude = v.abs()
+    v.addcmul_(d.div(largest), -step / torch.where(live, norm, 1))
+    torch.abs(v, out=magnitude)
     w0 = power(magnitude, a)
     total = magnitude.mul_(w0).sum(dims, keepdim=True)
     total = torch.where(live & (total > 0), total, 1.0)

@@ -79,12 +79,12 @@ def power(x: Tensor, exponent: float) -> Tensor:
     base = x
     while whole:
         if whole & 1:
-            result = base.clone() if result is None else result.mul_(base)
+            result = base if result is None else result * base
         whole >>= 1
         if whole:
             base = base * base
     assert result is not None  # doubled >= 1
-    return result
+    return result.clone() if result is x else result
 
 
 def lp_norm(x: Tensor, p: float, dims: Dims) -> Tensor:

@@ -44,12 +44,14 @@ class RunState:
         step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
         cut_step: the step of the exact cut; after it the masks are fixed.
         precision: of the forward and backward pass.
+        batch_size: examples of a step; 0: not known.
         teacher: what is distilled from, if anything.
         memory: whatever the method keeps; plain containers and tensors, saved with the run.
         facts: name → what the method notes about a layer for the report, such as its p.
         activity: which neurons and inputs had a gradient lately.
         notes: lines about what the method chose by itself, for people and for the record.
-        history: one record per finished epoch: loss, sparsity, seconds.
+        history: one record per finished epoch: loss, sparsity, mean Hoyer, the largest learning
+            rate of its last step, seconds; the metric too where it was measured.
         loss_sum: sum of the losses of the present epoch's steps, on the model's device.
         epoch_seconds: time that the present epoch's finished steps took.
         rng: the generator of random masks, shared by all processes of a run.
@@ -90,6 +92,7 @@ class RunState:
         self.total_steps = epochs * steps_per_epoch
         self.cut_step = self.total_steps
         self.precision = "fp32"
+        self.batch_size = 0
         self.teacher: Teacher | None = None
         self.epoch = 0
         self.memory: dict[str, Any] = {}

@@ -147,7 +147,9 @@ def _control(
     job.watcher.on_note("the same again with a random mask of the same counts")
     _shuffle(model, weights, job.request.seed)
     notes = {**job.notes, "control": True}
-    after = replace(job, request=replace(job.request, out=out), notes=notes).run(model).after
+    # The record of epochs is that of the ticket.
+    request = replace(job.request, out=out, log=None, tensorboard=None, eval_every=0)
+    after = replace(job, request=request, notes=notes).run(model).after
     out.unlink()
     return after
 

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor
 
 from lpss_cli import models
+from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import outputs
 from lpss_cli.loading import Checkpoint, load_into, read
+from lpss_cli.onnxruntimes import is_onnx, run_foreign
 from lpss_cli.request import Request, check, device_of, restore
+
+#: Largest difference of an output, as a part of the largest, that another runtime's order of
+#: additions explains.
+ROUNDING = 1e-5
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,14 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Verification:
-    """The whole comparison; ``equal`` says whether it passes at the tolerance."""
+    """The whole comparison; ``equal`` says whether it passes at the tolerance.
+
+    Attributes:
+        a, b: the files.
+        tolerance: of entries; of outputs, as a part of the largest, where B is an ONNX file.
+        tensors: each of them; empty where B is an ONNX file, which has no tensors of these names.
+        predictions: of both networks, where data are known.
+    """
 
     a: str
     b: str
@@ -69,8 +83,18 @@ class Verification:
     predictions: Predictions | None = None
 
     @property
+    def by_outputs(self) -> bool:
+        """Whether outputs were compared in place of tensors."""
+        return not self.tensors and self.predictions is not None
+
+    @property
     def equal(self) -> bool:
-        """Whether both hold the same tensors with entries at most ``tolerance`` apart."""
+        """Whether both hold the same tensors with entries at most ``tolerance`` apart.
+
+        Of an ONNX file: whether its outputs are, and every prediction is the same.
+        """
+        if self.by_outputs and self.predictions is not None:
+            return not self.predictions.changed and self.predictions.largest <= self.tolerance
         # Counted at 0, for large integers differ by less than a double tells apart.
         return all(
             not x.what and (not x.different or 0 < self.tolerance >= x.largest)
@@ -120,28 +144,34 @@ def compare_tensors(a: Checkpoint, b: Checkpoint) -> list[Difference]:
     ]
 
 
-def verify_files(a: Path, b: Path, request: Request, tolerance: float = 0.0) -> Verification:
-    """Compare two files of any kind that lpss reads.
+def verify_files(
+    a: Path, b: Path, request: Request, tolerance: float | None = None
+) -> Verification:
+    """Compare two files of any kind that lpss reads or writes.
 
     Args:
         a: the file that counts as right; the network and data come from it, else from ``b``.
-        b: the other file.
+        b: the other file; an ONNX file is compared by its outputs on the test split.
         request: network and data where neither file says them.
-        tolerance: largest |a - b| that still counts as equal, ≥ 0.
+        tolerance: largest |a - b| that still counts as equal, ≥ 0; None is 0 for tensors and
+            ``ROUNDING`` for outputs.
 
     Raises:
         InputError: a file cannot be read, an impossible tolerance, or data that were typed and do
             not fit.
     """
-    if not 0 <= tolerance < math.inf:
+    if tolerance is not None and not 0 <= tolerance < math.inf:
         raise InputError(f"--tolerance {tolerance} is out of range", "give --tolerance from 0 up")
     check(request)
-    for path in (a, b):
-        if path.suffix == ".onnx":
-            raise InputError(
-                f"{path}: an ONNX file holds no tensors of the network's own names",
-                "`lpss export` compares its outputs with the network when it writes it",
-            )
+    if is_onnx(a):
+        raise InputError(
+            f"{a} is an ONNX file, which holds no tensors of the network's own names",
+            "give the checkpoint first: `lpss verify CHECKPOINT MODEL.onnx`",
+        )
+    if is_onnx(b):
+        limit = ROUNDING if tolerance is None else tolerance
+        return Verification(str(a), str(b), limit, [], _of_onnx(a, b, request))
+    tolerance = tolerance or 0.0
     first, second = (read(path, trust_pickle=request.trust_pickle) for path in (a, b))
     tensors = compare_tensors(first, second)
     predictions = None
@@ -164,6 +194,25 @@ def _predictions(a: Checkpoint, b: Checkpoint, request: Request) -> Predictions 
         return None
     device = device_of(request.device)
     (of_a, targets), (of_b, _) = (outputs(m, data.test, device=device) for m in (model, other))
+    return _beside(of_a, of_b, targets, data)
+
+
+def _of_onnx(a: Path, b: Path, request: Request) -> Predictions:
+    """Let a checkpoint's network and an ONNX file predict the test split."""
+    model, _, data = restore(read(a, trust_pickle=request.trust_pickle), request)
+    of_a, targets = outputs(model, data.test, device=device_of(request.device))
+    examples = torch.cat([x for x, _ in data.test.batches(_BATCH)])
+    of_b = run_foreign(b, examples)
+    if of_b.shape != of_a.shape:
+        raise InputError(
+            f"{b} gives outputs of shape {tuple(of_b.shape)}, the network {tuple(of_a.shape)}",
+            f"compare {a} with an export of it",
+        )
+    return _beside(of_a.cpu(), of_b, targets.cpu(), data)
+
+
+def _beside(of_a: Tensor, of_b: Tensor, targets: Tensor, data: Data) -> Predictions:
+    """Set the outputs of two networks on the same examples side by side."""
     scale = float(of_a.abs().max()) or 1.0
     metrics = [data.task.metrics(out, targets) for out in (of_a, of_b)]
     changed = None

@@ -5,8 +5,9 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 
-from lpss_cli import doctor
+from lpss_cli import doctor, native
 from lpss_cli.cli import app
 from lpss_cli.version import __version__
 
@@ -56,6 +57,14 @@ def test_a_package_that_does_not_import_is_wrong(monkeypatch, tmp_path):
     )
 
 
+def test_without_a_compiler_steps_take_longer(monkeypatch, tmp_path):
+    assert states(doctor.examine(tmp_path))["compiler"] in ("fine", "note")
+    monkeypatch.setattr(native, "library", lambda: None)
+    found = {f.name: f for f in doctor.examine(tmp_path)}
+    assert found["compiler"].state == "note"
+    assert "LPSS_COMPILE=0" in found["compiler"].text
+
+
 def test_an_unsafe_environment_is_noted(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     assert states(doctor.examine(tmp_path))["loading"] == "note"
@@ -68,7 +77,19 @@ def test_room(monkeypatch, tmp_path):
     assert states(doctor.examine(tmp_path))["files"] == "wrong"
 
 
-def test_the_version_names_torch_without_importing_it(lpss):
+def test_the_version_names_torch_and_the_device(lpss):
     code, out, _ = lpss("--version")
     assert code == 0
-    assert out.startswith(f"lpss {__version__}, torch {metadata.version('torch')}")
+    device = f"cuda: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "cpu"
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert out.strip() in (
+        f"lpss {__version__}, torch {torch.__version__}, Python {python}, {device}",
+        f"lpss {__version__}, torch {torch.__version__}, Python {python}, mps or cpu",
+    )
+
+
+def test_the_version_of_a_broken_installation(lpss, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, _ = lpss("--version")
+    assert code == 0
+    assert "no torch: ModuleNotFoundError" in out

@@ -21,7 +21,7 @@ TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules compute exponents"
+    " threads topology imports rules rowstep native lamp compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
@@ -29,7 +29,7 @@ TIERS = (
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob doctor oneshot outcome trial measuring"
+    " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
     " drafting searching",
     "cli",
     "__init__ __main__",

@@ -6,15 +6,18 @@ import json
 import math
 import os
 
+import onnx
 import pytest
 import torch
 from helpers import blobs, network
 
-from lpss_cli import packing, sizes, verifying
+from lpss_cli import jobs, packing, sizes, verifying
 from lpss_cli.artifact import sha256
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.exporting import export_safetensors
+from lpss_cli.exportjob import Options, export_file
 from lpss_cli.loading import Checkpoint, read
+from lpss_cli.onnxjob import OnnxOptions
 from lpss_cli.packed import CHOICES, pack
 from lpss_cli.packing import Trial, export_pack, rounded, unpack_file
 from lpss_cli.reporting import report
@@ -279,7 +282,61 @@ def test_impossible_tolerances(tmp_path, tolerance):
         verifying.verify_files(tmp_path / "a", tmp_path / "b", Request(), tolerance)
 
 
-def test_an_onnx_file_is_not_verified_and_the_way_out_is_named(tmp_path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A trained checkpoint and its ONNX file."""
+    folder = tmp_path_factory.mktemp("exported")
+    path = folder / "m.pt"
+    jobs.train(Request(path, epochs=1, sparsity=0.9))
+    export_file(path, Request(path), Options(("onnx",), onnx=OnnxOptions(latency=False)))
+    return path, folder / "m.onnx"
+
+
+def test_an_onnx_file_is_compared_by_its_outputs(exported):
+    found = verifying.verify_files(*exported, Request())
+    assert (found.equal, found.by_outputs, found.tensors) == (True, True, [])
+    assert found.tolerance == verifying.ROUNDING
+    assert found.predictions.changed == 0
+    assert found.predictions.examples > 100
+    accuracy = found.predictions.metrics["accuracy"]
+    assert accuracy[0] == accuracy[1] > 0.5
+
+
+def test_an_onnx_file_of_another_network_is_not_equal(exported, tmp_path):
+    checkpoint = torch.load(exported[0], weights_only=True)
+    state = checkpoint["state_dict"]
+    bias = next(reversed([name for name in state if name.endswith("bias")]))
+    state[bias] = state[bias] + torch.tensor([9.0] + [0.0] * (len(state[bias]) - 1))
+    torch.save(state, tmp_path / "other.pt")
+    arch = checkpoint["lpss"]["arch"]
+    found = verifying.verify_files(
+        tmp_path / "other.pt", exported[1], Request(arch=arch, data="digits")
+    )
+    assert not found.equal
+    assert found.predictions.changed > 0
+    assert verifying.verify_files(*exported, Request(), tolerance=0.0).predictions.changed == 0
+
+
+def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
+    path, onnx_path = exported
     with pytest.raises(InputError, match="holds no tensors") as error:
-        verifying.verify_files(tmp_path / "a.pt", tmp_path / "a.onnx", Request())
-    assert "export" in error.value.do
+        verifying.verify_files(onnx_path, path, Request())
+    assert "checkpoint first" in error.value.do
+    with pytest.raises(InputError, match="cannot read"):
+        verifying.verify_files(path, tmp_path / "none.onnx", Request())
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(InputError, match="does not run"):
+        verifying.verify_files(path, tmp_path / "text.onnx", Request())
+    proto = onnx.load(onnx_path)
+    proto.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    entry = proto.graph.initializer[0].external_data.add()
+    entry.key, entry.value = "location", "/etc/passwd"
+    proto.graph.initializer[0].ClearField("raw_data")
+    (tmp_path / "far.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="in other files"):
+        verifying.verify_files(path, tmp_path / "far.onnx", Request())
+    other = onnx.load(onnx_path)
+    other.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
+    (tmp_path / "seven.onnx").write_bytes(other.SerializeToString())
+    with pytest.raises(InputError, match="does not run"):
+        verifying.verify_files(path, tmp_path / "seven.onnx", Request())

@@ -150,9 +150,22 @@ def test_a_histogram_by_hand():
 
 
 def test_curves_by_hand():
-    ((name, picture),) = figures.curves({"loss": [1.0, 0.5, 0.0], "flat": [2.0, 2.0, 2.0]})
-    assert name == "loss: 1 → 0"
+    picture = figures.curve("loss", [(1, 1.0), (2, 0.5), (3, 0.0)])
     assert 'points="0.0,0.0 130.0,60.0 260.0,120.0"' in picture
+    # Epochs are where they belong, also where some were not measured.
+    picture = figures.curve("accuracy", [(0, 0.5), (3, 0.75), (4, 1.0)])
+    assert 'points="0.0,120.0 195.0,60.0 260.0,0.0"' in picture
+    assert ">epoch 0<" in picture
+
+
+def test_the_metric_has_a_curve_from_the_input_on():
+    history = [{"epoch": e, "loss": 1 / e, "sparsity": 0.5} for e in range(1, 5)]
+    history[1]["accuracy"], history[3]["accuracy"] = 0.96, 0.99
+    text = page(checkpoint({**META, "history": history}))
+    captions = re.findall("<figcaption>(.*?)</figcaption>", text)
+    assert captions[:2] == ["accuracy: 98.10 % → 99.00 %", "loss: 1 → 0.25"]
+    assert not any(caption.startswith("sparsity") for caption in captions)  # it did not change
+    assert "accuracy: 98.10 % in epoch 0, 99.00 % in epoch 4" in text
 
 
 def test_agreement_by_hand():

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lpss_cli.cli import running
 from lpss_cli.cli.commands import drafting, looking, studies, training, writing
 from lpss_cli.errors import LpssError, StoppedError
 
+
+class _Root(TyperGroup):
+    """The list of commands, in plain text: importing the printer of panels takes longer."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "rich_markup_mode": None})
+
+
 app = typer.Typer(
     name="lpss",
+    cls=_Root,
     help="Make PyTorch networks sparse, and prove what you got.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

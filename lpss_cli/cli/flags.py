@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 from lpss_cli import method as methods
+from lpss_cli.cli.completing import among
 from lpss_cli.cli.options import option
 
 
@@ -31,8 +32,11 @@ def with_options(
         declared = {name: declared[name] for name in method_fields}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the command with the options in its signature, for the parser to read."""
+
         @functools.wraps(command)
         def wrapper(**given: Any) -> Any:
+            """Gather what was parsed into ``values`` and ``chosen`` and call the command."""
             extra = {"values": {name: given.pop(name) for name in shared}}
             if declared:
                 flags = {name: given.pop(name) for name in declared}
@@ -68,6 +72,7 @@ def method_flags() -> dict[str, Any]:
     """Field name → annotated type, over the configs of all methods."""
     texts: dict[str, str] = {}
     kinds = methods.option_kinds()
+    choices: dict[str, tuple[str, ...]] = {}
     defaults: dict[str, dict[str, list[str]]] = {}
     # What all methods share is explained in general, however some of them restrict it.
     for field in fields(methods.MethodConfig):
@@ -75,6 +80,7 @@ def method_flags() -> dict[str, Any]:
     for name, cls in methods.registry().items():
         for field in fields(cls.Config):
             texts.setdefault(field.name, _text(field.metadata))
+            choices[field.name] = (*choices.get(field.name, ()), *field.metadata["choices"])
             shown = defaults.setdefault(field.name, {})
             shown.setdefault(_default_text(field.default), []).append(name)
     everyone = len(methods.registry())
@@ -85,6 +91,7 @@ def method_flags() -> dict[str, Any]:
                 "--" + name.replace("_", "-"),
                 help=f"{text[:1].upper()}{text[1:]} {_who(defaults[name], everyone)}",
                 panel="Method options",
+                autocompletion=among(tuple(dict.fromkeys(choices[name]))),
             ),
         ]
         for name, text in texts.items()

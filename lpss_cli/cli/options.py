@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lpss_cli import method as methods
+from lpss_cli.cli import completing
 from lpss_cli.data.spec import AUGMENTS, KNOWN
 from lpss_cli.models import KNOWN as NETWORKS
 
@@ -57,6 +58,7 @@ Arch = Annotated[
         help=f"Network: {', '.join(NETWORKS)}, mlp:A-B-C, torchvision:NAME, timm:NAME, "
         "file.py:factory. Default: the checkpoint's own, else recognised; mlp for new ones.",
         panel=_DATA,
+        autocompletion=completing.arch,
     ),
 ]
 DataName = Annotated[
@@ -66,6 +68,7 @@ DataName = Annotated[
         help=f"Data: {', '.join(KNOWN)}, a folder train/CLASS/*, table.csv, arrays.npz, "
         "file.py:factory. Default: the checkpoint's own; digits for new ones.",
         panel=_DATA,
+        autocompletion=completing.data,
     ),
 ]
 DataDir = Annotated[
@@ -104,6 +107,7 @@ Augment = Annotated[
         "--augment",
         help=f"Training images: {', '.join(AUGMENTS)}. Default: none; cifar for CIFAR.",
         panel=_DATA,
+        autocompletion=completing.among(AUGMENTS),
     ),
 ]
 SplitSeed = Annotated[
@@ -165,6 +169,7 @@ MethodName = Annotated[
         help=f"How to become sparse: {', '.join(methods.registry())}. "
         "Default: lpss; dense for train without --sparsity.",
         panel=_RUN,
+        autocompletion=completing.method,
     ),
 ]
 Epochs = Annotated[
@@ -189,6 +194,7 @@ Device = Annotated[
         "--device",
         help="cpu, cuda, cuda:1, mps. Default: auto, CUDA where there is one.",
         panel=_RUN,
+        autocompletion=completing.among(completing.DEVICES),
     ),
 ]
 Threads = Annotated[
@@ -200,6 +206,7 @@ Precision = Annotated[
         "--precision",
         help="Of forward and backward: fp32, or bf16 (weights and steps stay fp32). Default: fp32.",
         panel=_RUN,
+        autocompletion=completing.among(("fp32", "bf16")),
     ),
 ]
 Layer = Annotated[
@@ -223,6 +230,7 @@ Recipe = Annotated[
         "--recipe",
         help="Take options from a published experiment or a .toml file; typed ones win.",
         panel=_RUN,
+        autocompletion=completing.recipe,
     ),
 ]
 Resume = Annotated[
@@ -234,6 +242,29 @@ CheckpointSteps = Annotated[
         "--checkpoint-steps",
         help="Save OUT.partial every so many steps too. Default: at ends of epochs, 30 s apart.",
         panel=_RUN,
+    ),
+]
+
+
+EvalEvery = Annotated[
+    int | None,
+    option(
+        "--eval-every",
+        help="Measure after every so many epochs too, for the report's curve; 0: never. "
+        "Default: ten times a run.",
+        panel=_RUN,
+    ),
+]
+Log = Annotated[
+    Path | None,
+    option("--log", help="Append a JSON line an epoch to this file. Default: none.", panel=_OUTPUT),
+]
+TensorBoard = Annotated[
+    Path | None,
+    option(
+        "--tensorboard",
+        help="Write TensorBoard events to this folder. Default: none.",
+        panel=_OUTPUT,
     ),
 ]
 
@@ -263,6 +294,9 @@ RUN: dict[str, tuple[Any, Any]] = {
     "recipe": (Recipe, None),
     "resume": (Resume, False),
     "checkpoint_steps": (CheckpointSteps, None),
+    "eval_every": (EvalEvery, None),
+    "log": (Log, None),
+    "tensorboard": (TensorBoard, None),
     "keep_init": (KeepInit, False),
 }
 DATA: dict[str, tuple[Any, Any]] = {
@@ -284,7 +318,7 @@ BUDGET: dict[str, tuple[Any, Any]] = {
     name: kind
     for name, kind in TRAINING.items()
     if name not in ("sparsity", "method", "layer", "skip")
-} | {name: RUN[name] for name in ("resume", "checkpoint_steps")}
+} | {name: RUN[name] for name in ("resume", "checkpoint_steps", "eval_every", "log", "tensorboard")}
 #: What all runs of a comparison share.
 SHARED: dict[str, tuple[Any, Any]] = {
     name: TRAINING[name]

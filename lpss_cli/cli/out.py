@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,15 +31,23 @@ class Out:
         self.as_json = as_json
         self.quiet = quiet
 
-    @property
+    @cached_property
     def stderr(self) -> Console:
-        """A console on stderr; markup is off, so names from files are printed as they are."""
+        """A console on stderr; markup is off, so names from files are printed as they are.
+
+        Always the same one: what it prints goes above a panel that moves.
+        """
         return _console(stderr=True)
 
     @property
+    def talks(self) -> bool:
+        """Whether the progress of a run is told at all."""
+        return not self.quiet and not self.as_json
+
+    @property
     def live(self) -> bool:
-        """Whether bars may move: a person watches stderr."""
-        return not self.quiet and sys.stderr.isatty()
+        """Whether a panel may move: a person watches stderr."""
+        return self.talks and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     @property
     def width(self) -> int:

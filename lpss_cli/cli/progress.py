@@ -1,7 +1,8 @@
-"""What a person sees while a job runs: notes, a bar per run, warnings."""
+"""What a person sees while a job runs: notes, warnings, and how it goes."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from lpss_cli.cli.out import Out
@@ -9,25 +10,33 @@ from lpss_cli.cli.wording import metric
 from lpss_cli.job import JobWatcher
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.live import Live
 
+    from lpss_cli.cli.live import Observer
     from lpss_cli.state import RunState
+
+# Seconds between two pictures of the panel.
+_REFRESH = 0.25
 
 
 class Printer(JobWatcher):
-    """Prints a job's notes and draws its bar; use as a context manager."""
+    """Prints a job's notes and shows how it goes; use as a context manager.
+
+    Where a person watches that is a panel that moves, else a line now and then, about ten a run.
+    """
 
     def __init__(self, out: Out) -> None:
         self._out = out
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._before: float | None = None
+        self._observer: Observer | None = None
+        self._live: Live | None = None
+        self._drawn = 0.0
 
     def __enter__(self) -> Printer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._stop()
 
     def on_note(self, text: str) -> None:
         """Print it."""
@@ -41,9 +50,15 @@ class Printer(JobWatcher):
         """Print the input's metrics first."""
         values = ", ".join(f"{k.replace('_', ' ')} {metric(k, v)}" for k, v in metrics.items())
         self._out.note(f"before: {values}")
+        self._before = metrics[primary]
+
+    def on_measured(self, metrics: dict[str, float], primary: str) -> None:
+        """Keep it, to show it."""
+        if self._observer is not None:
+            self._observer.measured = primary, metrics[primary]
 
     def on_start(self, run: RunState) -> None:
-        """Start the bar, where a person watches."""
+        """Say which p was chosen, and start the panel where a person watches."""
         by_p: dict[float, list[str]] = {}
         for name, fact in run.facts.items():
             if "p" in fact:
@@ -51,46 +66,45 @@ class Printer(JobWatcher):
         for p, names in by_p.items():
             on = ", ".join(names) if len(names) <= 4 else f"{len(names)} weights"
             self._out.note(f"p = {p:.5g} on {on}")
-        if not self._out.live or not run.total_steps:
+        self._stop()
+        if not self._out.talks or not run.total_steps:
             return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from lpss_cli.cli.live import Observer
 
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=self._out.stderr,
-            transient=True,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(
-            "training", total=run.total_steps, completed=run.step, rate=""
-        )
+        self._observer = Observer(run, self._before)
+        if self._out.live:
+            from rich.live import Live
+
+            # Drawn by the steps themselves: no thread, so nothing moves when nothing happens.
+            self._live = Live(console=self._out.stderr, transient=True, auto_refresh=False)
+            self._live.start()
 
     def on_step(self, run: RunState) -> None:
-        """Move the bar."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=run.step)
+        """Draw the panel anew when it is time."""
+        if self._live is not None and time.monotonic() - self._drawn >= _REFRESH:
+            self._draw(run)
 
     def on_epoch(self, run: RunState) -> None:
-        """Show the epoch's loss and sparsity beside the bar."""
-        if self._bar is None or self._task is None:
-            return
-        last = run.history[-1]
-        rate = run.steps_per_epoch / max(last["seconds"], 1e-9)
-        self._bar.update(
-            self._task,
-            description=(
-                f"epoch {run.epoch}/{run.total_steps // run.steps_per_epoch}"
-                f"  loss {last['loss']:.3f}  {last['sparsity']:.1%} zero"
-            ),
-            rate=f"{rate:,.0f}/s",
-        )
+        """Draw the end of an epoch, or print its line when it is time."""
+        if self._live is not None:
+            self._draw(run)
+        elif self._observer is not None:
+            from lpss_cli.cli.live import line
+            from lpss_cli.recording import epochs_of, interval
+
+            moment = self._observer.moment(run)
+            if run.epoch % interval(epochs_of(run), None) == 0 or run.epoch == epochs_of(run):
+                self._out.note(line(moment))
+
+    def _draw(self, run: RunState) -> None:
+        from lpss_cli.cli.live import panel
+
+        if self._live is not None and self._observer is not None:
+            width = self._out.stderr.width
+            self._live.update(panel(self._observer.moment(run), width), refresh=True)
+            self._drawn = time.monotonic()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._observer = None

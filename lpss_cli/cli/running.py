@@ -30,7 +30,7 @@ def request(
     """Make the request of a command: what was typed wins over ``base``, a recipe's options."""
     from lpss_cli import given
 
-    switches = ("force", "resume", "trust_pickle", "keep_init")
+    switches = ("force", "resume", "trust_pickle", "keep_init", "log", "tensorboard")
     return given.request(
         {name: value for name, value in values.items() if name in given.kinds()} | method_options,
         base,

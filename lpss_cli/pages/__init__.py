@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 from torch import Tensor
 
 from lpss_cli.files import replacing
@@ -17,6 +18,8 @@ from lpss_cli.reporting import Layer, Report
 from lpss_cli.version import __version__
 
 _FRACTIONS = ("accuracy", "balanced_accuracy")
+# What epochs record, as people call it.
+_NAMES = {"hoyer": "Hoyer", "lr": "learning rate"}
 _UNITS = ("B", "kB", "MB", "GB")
 
 
@@ -74,7 +77,7 @@ def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             if layer.survivors
         ],
         "agreement": figures.agreement(_predicted(report.layers)),
-        "curves": figures.curves(_history(meta)),
+        "curves": _curves(meta),
         "origin": _origin(meta),
     }
 
@@ -115,18 +118,35 @@ def _predicted(layers: Sequence[Layer]) -> list[tuple[str, float, float]]:
     ]
 
 
-def _history(meta: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return the numbers of every epoch by name, those that every epoch has."""
-    history = meta.get("history") or []
-    names = [name for name in (history[0] if history else {}) if name not in ("epoch", "seconds")]
-    found = {name: [epoch.get(name) for epoch in history] for name in names}
-    known = {name: [v for v in values if v is not None] for name, values in found.items()}
-    # A quantity that an epoch lacks, or that is not finite, has no curve.
+def _history(meta: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Return (epoch, value) of what changes over the epochs, by name, the metric first.
+
+    A checkpoint's own metric is that of epoch 0. An epoch that was not measured has no point.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, before, _ in _metrics(meta)[:1]:
+        found[name] = [] if before is None else [(0, before)]
+    for number, epoch in enumerate(meta.get("history") or [], 1):
+        for name, value in epoch.items():
+            if name not in ("epoch", "seconds") and value is not None and math.isfinite(value):
+                found.setdefault(name, []).append((epoch.get("epoch", number), value))
     return {
-        name: values
-        for name, values in known.items()
-        if len(values) == len(history) and all(map(math.isfinite, values))
+        name: points for name, points in found.items() if len({value for _, value in points}) > 1
     }
+
+
+def _curves(meta: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Return (caption, picture) of every quantity that changes over the epochs."""
+    pictures = []
+    for key, points in _history(meta).items():
+        name = _NAMES.get(key, key.replace("_", " "))
+
+        def show(value: float, key: str = key) -> str:
+            return percent(value) if key in (*_FRACTIONS, "sparsity") else f"{value:.3g}"
+
+        caption = f"{name}: {show(points[0][1])} → {show(points[-1][1])}"
+        pictures.append((caption, figures.curve(name, points, show)))
+    return pictures
 
 
 def _origin(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

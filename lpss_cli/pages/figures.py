@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup, escape
 from torch import Tensor
@@ -62,25 +62,35 @@ def agreement(points: Sequence[tuple[str, float, float]]) -> Markup | None:
     return _svg(title, body, (side, side), (16, 4, 18))
 
 
-def curves(history: Mapping[str, Sequence[float]]) -> list[tuple[str, Markup]]:
-    """Draw every quantity that changes over the epochs, as (name and ends, picture)."""
-    return [
-        (f"{name}: {values[0]:.3g} → {values[-1]:.3g}", _curve(name, values))
-        for name, values in history.items()
-        if len(set(values)) > 1
-    ]
+def curve(
+    name: str, points: Sequence[tuple[float, float]], show: Callable[[float], str] = "{:.3g}".format
+) -> Markup:
+    """Draw a quantity over the epochs.
 
-
-def _curve(name: str, values: Sequence[float]) -> Markup:
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    points = " ".join(
-        f"{_WIDTH * i / (len(values) - 1):.1f},{_HEIGHT * (1 - (v - low) / span):.1f}"
-        for i, v in enumerate(values)
+    Args:
+        name: of the quantity.
+        points: (epoch, value) in order, two or more; the scale is from the least to the largest.
+        show: writes a value.
+    """
+    low, high = min(v for _, v in points), max(v for _, v in points)
+    begin, end = points[0][0], points[-1][0]
+    across, up = (end - begin) or 1.0, (high - low) or 1.0
+    line = " ".join(
+        f"{_WIDTH * (epoch - begin) / across:.1f},{_HEIGHT * (1 - (v - low) / up):.1f}"
+        for epoch, v in points
     )
-    scale = _ends("epoch 1", str(len(values)))
-    title = f"{name}: {values[0]:.4g} in epoch 1, {values[-1]:.4g} in epoch {len(values)}"
-    return _svg(title, f'<polyline class="curve" points="{points}"/>{scale}')
+    title = (
+        f"{name}: {show(points[0][1])} in epoch {begin:g}, {show(points[-1][1])} in epoch {end:g}"
+    )
+    rules = "".join(
+        f'<line class="rule" x1="0" x2="{_WIDTH}" y1="{y}" y2="{y}"/>' for y in (0, _HEIGHT)
+    )
+    scale = "".join(
+        f'<text x="{_WIDTH - 2}" y="{y}" text-anchor="end">{show(value)}</text>'
+        for y, value in ((-3, high), (_HEIGHT - 3, low))
+    )
+    body = f'{rules}<polyline class="curve" points="{line}"/>{scale}'
+    return _svg(title, body + _ends(f"epoch {begin:g}", f"{end:g}"), margins=(2, 14, 16))
 
 
 def mask_picture(weight: Tensor) -> tuple[str, int, int] | None:

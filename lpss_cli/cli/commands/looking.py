@@ -76,7 +76,7 @@ def plan(
         typer.Option("--hoyer", help="Wished Hoyer sparsity of every layer: finds its p, above 1."),
     ] = None,
 ) -> None:
-    """Predict, before any training: p, Hoyer sparsity and kept weights, layer by layer."""
+    """Predict p, Hoyer sparsity and kept weights before any training."""
     from lpss_cli.cli.report_views import plan_table
     from lpss_cli.jobs import plan_for
 
@@ -94,17 +94,24 @@ def verify(
     b: Annotated[Path, typer.Argument(metavar="B", help="The file to compare with it.")],
     values: dict[str, Any],
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference of a weight that is no difference.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Largest difference of a weight that is no difference, default 0; of an ONNX "
+            "file's outputs as a part of the largest, default 1e-5."
+        ),
+    ] = None,
 ) -> None:
-    """Compare two files: weights, zeros, predictions. Exit code 0 if equal, else 1."""
+    """Compare two files: weights, zeros, predictions. Exit code 0 if equal, else 1.
+
+    B may be an ONNX file; its predictions are compared.
+    """
     from lpss_cli.cli.file_views import verdict, verify_table
     from lpss_cli.verifying import verify_files
 
     printer = run.printer(values)
     with printer.busy("comparing"):
         result = verify_files(a, b, run.request(values, a, {}, {}), tolerance)
-    printer.show(verify_table(result), verdict(result))
+    printer.show(*([verify_table(result)] if result.tensors else []), verdict(result))
     printer.document(result.to_dict())
     if not result.equal:
         raise typer.Exit(1)

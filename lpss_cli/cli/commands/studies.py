@@ -9,6 +9,7 @@ import typer
 
 from lpss_cli.cli import options as o
 from lpss_cli.cli import running as run
+from lpss_cli.cli.completing import among, some_methods
 from lpss_cli.cli.flags import with_options
 
 # The options of a ticket's retraining, plain SGD.
@@ -25,13 +26,14 @@ def ticket(
         typer.Option(
             "--init",
             help="Start: rewind (needs --keep-init), centroids (two numbers a layer), random.",
+            autocompletion=among(("rewind", "centroids", "random")),
         ),
     ] = "rewind",
     control: Annotated[
         bool, typer.Option(help="Train a random mask of the same counts too.")
     ] = True,
 ) -> None:
-    """Train a sparse network's mask again from its start, and compare with a random mask."""
+    """Train a sparse network's mask again, beside a random one."""
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.run_views import ticket_panel
     from lpss_cli.tickets import ticket as train_ticket
@@ -50,7 +52,12 @@ def ticket(
 def compare(
     values: dict[str, Any],
     method_names: Annotated[
-        str, typer.Option("--methods", help="Methods, by comma; a dense run is always made.")
+        str,
+        typer.Option(
+            "--methods",
+            help="Methods, by comma; a dense run is always made.",
+            autocompletion=some_methods,
+        ),
     ] = "lpss,gmp",
     sparsities: Annotated[
         str, typer.Option("--sparsities", help="Targets, by comma: 0.8,0.9,60x.")
@@ -63,7 +70,7 @@ def compare(
         Path, typer.Option("--out-dir", help="Folder of results; a killed run goes on there.")
     ] = Path("compare"),
 ) -> None:
-    """Train several methods alike and set them side by side, with a picture."""
+    """Train several methods alike and set them side by side."""
     from lpss_cli.cli.run_views import compare_table
     from lpss_cli.comparing import Comparison
     from lpss_cli.comparing import compare as compare_methods

@@ -16,7 +16,7 @@ from lpss_cli.errors import InputError
 
 @with_options(o.TRAINING, o.RUN, o.DATA, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
 def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
-    """Train a network from scratch: dense by default, sparse in one run with --sparsity."""
+    """Train a network from scratch: dense, or sparse with --sparsity."""
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.run_views import outcome_panel
     from lpss_cli.jobs import train as train_network
@@ -48,7 +48,7 @@ def sparsify(
     values: dict[str, Any],
     chosen: dict[str, Any],
 ) -> None:
-    """Sparse-train a checkpoint to a target sparsity (90 % by default), exactly."""
+    """Sparse-train a checkpoint, to exactly 90 % zeros or --sparsity."""
     printer = run.printer(values)
     base = run.recipe(values, "sparsify", printer)
     if _one_shot(file, values, base):

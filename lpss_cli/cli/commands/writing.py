@@ -9,6 +9,7 @@ import typer
 
 from lpss_cli.cli import options as o
 from lpss_cli.cli import running as run
+from lpss_cli.cli.completing import among, listed
 from lpss_cli.cli.flags import with_options
 
 
@@ -17,11 +18,20 @@ def export(
     values: dict[str, Any],
     file: o.File = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Some of safetensors,onnx,pack.")
+        str,
+        typer.Option(
+            "--format",
+            help="Some of safetensors,onnx,pack.",
+            autocompletion=listed(lambda: ("safetensors", "onnx", "pack")),
+        ),
     ] = "safetensors,onnx,pack",
     packed_values: Annotated[
         str,
-        typer.Option("--values", help="Of the kept weights in the pack: fp32, fp16, bf16, int8."),
+        typer.Option(
+            "--values",
+            help="Of the kept weights in the pack: fp32, fp16, bf16, int8.",
+            autocompletion=among(("fp32", "fp16", "bf16", "int8")),
+        ),
     ] = "fp16",
     out_dir: Annotated[
         Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
@@ -29,10 +39,17 @@ def export(
     compact: Annotated[
         bool, typer.Option(help="Remove units without input or use from the ONNX file, exactly.")
     ] = True,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean", help="Zero weights and biases that reach no output first, in all files."
+        ),
+    ] = False,
     onnx_encoding: Annotated[
         str,
         typer.Option(
-            help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load."
+            help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load.",
+            autocompletion=among(("dense", "gaps")),
         ),
     ] = "dense",
     int8: Annotated[
@@ -42,7 +59,10 @@ def export(
         bool, typer.Option(help="Measure the time of a batch in onnxruntime.")
     ] = True,
 ) -> None:
-    """Write masked safetensors, ONNX and a packed file, each read back from disk and compared."""
+    """Write safetensors, ONNX and a packed file, each read back.
+
+    What is read back from disk is compared with the network; a file that differs is not kept.
+    """
     from lpss_cli.cli.export_views import export_table, networks_table, onnx_notes, savings_table
     from lpss_cli.cli.file_views import size_table
     from lpss_cli.cli.progress import Printer
@@ -53,7 +73,7 @@ def export(
     path = run.input_file(file, printer)
     formats_chosen = tuple(part.strip() for part in formats.split(",") if part.strip())
     onnx = OnnxOptions(compact, onnx_encoding, int8, latency)
-    options = Options(formats_chosen, packed_values, onnx)
+    options = Options(formats_chosen, packed_values, onnx, clean)
     with printer.busy("writing, reading back and comparing"):
         request = run.request(values, path, {}, {})
         written = export_file(path, request, options, out_dir, Printer(printer))
@@ -70,7 +90,7 @@ def export(
 def unpack(
     file: Annotated[Path, typer.Argument(help="Packed file: .lpss.")], values: dict[str, Any]
 ) -> None:
-    """Turn a packed file back into safetensors, read back from disk and compared."""
+    """Turn a packed file back into safetensors, and compare them."""
     from lpss_cli.cli.export_views import export_table
     from lpss_cli.packing import unpack_file
 

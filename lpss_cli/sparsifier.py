@@ -1,0 +1,288 @@
+"""Exact sparsity in a training loop of the user's own: PyTorch's, Lightning's, Accelerate's.
+
+The loop calls the optimizer's ``step``; two hooks of that optimizer do around it what the engine
+does around its own: gradients are shown to the method and masked before, masks are held after.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lpss_cli import engine
+from lpss_cli.api import Examples, Sparse, data_of, result_of
+from lpss_cli.data import epoch_order
+from lpss_cli.errors import InputError
+from lpss_cli.method import Method, make
+from lpss_cli.state import RunState, moved
+from lpss_cli.targets import check_sparsity
+from lpss_cli.tasks import CLASSIFICATION, Loss
+from lpss_cli.watching import Watcher
+
+# Options that say how to make an optimizer or its schedule.
+_OPTIMIZER = ("lr", "momentum", "weight_decay", "warmup")
+
+
+class Sparsifier:
+    """Makes a model sparse while a loop of the user's own trains it.
+
+    ::
+
+        sparsifier = Sparsifier(model, steps=epochs * len(loader), sparsity=0.9)
+        optimizer = sparsifier.optimizer
+        …  # any loop that calls optimizer.step()
+        result = sparsifier.finish()
+
+    After every step masked weights are exactly zero; the exact cut comes where the method has it,
+    for most at 70 % of the steps. Steps beyond those that were announced keep the masks.
+
+    Args:
+        model: any network, on its device or moved later; its weights are the start, and as many
+            as are zero stay zero.
+        steps: optimizer steps of the whole training, ≥ 1.
+        sparsity: zeros / prunable weights, in [0, 1).
+        method: a name that ``lpss sparsify --method`` knows.
+        optimizer: one of the user's own; for methods that need none of theirs (``gmp``, ``set``,
+            …). It keeps its learning rates, and gradients are clipped only with ``clip=``.
+        schedule: set the learning rates by the method's schedule before every step; False where
+            a scheduler drives them.
+        layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
+        skip: globs on names of weights that stay dense.
+        seed: of random masks.
+        train: training examples, for methods that look at some (``snip``); with them BatchNorm's
+            statistics are estimated anew after the exact cut.
+        loss: (outputs, targets) → scalar, for such methods; None: by the kind of the targets.
+        batch_size: of ``train``, where that is no loader.
+        watcher: told of notes and warnings.
+        options: the method's own, under the names of their flags: ``p="0.5", ranking="erk"``.
+
+    Attributes:
+        optimizer: what the loop has to step.
+        run: masks, sparsity now, finished steps; see ``RunState``.
+
+    Raises:
+        InputError: something does not exist or fit; the model is as it was.
+    """
+
+    optimizer: Optimizer
+
+    def __init__(
+        self,
+        model: nn.Module,
+        steps: int,
+        *,
+        sparsity: float = 0.9,
+        method: str = "lpss",
+        optimizer: Optimizer | None = None,
+        schedule: bool = True,
+        layers: str | Sequence[str] = (),
+        skip: str | Sequence[str] = (),
+        seed: int = 0,
+        train: Examples | None = None,
+        loss: Loss | None = None,
+        batch_size: int = 256,
+        watcher: Watcher | None = None,
+        **options: Any,
+    ) -> None:
+        if steps < 1:
+            raise InputError(f"{steps} steps are no training", "give the number of all steps")
+        if "p" in options:
+            p = options["p"]
+            options["p"] = (str(p),) if isinstance(p, (int, float, str)) else tuple(map(str, p))
+        self._method = _method(method, options, optimizer)
+        self._watcher = watcher or Watcher()
+        self._schedule = schedule and optimizer is None
+        self._model = model
+        self._data = None if train is None else data_of(train, None, batch_size, loss)
+        self._rates: list[float] | None = None
+        self._settings = engine.Settings(
+            epochs=1,
+            batch_size=batch_size,
+            seed=seed,
+            sparsity=check_sparsity(sparsity),
+            layers=(layers,) if isinstance(layers, str) else tuple(layers),
+            skip=(skip,) if isinstance(skip, str) else tuple(skip),
+            keep_zeros=True,
+        )
+        self.run = self._start(steps, optimizer)
+        self.optimizer = self.run.optimizer
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def _start(self, steps: int, optimizer: Optimizer | None) -> RunState:
+        settings = self._settings
+        candidates, skipped = engine.choose(self._model, settings, self._watcher)
+        if optimizer is not None:
+            _check_owner(optimizer, [weight.tensor for weight in candidates.values()])
+        task = CLASSIFICATION if self._data is None else self._data.task
+        run = RunState(
+            self._model,
+            candidates,
+            skipped,
+            sparsity=settings.sparsity,
+            layers=settings.layers,
+            epochs=1,
+            steps_per_epoch=steps,
+            seed=settings.seed,
+            batches=self._unseen if self._data is None else self._batches,
+            loss=task.loss,
+        )
+        engine.prepare(run, self._method, self._watcher, keep_zeros=True, optimizer=optimizer)
+        if self._data is None:
+            run.batches = _none  # the exact cut can do without
+        for text in run.notes:
+            self._watcher.on_note(text)
+        return run
+
+    def finish(self) -> Sparse:
+        """End the training: check the zeros, let go of the optimizer, and report.
+
+        A loop that ended before the exact cut is cut here, with a warning: nothing recovers then.
+
+        Raises:
+            RunError: weights are not finite, or the zeros are not as many as asked.
+        """
+        run = self.run
+        self._follow_device()
+        if run.step < run.cut_step:
+            warnings.warn(
+                f"training ended after {run.step:,} of {run.total_steps:,} steps: the exact cut "
+                "comes now, and nothing recovers from it",
+                stacklevel=2,
+            )
+            engine.exact_cut(run, self._method, self._watcher)
+            run.cut_step = run.step
+        engine.finish(run)
+        for hook in self._hooks:
+            hook.remove()
+        return result_of(run.model, run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides how the run goes on, the model and the optimizer included."""
+        return self.run.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state, of a sparsifier that was made with the same arguments.
+
+        Raises:
+            InputError: it is the state of another network.
+        """
+        shapes = {name: mask.shape for name, mask in state["masks"].items()}
+        if shapes != {name: mask.shape for name, mask in self.run.masks.items()}:
+            raise InputError(
+                "the saved state has masks of other weights", "make the same network, skip alike"
+            )
+        self.run.load_state_dict(state)
+        self._rates = None
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._follow_device()
+        self._set_rates()
+        closures = [part for part in (*args, *kwargs.values()) if callable(part)]
+        if not closures:
+            self._ready()
+            return None
+        # Gradients are made inside: they are masked when the closure returns.
+        return tuple(map(self._wrapped, args)), {k: self._wrapped(v) for k, v in kwargs.items()}
+
+    def _wrapped(self, part: Any) -> Any:
+        if not callable(part):
+            return part
+
+        def closure() -> Any:
+            loss = part()
+            self._ready()
+            return loss
+
+        return closure
+
+    def _ready(self) -> None:
+        if not engine.ready_gradients(self.run, self._method):
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # a step without gradients changes nothing
+
+    def _after_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        engine.finish_step(self.run, self._method)
+        engine.update_masks(self.run, self._method, self._watcher)
+
+    def _set_rates(self) -> None:
+        """Set the learning rates of the coming step, and notice if something else does too."""
+        if not self._schedule or self.run.step >= self.run.total_steps:
+            return
+        groups = self.optimizer.param_groups
+        if self._rates is not None and self._rates != [group["lr"] for group in groups]:
+            raise InputError(
+                "something else changes the learning rates that the method's schedule sets",
+                "pass schedule=False, or leave the other scheduler out",
+            )
+        engine.set_rates(self.run, self._method)
+        self._rates = [group["lr"] for group in groups]
+
+    def _follow_device(self) -> None:
+        """Move masks and optimizer state to where the model has gone since the last step."""
+        run = self.run
+        if all(mask.device == run.weights[name].device for name, mask in run.masks.items()):
+            return
+        for name, weight in run.weights.items():
+            run.masks[name] = run.masks[name].to(weight.device)
+        run.memory = moved(run.memory, run.device)
+        run.activity.seen = moved(run.activity.seen, run.device)
+        run.loss_sum = run.loss_sum.to(run.device)
+        self.optimizer.load_state_dict(self.optimizer.state_dict())
+
+    def _unseen(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        raise InputError(
+            f"the method {self._method.name!r} looks at training examples", "pass train=…"
+        )
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self._data is not None  # else others are asked
+        source, settings = self._data.train, self._settings
+        device = next(self._model.parameters()).device
+        order = epoch_order(len(source), settings.seed, epoch)
+        size = min(settings.batch_size, len(source))
+        return source.batches(size, device=device, order=order, drop_last=True)
+
+
+def _none(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return iter(())
+
+
+def _method(name: str, options: dict[str, Any], optimizer: Optimizer | None) -> Method:
+    """Return the method; one that the user's own optimizer serves, if there is such."""
+    if optimizer is None:
+        return make(name, options)
+    given = [option for option in _OPTIMIZER if option in options]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} is the business of the optimizer that was given",
+            "set it there, or leave optimizer out",
+        )
+    method = make(name, {"clip": 0.0, **options})
+    own: Callable[..., Optimizer] = type(method).make_optimizer
+    if own is not Method.make_optimizer:
+        raise InputError(
+            f"the method {name!r} trains with an optimizer of its own",
+            "leave optimizer out and step sparsifier.optimizer, or pass method='gmp'",
+        )
+    return method
+
+
+def _check_owner(optimizer: Optimizer, weights: Sequence[Tensor]) -> None:
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(weight) in owned for weight in weights):
+        raise InputError(
+            "the optimizer trains none of the model's weights",
+            "make it from this model's parameters",
+        )

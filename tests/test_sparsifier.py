@@ -1,0 +1,243 @@
+"""Exact sparsity in a loop of the user's own: the engine's results, whoever steps."""
+
+import pytest
+import torch
+from helpers import blobs, network
+from torch import nn
+
+from lpss_cli import InputError, Sparsifier, engine, sparsify
+from lpss_cli.data import epoch_order
+from lpss_cli.method import make, registry
+
+BLOBS = blobs()
+TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)
+EPOCHS, SIZE = 8, 16
+STEPS = EPOCHS * len(TRAIN[0]) // SIZE
+
+
+def plain(seed=0):
+    """Linear 12-40-4: no BatchNorm, whose statistics the engine estimates from its own batches."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 4))
+
+
+def batches(seed=0, epochs=EPOCHS):
+    for epoch in range(epochs):
+        yield from BLOBS.train.batches(
+            SIZE, order=epoch_order(len(BLOBS.train), seed, epoch), drop_last=True
+        )
+
+
+def train(model, optimizer, closure=False, after=None, examples=None):
+    """A loop as people write it."""
+    for x, y in examples or batches():
+
+        def loss(x=x, y=y):
+            optimizer.zero_grad()
+            value = nn.functional.cross_entropy(model(x), y)
+            value.backward()
+            return value
+
+        if closure:
+            optimizer.step(loss)
+        else:
+            loss()
+            optimizer.step()
+        if after is not None:
+            after()
+
+
+def zeros(model):
+    return sum(int((w == 0).sum()) for w in model.parameters() if w.dim() == 2)
+
+
+def accuracy(model):
+    return float((model.eval()(TEST[0]).argmax(1) == TEST[1]).float().mean())
+
+
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_a_loop_of_ones_own_gives_the_engines_bits(name, closure):
+    theirs, ours = plain(), plain()
+    settings = engine.Settings(EPOCHS, SIZE, sparsity=0.8, keep_zeros=True)
+    run = engine.run(theirs, BLOBS, make(name), settings)
+    torch.manual_seed(0)
+    examples = TRAIN if name == "snip" else None
+    sparsifier = Sparsifier(ours, STEPS, sparsity=0.8, method=name, train=examples, batch_size=SIZE)
+    train(ours, sparsifier.optimizer, closure)
+    result = sparsifier.finish()
+    assert result.report.zeros == zeros(ours) == round(0.8 * 640)
+    assert all(torch.equal(run.masks[name], mask) for name, mask in result.masks.items())
+    for (key, theirs_), ours_ in zip(theirs.state_dict().items(), ours.parameters(), strict=True):
+        assert torch.equal(theirs_, ours_), key
+
+
+def test_masked_weights_are_zero_after_every_step():
+    model = plain()
+    sparsifier = Sparsifier(model, STEPS, sparsity=0.9)
+    counts = []
+
+    def look():
+        run = sparsifier.run
+        assert all(bool((w[~run.masks[n]] == 0).all()) for n, w in run.weights.items())
+        counts.append(run.masked)
+
+    train(model, sparsifier.optimizer, after=look)
+    cut = sparsifier.run.cut_step
+    assert cut == int(0.7 * STEPS)
+    assert counts[0] == 0 < counts[cut - 2] < counts[cut - 1] == counts[-1] == round(0.9 * 640)
+    assert accuracy(model) > 0.8
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimizer_of_ones_own_keeps_its_rates(kind):
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
+    sparsifier = Sparsifier(model, STEPS, method="gmp", optimizer=optimizer)
+    assert sparsifier.optimizer is optimizer
+    train(model, optimizer, after=scheduler.step)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+    assert sparsifier.finish().report.zeros == round(0.9 * 640)
+    # After the end it is an ordinary optimizer again.
+    train(model, optimizer)
+    assert zeros(model) < 300  # units that had lost all inputs stay dead
+
+
+def test_a_schedule_of_ones_own_drives_lpsgd():
+    model = plain()
+    sparsifier = Sparsifier(model, STEPS, p=1.3, schedule=False)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sparsifier.optimizer, STEPS)
+    train(model, sparsifier.optimizer, after=scheduler.step)
+    result = sparsifier.finish()
+    assert result.report.zeros == 576
+    assert {layer.p for layer in result.report.layers} == {4 / 3} or {
+        round(layer.p, 2) for layer in result.report.layers
+    } == {1.3}
+    assert accuracy(model) > 0.8
+
+
+def test_two_schedules_are_noticed():
+    model = plain()
+    sparsifier = Sparsifier(model, STEPS)
+    scheduler = torch.optim.lr_scheduler.StepLR(sparsifier.optimizer, 1, 0.5)
+    with pytest.raises(InputError, match="something else changes the learning rates"):
+        train(model, sparsifier.optimizer, after=scheduler.step)
+
+
+def test_a_loop_that_ends_early_is_cut_with_a_warning():
+    model = plain()
+    sparsifier = Sparsifier(model, 10 * STEPS)
+    train(model, sparsifier.optimizer)
+    with pytest.warns(UserWarning, match=f"after {STEPS} of {10 * STEPS} steps"):
+        result = sparsifier.finish()
+    assert result.report.zeros == zeros(model) == 576
+    assert sparsifier.finish().report.zeros == 576  # a second time changes nothing
+
+
+def test_more_steps_than_announced_keep_the_masks():
+    model = plain()
+    sparsifier = Sparsifier(model, STEPS // 2)
+    train(model, sparsifier.optimizer)
+    assert sparsifier.run.step == STEPS
+    assert max(g["lr"] for g in sparsifier.optimizer.param_groups) < 0.001
+    assert sparsifier.finish().report.zeros == zeros(model) == 576
+
+
+@pytest.mark.parametrize("name", ["lpss", "gsm", "rigl", "lottery"])
+def test_a_saved_state_goes_on_to_the_same_bits(name, tmp_path):
+    whole, resumed = plain(), plain(seed=5)
+    reference = Sparsifier(whole, STEPS, method=name)
+    for number, batch in enumerate(batches()):
+        train(whole, reference.optimizer, examples=[batch])
+        if number == STEPS // 2:
+            torch.save(reference.state_dict(), tmp_path / "state.pt")
+    again = Sparsifier(resumed, STEPS, method=name)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert again.run.step == STEPS // 2 + 1
+    train(resumed, again.optimizer, examples=list(batches())[again.run.step :])
+    assert again.finish().report.zeros == 576
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
+    other = Sparsifier(network(), STEPS, method=name)
+    with pytest.raises(InputError, match="masks of other weights"):
+        other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+def test_a_layer_has_a_target_of_its_own():
+    model = plain()
+    sparsifier = Sparsifier(model, STEPS, sparsity=0.8, layers="2.*=0.5")
+    train(model, sparsifier.optimizer)
+    assert sparsifier.finish().report.zeros == zeros(model) == 512
+    assert int((model[2].weight == 0).sum()) == 80
+
+
+def test_zeros_of_the_start_stay_zero():
+    model = plain()
+    sparsify(model, TRAIN, sparsity=0.5, method="gmp", epochs=2, batch_size=SIZE)
+    before = {n: w == 0 for n, w in model.named_parameters() if w.dim() == 2}
+    sparsifier = Sparsifier(model, STEPS, sparsity=0.9, method="gmp")
+    train(model, sparsifier.optimizer)
+    sparsifier.finish()
+    weights = dict(model.named_parameters())
+    assert all(bool((weights[n][zero] == 0).all()) for n, zero in before.items())
+    assert zeros(model) == 576
+
+
+def test_batchnorm_is_estimated_anew_where_there_are_examples():
+    def statistics(**more):
+        model = network()
+        sparsifier = Sparsifier(model, STEPS, batch_size=SIZE, seed=3, **more)
+        found = []
+        train(
+            model, sparsifier.optimizer, after=lambda: found.append(model[1].running_mean.clone())
+        )
+        return found, sparsifier.run.cut_step
+
+    torch.manual_seed(0)
+    with_, cut = statistics(train=TRAIN)
+    torch.manual_seed(0)
+    without, _ = statistics()
+    assert torch.equal(with_[cut - 2], without[cut - 2])
+    assert not torch.equal(with_[cut - 1], without[cut - 1])
+    assert bool((without[cut - 1] != 0).all())  # and not reset for want of examples
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "no training"),
+        ({"sparsity": 1.0}, "outside"),
+        ({"method": "lps"}, "unknown method"),
+        ({"method": "snip"}, "looks at training examples"),
+        ({"skip": "nothing*"}, "nothing"),
+        ({"p": 1.01}, "1.01"),
+        ({"optimizer": "sgd"}, "optimizer of its own"),
+        ({"optimizer": "sgd", "method": "gmp", "lr": 0.1}, "lr is the business"),
+        ({"optimizer": "other", "method": "gmp"}, "none of the model's weights"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    model = plain()
+    before = [p.detach().clone() for p in model.parameters()]
+    made = {
+        "sgd": torch.optim.SGD(model.parameters()),
+        "other": torch.optim.SGD(plain().parameters()),
+    }
+    if "optimizer" in arguments:
+        arguments = {**arguments, "optimizer": made[arguments["optimizer"]]}
+    with pytest.raises(InputError, match=message):
+        Sparsifier(model, **{"steps": STEPS, **arguments})
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_that_moves_takes_the_masks_along():
+    model = network()
+    sparsifier = Sparsifier(model, STEPS)
+    model.to("cuda")
+    train(model, sparsifier.optimizer, examples=[(x.cuda(), y.cuda()) for x, y in batches()])
+    result = sparsifier.finish()
+    assert result.report.zeros == 576
+    assert all(mask.is_cuda for mask in result.masks.values())
