@@ -14,7 +14,7 @@ import lpss_cli
 
 ROOT = Path(lpss_cli.__file__).parent
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safetensors", "numpy",
-         "matplotlib", "zstandard"}  # fmt: skip
+         "matplotlib", "zstandard", "transformers"}  # fmt: skip
 
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
@@ -25,7 +25,7 @@ TIERS = (
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
-    " layertargets distillation launch distributed joining layers streaming",
+    " layertargets distillation launch distributed joining layers streaming modelfolder",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"

@@ -59,7 +59,7 @@ def sparsify(
     from lpss_cli.cli.run_views import outcome_panel
     from lpss_cli.jobs import sparsify as sparsify_file
 
-    target = values["out"] or file.with_name(f"{file.stem}.sparse.pt")
+    target = values["out"] or run.beside(file, ".sparse.pt")
     request = run.request(values, target, chosen, base)
     with Printer(printer) as watcher:
         outcome = sparsify_file(file, request, watcher)
