@@ -2,10 +2,10 @@
 
     python benchmarks/stability.py
 
-Every run trains the default network from scratch with `lpss`, its last layer off the sphere and
-the ranking balanced, and is compared with the dense run of its seed on the test split; nothing is
-chosen here. A run under 90 % of the dense accuracy counts as failed. Writes
-benchmarks/results/stability.json and .md; a killed run goes on where it was.
+Every run trains the default network from scratch with `lpss` and its defaults, p aside, and is
+compared with the dense run of its seed on the test split; nothing is chosen here. A run under 90 %
+of the dense accuracy counts as failed. Writes benchmarks/results/stability.json and .md; a killed
+run goes on where it was.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ OUT = Path("benchmarks/results/stability.json")
 def accuracy(p: float | None, sparsity: float, seed: int) -> float:
     """Test accuracy of one run; 0 when its loss became NaN."""
     with tempfile.TemporaryDirectory() as folder:
-        pinned = {"off_sphere": ("fc3",), "ranking": "balanced"}
-        options = {} if p is None else {"p": (str(p),), **pinned}
+        options = {} if p is None else {"p": (str(p),)}
         method = "dense" if p is None else "lpss"
         request = Request(
             Path(folder) / "m.pt", method=method, options=options, sparsity=sparsity, seed=seed

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.errors import RunError
+from lpss_cli.lamp import lamp_masks
 
 Scores = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
@@ -36,7 +37,8 @@ def select(
     Raises:
         RunError: a score is NaN or +inf.
     """
-    if any(bool((s.isnan() | s.isposinf()).any()) for s in scores.values()):
+    # The maximum of a tensor that holds NaN is NaN.
+    if not all(bool(s.max() < math.inf) for s in scores.values() if s.numel()):
         raise RunError(
             "a weight is NaN or infinite, so nothing can be ranked", "lower --lr and train again"
         )
@@ -61,23 +63,6 @@ def top_k(scores: Scores, k: int) -> Masks:
     keep[ties[:missing]] = True
     parts = torch.split(keep, [s.numel() for s in scores.values()])
     return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
-
-
-def lamp_scores(scores: Scores) -> dict[str, Tensor]:
-    """Log of the LAMP score ``w_i² / Σ_{|w_j| ≥ |w_i|} w_j²`` within each layer.
-
-    Lee et al., arXiv:2010.07611. The largest weight of every layer scores 0, the maximum, so no
-    layer is emptied before every layer is down to one weight.
-    """
-    result = {}
-    for name, s in scores.items():
-        double = s.flatten().double().mul(2)
-        ordered, index = double.sort(descending=True, stable=True)
-        lamp = torch.empty_like(double)
-        lamp[index] = ordered - ordered.logcumsumexp(0)
-        lamp[double.isneginf()] = -math.inf
-        result[name] = lamp.view(s.shape)
-    return result
 
 
 def allocate(k: int, shares: Sequence[float], capacity: Sequence[int]) -> list[int]:
@@ -135,10 +120,6 @@ def _erk(scores: Scores, k: int) -> Masks:
     return best_of_each(scores, budgets(scores, k, erk_share))
 
 
-def _lamp(scores: Scores, k: int) -> Masks:
-    return top_k(lamp_scores(scores), k)
-
-
 def _balanced(scores: Scores, k: int) -> Masks:
     floor = best_of_each(scores, [part // 2 for part in budgets(scores, k, erk_share)])
     rest = {name: s.masked_fill(floor[name], -math.inf) for name, s in scores.items()}
@@ -150,7 +131,7 @@ def _balanced(scores: Scores, k: int) -> Masks:
 #: layer keeps at least half its ERK share. ``magnitude``: global magnitude alone. ``uniform``: the
 #: same density in every layer. ``erk``: ERK densities.
 RANKINGS: dict[str, Callable[[Scores, int], Masks]] = {
-    "lamp": _lamp,
+    "lamp": lamp_masks,
     "balanced": _balanced,
     "magnitude": top_k,
     "uniform": _uniform,

@@ -21,7 +21,7 @@ TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules rowstep native compute exponents"
+    " threads topology imports rules rowstep native lamp compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"

