@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
+import runpy
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +23,7 @@ pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="this PyTorch was built without gloo",
 )
+EXAMPLE = Path(__file__).parents[1] / "examples" / "fully_sharded.py"
 # 7 rows: two processes hold 4 and 3 of them. 1 row: one of them holds none.
 WIDTHS = (12, 7, 5, 1)
 
@@ -191,3 +197,18 @@ def unordered():
 
 def test_scores_that_are_no_numbers_are_refused_everywhere():
     assert [type(error) for error in together(unordered)] == [RunError, RunError]
+
+
+def example():
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    return said.getvalue()
+
+
+def test_the_example_cuts_exactly():
+    first, second = together(example)
+    found = re.fullmatch(r"45,180 of 50,200 weights are zero, accuracy (\d+\.\d)%\n", first)
+    assert found is not None, first
+    assert float(found[1]) > 80
+    assert second == ""
