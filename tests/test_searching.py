@@ -230,4 +230,4 @@ def test_a_training_from_scratch_has_nothing_to_drop_from(lpss):
     Path("r.toml").write_text('title = "x"\n[train]\ntarget_drop = 1.0\n')
     code, _, err = lpss("train", "--recipe", "r.toml")
     assert code == 2
-    assert "--target-drop needs a trained network" in err
+    assert "--target-drop compares with a trained network, and there is none yet" in err
