@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from helpers import blobs, network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpss_cli import jobs
+from lpss_cli import jobs, searching
 from lpss_cli.bisection import Try, bisect
 from lpss_cli.cli import app
 from lpss_cli.data import TensorSource
@@ -200,6 +202,21 @@ def test_a_killed_run_goes_on_without_searching_again(lpss, monkeypatch):
     outcome = jobs.sparsify(Path("model.pt"), replace(request, resume=True))
     assert outcome.report.zeros == round(0.5 * outcome.report.weights)
     assert outcome.report.meta["search"]["sparsity"] == 0.5
+
+
+def test_a_signal_ends_the_search_and_says_how_to_start_again(lpss, monkeypatch):
+    assert lpss(*TRAIN)[0] == 0
+
+    def interrupted(*args, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(searching.engine, "run", interrupted)
+    code, out, err = lpss("sparsify", "model.pt", "--target-drop", "1")
+    assert (code, out) == (130, "")
+    assert "interrupted by SIGINT in the search for a sparsity: nothing was saved" in err
+    assert "start again with: lpss sparsify model.pt --target-drop 1" in err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not list(Path().glob("model.sparse*"))
 
 
 @pytest.mark.parametrize(
