@@ -34,7 +34,7 @@ GROUPS: list[tuple[str, dict[str, Any], float, tuple[int, ...], str]] = [
     ("LeNet-300 MNIST, 20 epochs, 60×", {**LENET300, "epochs": 20}, 1 - 1 / 60, THREE,
      "lenet300-60x"),
     ("LeNet-5 MNIST, 20 epochs, 125×", {**LENET5, "epochs": 20}, 1 - 1 / 125, TWO, "lenet300-60x"),
-    ("LeNet-5 MNIST, 30 epochs, 300×", {**LENET5, "epochs": 30}, 1 - 1 / 300, TWO, "lenet300-60x"),
+    ("LeNet-5 MNIST, 30 epochs, 300×", {**LENET5, "epochs": 30}, 1 - 1 / 300, TWO, "lenet5-300x"),
     ("WRN-18 Fashion-MNIST, 8 epochs, dense", {**WRN18, "epochs": 8}, 0.0, TWO, "wrn18"),
     ("WRN-18 Fashion-MNIST, 8 epochs, 90 %", {**WRN18, "epochs": 8}, 0.9, TWO, "wrn18"),
 ]  # fmt: skip

@@ -54,6 +54,18 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
     "lenet300-60x": (
         {**LENET300, "epochs": 20, "sparsity": 1 - 1 / 60}, (0,), {"lpss": [LPSGD], "gmp": [SGD]},
     ),
+    "lenet5-300x": (
+        {**LENET5, "epochs": 5, "sparsity": 1 - 1 / 300},
+        (0,),
+        {
+            "lpss": [
+                {"p": (("1.12",), ("1.2",), ("1.4",))},
+                {"p": (("1.2",),), "lr": (0.1,)},
+                {"p": (("1.2",),), "end": (0.8,)},
+                {"p": (("1.2",),), "ranking": ("balanced", "erk")},
+            ]
+        },
+    ),
     **{
         f"lenet300-p-{s:g}": (
             {**LENET300, "sparsity": s},
