@@ -59,10 +59,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
         (0,),
         {
             "lpss": [
-                {"p": (("1.12",), ("1.2",), ("1.4",))},
-                {"p": (("1.2",),), "lr": (0.1,)},
-                {"p": (("1.2",),), "end": (0.8,)},
-                {"p": (("1.2",),), "ranking": ("balanced", "erk")},
+                {},
+                {"p": (("1.12",), ("1.4",))},
+                {"lr": (0.1,)},
+                {"end": (0.8,)},
+                {"ranking": ("balanced", "erk")},
             ]
         },
     ),
