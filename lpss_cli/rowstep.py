@@ -18,8 +18,8 @@ from lpss_cli.sphere import Dims, fan_in, power, row_dims
 # A gradient may be of any size, and exp() of it would be of any size too.
 LARGEST_GAIN_STEP = 0.05
 # Weights of a block of whole rows on a CPU: few enough for its temporaries to stay in a cache, and
-# enough to outweigh the operations on single numbers a row.
-BLOCK = 1 << 18
+# enough to outweigh the operations on one number a row.
+BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,10 @@ def dual_step(
     # The row's own η, in its number format: torch.where on two scalars would round to fp32.
     step = live.to(v.dtype).mul_(eta)
     largest = torch.where(live, largest, 1)
-    norm = power(magnitude.div_(largest), q).sum(dims, keepdim=True).pow_(1.0 / q)
-    v.mul_(1.0 - step)
-    v.addcmul_(d.div(largest), -step / torch.where(live, norm, 1))
+    # At least 1, but for rows of zeros.
+    norm = power(magnitude.div_(largest), q).sum(dims, keepdim=True).pow_(1.0 / q).clamp_min_(1.0)
+    # (1-η)v - ηd/‖d‖, divided by 1-η: it is renormalised anyway.
+    v.addcmul_(d.div(largest), step / norm.mul_(step - 1.0))
     torch.abs(v, out=magnitude)
     w0 = power(magnitude, a)
     total = magnitude.mul_(w0).sum(dims, keepdim=True)
@@ -83,7 +84,7 @@ def show(
     # A weight is zero by a mask or not at all: the smallest normal number also spares the
     # forward pass the slow arithmetic of denormals.
     tiny = torch.finfo(weight.dtype).tiny
-    weight.copy_(magnitude.mul_(gain * factor).clamp_min_(tiny).mul_(latent.sign()))
+    torch.mul(magnitude.mul_(gain * factor).clamp_min_(tiny), latent.sign(), out=weight)
 
 
 def to_sphere(w: Tensor, p: float, dims: Dims) -> tuple[Tensor, Tensor]:
