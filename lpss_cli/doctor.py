@@ -31,6 +31,7 @@ NEEDED = {
 #: What some options need: distribution → (module, what it is for).
 OPTIONAL = {
     "timm": ("timm", "--arch timm:NAME"),
+    "transformers": ("transformers", "folders of the Hugging Face Hub"),
     "tensorboard": ("tensorboard", "--tensorboard DIR"),
 }
 # Less free room than this will not hold the files of a large network.

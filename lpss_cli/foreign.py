@@ -37,7 +37,11 @@ def identify(checkpoint: Checkpoint, typed: str | None, note: Note) -> tuple[str
         InputError: no known network fits.
     """
     fit: Fit | None
-    if typed is None:
+    if typed is None and checkpoint.described is not None:
+        fit = checkpoint.described.fit
+        arch = fit.arch
+        note(_described(fit))
+    elif typed is None:
         found = recognise(checkpoint.state_dict)
         if not found.fits:
             raise found.refusal(checkpoint.path)
@@ -50,10 +54,17 @@ def identify(checkpoint: Checkpoint, typed: str | None, note: Note) -> tuple[str
     return arch, fit
 
 
+def _described(fit: Fit) -> str:
+    channels = f", images of {plural(fit.channels, 'channel')}" if fit.channels else ""
+    return f"config.json says {fit.arch}: {plural(fit.outputs, 'output')}{channels}"
+
+
 def introduce(checkpoint: Checkpoint) -> list[str]:
     """Say which network a checkpoint of other origin is of, where that is found out quickly."""
     if checkpoint.meta:
         return []
+    if checkpoint.described is not None:
+        return [_described(checkpoint.described.fit)]
     found = recognise(checkpoint.state_dict, explain=False)
     return [found.note()] if found.fits else []
 
@@ -61,13 +72,15 @@ def introduce(checkpoint: Checkpoint) -> list[str]:
 def as_published(
     spec: DataSpec, checkpoint: Checkpoint, arch: str, fit: Fit | None, note: Note
 ) -> DataSpec:
-    """Complete what is done to images as torchvision evaluates its weights, and say so.
+    """Complete what is done to images as a network's library evaluates its weights, and say so.
 
-    Only for a folder of images and a network of torchvision; what was given stays.
+    Only for a folder of images, and a network of torchvision, timm or a folder of the Hub; what was
+    given stays.
     """
     if fit is None or fit.channels != 3 or not _is_folder(spec):
         return spec
-    known = view(arch, checkpoint.sha256, fit.side)
+    own = checkpoint.described
+    known = view(arch, checkpoint.sha256, fit.side) if own is None else own.view
     if known is None:
         return spec
     size = spec.image_size or fit.side or known.crop
@@ -85,14 +98,10 @@ def as_published(
 
 
 def _said(spec: DataSpec, known: View) -> str:
-    whose = (
-        f"this file is torchvision's {known.weights}, evaluated so"
-        if known.is_file
-        else f"as torchvision evaluates its {known.weights}"
-    )
     return (
         f"images: shorter side to {spec.resize} ({spec.interpolation}), centre of "
-        f"{spec.image_size}x{spec.image_size}, {whose}; --image-size, --mean and --std change that"
+        f"{spec.image_size}x{spec.image_size}, {known.said}; --image-size, --mean and --std "
+        "change that"
     )
 
 
@@ -104,7 +113,7 @@ def check_data(fit: Fit, data: Data, checkpoint: Checkpoint) -> None:
     """Refuse data that the network of a checkpoint cannot have been trained on.
 
     Raises:
-        InputError: another number of classes, of channels, of pixels or of features.
+        InputError: another number or order of classes; of channels, of pixels or of features.
     """
     path, shape = checkpoint.path, data.input_shape
     if data.outputs != fit.outputs:
@@ -113,6 +122,14 @@ def check_data(fit: Fit, data: Data, checkpoint: Checkpoint) -> None:
             f"{path} ends in {plural(fit.outputs, 'output')}, and {data.name} has {theirs}",
             "give the data it was trained on (the order of the classes counts too), or replace its "
             "last layer first",
+        )
+    named = checkpoint.described.classes if checkpoint.described else ()
+    if sorted(named) == sorted(data.classes) and list(named) != list(data.classes):
+        first = next(i for i, name in enumerate(named) if name != data.classes[i])
+        raise InputError(
+            f"class {first} is {named[first]!r} in {path}, and {data.classes[first]!r} in "
+            f"{data.name}: the order differs",
+            "rename the folders so that they sort in the network's order: 000-first, 001-second",
         )
     if fit.arch.startswith("mlp:") and prod(shape) != mlp_widths(fit.arch)[0]:
         raise InputError(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn, strided
 
-from lpss_cli import kinds, manifest, record, safetensorsfile, torchfile
+from lpss_cli import kinds, manifest, modelfolder, record, safetensorsfile, torchfile
 from lpss_cli.errors import InputError
 from lpss_cli.folding import WRAPPERS, fold
+from lpss_cli.modelfolder import Described
 from lpss_cli.models.zoo import without_auxiliary
 from lpss_cli.packed import MAGIC, MalformedError, unpack
 from lpss_cli.snapshot import opened, read_whole
@@ -38,6 +40,7 @@ class Checkpoint:
         notes: what was folded, stripped or ignored on the way in.
         init: the tensors that training began from, where an artefact keeps them.
         about: what an exported file says of itself, like the hash of its source.
+        described: what the folder says that the file lies in, where a folder was named.
         file_bytes: size of the file.
         sha256: of the file, in hex; of a streamed one, it is not known.
         stream: where a file is streamed, its tensors, read when they are asked for; ``state_dict``
@@ -51,6 +54,7 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     init: dict[str, Tensor] | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    described: Described | None = None
     file_bytes: int = 0
     sha256: str = ""
     stream: Mapping[str, Tensor] | None = None
@@ -64,13 +68,16 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of any accepted kind, told apart by content.
 
     Args:
-        path: an lpss artefact, a ``torch.save`` file, a safetensors file or a packed ``.lpss``.
+        path: an lpss artefact, a ``torch.save`` file, a safetensors file or a packed ``.lpss``; or
+            a folder of the Hugging Face Hub.
         trust_pickle: unpickle arbitrary objects; only for files of trusted origin.
 
     Raises:
         InputError: no such file, not a checkpoint, damaged, it asks for more memory than it
             holds, or it needs code to load.
     """
+    if os.path.isdir(path):  # Path.is_dir fails on names that are too long
+        return _from_folder(path)
     data = read_whole(path)
     kinds.refuse_others(path, data)
     if data.startswith(MAGIC):
@@ -99,6 +106,8 @@ def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     Raises:
         InputError: see :func:`read`.
     """
+    if path.is_dir():
+        return read(path, trust_pickle=trust_pickle)
     with opened(path) as file:
         head = file.read(9)
     if head[8:] != b"{" or not _is_safetensors(path, head):
@@ -125,6 +134,20 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
     """Whether a file whose ninth byte is ``{`` is of no other kind."""
     kinds.refuse_others(path, head)
     return not head.startswith(MAGIC) and head[:4] != b"PK\x03\x04"
+
+
+def _from_folder(path: Path) -> Checkpoint:
+    found = modelfolder.describe(path)
+    if not found.fit.arch.startswith("hf:"):
+        return replace(read(found.weights), path=path, described=found, kind="folder of timm")
+    from lpss_cli.models import huggingface
+
+    state = huggingface.weights(path)
+    data = found.weights.read_bytes()
+    checkpoint = Checkpoint(path, state, kind="folder of transformers", described=found)
+    checkpoint.file_bytes, checkpoint.sha256 = len(data), hashlib.sha256(data).hexdigest()
+    _check_tensors(checkpoint)
+    return checkpoint
 
 
 def _interpret(path: Path, content: Any) -> Checkpoint:

@@ -228,7 +228,7 @@ class LpSGD(Optimizer):
         # Rows are whole on every process, so a shard of them is a weight of its own.
         rows = Rows(
             local(weight.detach()),
-            local(weight.grad).to(state["latent"].dtype),
+            local(weight.grad),
             local(state["momentum_buffer"]),
             local(state["latent"]),
             local(state["gain"]),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lpss_cli.errors import InputError
 from lpss_cli.models import zoo
-from lpss_cli.models.signatures import Signature, sign, table
+from lpss_cli.models.signatures import Signature, hash_of_shapes, sign, table, timm_table
 from lpss_cli.models.templates import Fit, Shapes, needed, template
 
 # The nearest networks that a refusal lists, of how many that are built for it, and how many
@@ -17,6 +17,8 @@ from lpss_cli.models.templates import Fit, Shapes, needed, template
 _NEAREST, _TRIED, _NAMED, _FARTHER = 3, 6, 3, 10
 # With fewer entries, and common names, it may well be another network.
 _FEW = 20
+# Networks that fit as well as the first one, and are listed.
+_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Recognised:
             facts.append(f"{first.side}x{first.side} pixels")
         text = f"recognised as {first.arch}: {', '.join(facts)}"
         if others:
-            text += f"; as well as {', '.join(fit.arch for fit in others)}, --arch chooses"
+            listed = _some([fit.arch for fit in others], _LISTED)
+            text += f"; as well as {listed}, --arch chooses"
         if len(self.shapes) < _FEW:
             text += "; names and shapes say nothing of activations: its accuracy will tell"
         return text
@@ -84,10 +87,28 @@ def recognise(state: Mapping[str, Tensor], *, explain: bool = True) -> Recognise
     fits = [fit for fit in (_mlp(shapes),) if fit]
     same = [known for known in table() if known.hash == own.hash]
     fits += [fit for known in same if (fit := fit_of(known.arch, state))]
+    if not fits and zoo.is_installed("timm"):
+        fits = _of_timm(state)
     if fits:
         return Recognised(shapes, tuple(fits))
     shapes = shapes_of(state)
     return Recognised(shapes, (), _nearest(own, shapes) if explain else ())
+
+
+def _of_timm(state: Mapping[str, Tensor]) -> list[Fit]:
+    """Return how a state_dict fits networks of timm, the most usual first.
+
+    Several networks of the same shapes differ in what has no weights: activations, padding.
+    """
+    shapes = shapes_of(state)
+    own = sign("", shapes)
+    alike = [
+        known.arch
+        for known in timm_table()
+        if known.hash == own.hash and known.shapes == hash_of_shapes(shapes, known.free)
+    ]
+    fits = [fit for arch in alike if (fit := _compared(arch, shapes))]
+    return sorted(fits, key=lambda fit: (not zoo.is_published(fit.arch), len(fit.arch), fit.arch))
 
 
 def fit_of(arch: str, state: Mapping[str, Tensor]) -> Fit | None:
@@ -98,11 +119,15 @@ def fit_of(arch: str, state: Mapping[str, Tensor]) -> Fit | None:
     shapes = shapes_of(state)
     if arch.startswith("mlp"):
         return _mlp(shapes)
-    if all(known.arch != arch for known in table()):
+    if not arch.startswith("timm:") and all(known.arch != arch for known in table()):
         return None
+    return _compared(arch, zoo.without_auxiliary(arch, shapes))
+
+
+def _compared(arch: str, shapes: Shapes) -> Fit | None:
     try:
-        return template(arch).compare(zoo.without_auxiliary(arch, shapes))[0]
-    except InputError:  # an older torchvision, which does not have it
+        return template(arch).compare(shapes)[0]
+    except InputError:  # an older library, which does not have it
         return None
 
 
@@ -145,9 +170,9 @@ def _nearest(own: Signature, shapes: Shapes) -> tuple[Near, ...]:
     return tuple(near for near in found[:_NEAREST] if len(near.differences) <= limit)
 
 
-def _some(differences: list[str]) -> str:
-    more = len(differences) - _NAMED
-    return ", ".join(differences[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _some(items: list[str], named: int = _NAMED) -> str:
+    more = len(items) - named
+    return ", ".join(items[:named]) + (f" and {more} more" if more > 0 else "")
 
 
 def plural(count: int, word: str) -> str:

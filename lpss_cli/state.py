@@ -17,6 +17,7 @@ from lpss_cli.distillation import Teacher
 from lpss_cli.distributed import World
 from lpss_cli.idle import Activity
 from lpss_cli.layertargets import Quotas, quotas
+from lpss_cli.masking import keep_only
 from lpss_cli.masks import Masks, select
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
@@ -207,15 +208,14 @@ class RunState:
             return
         for name, weight in self.weights.items():
             if weight.grad is not None:
-                weight.grad.masked_fill_(~self.masks[name], 0)
+                keep_only(weight.grad, self.masks[name])
 
-    @torch.no_grad()
     def mask_weights(self) -> None:
         """Zero the masked weights."""
         if not self._any_masked:
             return
         for name, weight in self.weights.items():
-            weight.masked_fill_(~self.masks[name], 0)
+            keep_only(weight, self.masks[name])
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -228,7 +228,7 @@ class RunState:
             for key, value in self.optimizer.state.get(weight, {}).items():
                 same = isinstance(value, Tensor) and value.shape == weight.shape
                 if same and key not in dormant:
-                    value.masked_fill_(~self.masks[name], 0)
+                    keep_only(value, self.masks[name])
 
     def decay_groups(
         self, weight_decay: float, without: Iterable[Tensor] = ()

@@ -14,23 +14,24 @@ import lpss_cli
 
 ROOT = Path(lpss_cli.__file__).parent
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safetensors", "numpy",
-         "matplotlib", "zstandard"}  # fmt: skip
+         "matplotlib", "zstandard", "transformers"}  # fmt: skip
 
 # Lower tiers know nothing of higher ones; a package counts as one module.
 TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules rowstep native lamp compute exponents"
+    " threads topology imports rules rowstep native lamp masking compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
-    " layertargets distillation launch distributed joining layers streaming sharding",
+    " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
+    " bisection",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
     " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
-    " drafting searching",
+    " drafting searching origins",
     "cli",
     "__init__ __main__",
 )
@@ -51,6 +52,7 @@ METHOD_LAZY = METHOD_EAGER | {
     "prediction",
     "rules",
     "lpsgd",
+    "masking",
     "masks",
     "sphere",
     "weights",

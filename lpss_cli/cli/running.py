@@ -80,3 +80,10 @@ def input_file(file: Path | None, out: Out) -> Path:
     found = newest_artifact(Path())
     out.note(f"reading {found}, the newest artefact here")
     return found
+
+
+def beside(file: Path, suffix: str) -> Path:
+    """``weights.pt`` -> ``weights.sparse.pt``; a folder keeps its whole name, and ``.`` has one."""
+    if not file.name:
+        return Path(file.absolute().name + suffix)
+    return file.with_name((file.name if file.is_dir() else file.stem) + suffix)

@@ -48,6 +48,8 @@ def build(arch: str | None, input_shape: tuple[int, ...], outputs: int) -> nn.Mo
         file = "imported"
     elif spec.partition(":")[0] in ("torchvision", "timm"):
         file = "zoo"
+    elif spec.startswith("hf:"):
+        file = "huggingface"
     else:
         file = next(file for start, file in _FILES.items() if spec.startswith(start))
     module = import_module(f".{file}", __name__)

@@ -38,7 +38,7 @@ def is_import_path(arch: str) -> bool:
     Callers refuse such a spec when it comes out of a checkpoint.
     """
     head, colon, _ = arch.partition(":")
-    return bool(colon) and head not in ("mlp", "torchvision", "timm")
+    return bool(colon) and head not in ("mlp", "torchvision", "timm", "hf")
 
 
 def resolve(arch: str | None, input_shape: tuple[int, ...], outputs: int) -> str:
@@ -62,7 +62,7 @@ def resolve(arch: str | None, input_shape: tuple[int, ...], outputs: int) -> str
     what = f"unknown network {arch!r}"
     if Path(arch).suffix == ".py":
         raise InputError(what, f"name the function that makes it too: {arch}:FUNCTION")
-    others = "torchvision:NAME, timm:NAME, file.py:FUNCTION"
+    others = "torchvision:NAME, timm:NAME, hf:FOLDER, file.py:FUNCTION"
     raise InputError(what, f"{nearest(arch, KNOWN)}, {others}")
 
 

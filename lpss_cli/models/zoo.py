@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
@@ -76,6 +77,20 @@ def is_sized(spec: str) -> bool:
     library, _, name = spec.rpartition(":")
     # Those of torchvision have a parameter for every patch of the image.
     return name.startswith("vit_") if library == "torchvision" else not library
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library is there, without loading it."""
+    try:
+        return find_spec(library) is not None
+    except ValueError:  # it is there and not as it should be
+        return False
+
+
+def is_published(spec: str) -> bool:
+    """Whether timm has weights for one of its networks."""
+    timm = _library("timm", "pip install lpss-cli[timm]")
+    return bool(timm.is_model_pretrained(spec.removeprefix("timm:")))
 
 
 def _from_torchvision(name: str, shape: tuple[int, int, int], outputs: int) -> nn.Module:

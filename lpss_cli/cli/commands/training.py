@@ -45,7 +45,9 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     of_methods=True,
 )
 def sparsify(
-    file: Annotated[Path, typer.Argument(help="Checkpoint: .pt, .pth or .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(help="Checkpoint: .pt, .pth, .safetensors, or a Hub folder.")
+    ],
     values: dict[str, Any],
     chosen: dict[str, Any],
 ) -> None:
@@ -59,7 +61,7 @@ def sparsify(
     from lpss_cli.cli.run_views import outcome_panel
     from lpss_cli.jobs import sparsify as sparsify_file
 
-    target = values["out"] or file.with_name(f"{file.stem}.sparse.pt")
+    target = values["out"] or run.beside(file, ".sparse.pt")
     request = run.request(values, target, chosen, base)
     with Printer(printer) as watcher:
         outcome = sparsify_file(file, request, watcher)
