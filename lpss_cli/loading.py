@@ -106,7 +106,7 @@ def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     Raises:
         InputError: see :func:`read`.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return read(path, trust_pickle=trust_pickle)
     with opened(path) as file:
         head = file.read(9)

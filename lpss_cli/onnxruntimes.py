@@ -31,7 +31,9 @@ def open_session(model: bytes | Path, threads: int | None = None) -> Any:
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    # Without falling back to the same provider again, which it announces on stdout.
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def run(model: bytes | Path, inputs: Tensor) -> Tensor:

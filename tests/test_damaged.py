@@ -79,7 +79,7 @@ def test_a_directory_a_pipe_and_nothing(tmp_path):
     (tmp_path / "dangling").symlink_to("nowhere")
     for name, said in (
         ("pipe", "is not a file"),
-        ("folder", "is not a file"),
+        ("folder", "is a folder without config.json"),
         ("none", "there is no file"),
         ("dangling", "there is no file"),
         ("x" * 300, "File name too long"),

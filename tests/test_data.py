@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -1007,3 +1008,24 @@ def test_a_missing_factory_file_and_a_function_of_nearly_that_name(tmp_path):
 def test_an_error_of_ours_passes_through_a_factory(tmp_path):
     body = "from lpss_cli.data import load, DataSpec\ndef make(): return load(DataSpec('a.csv'))\n"
     refused(factory(tmp_path, body), "there is no file or folder a.csv")
+
+
+def test_archives_that_are_none_of_numpys_are_refused(tmp_path):
+    """Members that are no arrays, or compressed in ways that nothing here unpacks."""
+    path = tmp_path / "n.npz"
+    names = ("x_train", "y_train", "x_test", "y_test")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(f"{name}.npy", b"no array")
+    with pytest.raises(InputError, match="x_train is no array"):
+        load(DataSpec.from_dict({"name": str(path)}))
+    np.savez(path, **{name: np.ones((4, 2)) for name in names})
+    content = bytearray(path.read_bytes())
+    for head, place in ((b"PK\x01\x02", 10), (b"PK\x03\x04", 8)):
+        start = content.find(head)
+        while start >= 0:
+            content[start + place] = 97  # an unknown compression
+            start = content.find(head, start + 1)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="compression method is not supported"):
+        load(DataSpec.from_dict({"name": str(path)}))

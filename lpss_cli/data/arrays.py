@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,14 @@ def _read(path: Path) -> dict[str, Array]:
                     f"{path} lacks {', '.join(missing)} (it has {', '.join(archive) or 'nothing'})",
                     f"save it with np.savez(path, {', '.join(f'{k}=…' for k in KEYS)})",
                 )
-            return {key: archive[key] for key in KEYS}
+            found = {key: archive[key] for key in KEYS}
+            for key, array in found.items():
+                if not isinstance(array, np.ndarray):  # bytes, where the member is no array
+                    raise ValueError(f"{key} is no array")
+            return found
     except InputError:
         raise
-    # AttributeError: a plain array under the name of an archive has no `with`.
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a broken archive makes zipfile and numpy raise
         raise InputError(
             f"{path} cannot be read: {one_line(error)}",
             "save plain arrays with np.savez; Python objects are refused",
