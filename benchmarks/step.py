@@ -30,7 +30,7 @@ from lpss_cli.models import build
 from lpss_cli.weights import prunable
 
 OUT = Path("benchmarks/results/step.json")
-EVERY_P = (1.0714, 1.15, 1.2, 1.3, 1.5, 2.0, 0.5, 0.8)
+EVERY_P = (1.0714, 1.15, 1.3, 1.5, 2.0, 0.5)
 SGD_NAME = "SGD, fused"
 
 

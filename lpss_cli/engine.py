@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lpss_cli import compute, distillation, idle, layertargets, randomness
+from lpss_cli.distributed import World
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
@@ -41,7 +42,7 @@ class Settings:
 
     Attributes:
         epochs: passes over the training data; 0 only cuts.
-        batch_size: examples per step; a smaller last batch is dropped.
+        batch_size: examples per step, of all processes together; a smaller last batch is dropped.
         seed: decides data order, augmentation, random masks and dropout.
         sparsity: target zeros / prunable weights, in [0, 1).
         layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
@@ -74,6 +75,7 @@ def run(
     watcher: Watcher | None = None,
     resume: Mapping[str, Any] | None = None,
     teacher: nn.Module | None = None,
+    world: World | None = None,
 ) -> RunState:
     """Train ``model`` in place and leave exactly the zeros that were asked for.
 
@@ -86,18 +88,20 @@ def run(
         watcher: sees the run go by.
         resume: ``RunState.state_dict()`` of the same run, to go on from.
         teacher: what to distil from; None is the network as it begins.
+        world: the processes that share the work; None: this one alone.
 
     Returns:
         The finished run: masks, history, per-layer facts.
 
     Raises:
         InputError: a pattern matches nothing, or the target leaves nothing.
-        RunError: the loss is not finite, or the count of zeros is not the one asked for.
+        RunError: the loss is not finite, the count of zeros is not the one asked for, or the
+            processes do not stay alike.
     """
     watcher = watcher or Watcher()
     model.to(device)
     compute.channels_last(model)
-    state = _start(model, data, method, settings, device, watcher, teacher)
+    state = _start(model, data, method, settings, device, watcher, teacher, world or World())
     if resume is not None:
         state.load_state_dict(resume)
     for text in state.notes:
@@ -121,21 +125,28 @@ def _start(
     device: torch.device | str,
     watcher: Watcher,
     teacher: nn.Module | None,
+    world: World,
 ) -> RunState:
-    candidates, skipped = choose(model, settings, watcher)
     size = min(settings.batch_size, len(data.train))
+    begin, end = world.part(size)
+    smallest = replace(settings, batch_size=size // world.size)
+    candidates, skipped = choose(model, smallest, watcher)
+    world.share(chain(model.parameters(), model.buffers()))
+    # What this process draws for its own examples; the order is the same for all.
+    stream = (settings.seed,) if world.size == 1 else (settings.seed, world.rank)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches of one epoch, a function of (seed, epoch) alone."""
-        from lpss_cli.data import epoch_order
+        """Training batches of one epoch, a function of (seed, epoch) and the process alone."""
+        from lpss_cli.data.order import epoch_order, part_of_batches
 
+        order = epoch_order(len(data.train), settings.seed, epoch)
         return data.train.batches(
-            size,
+            end - begin,
             device=device,
-            order=epoch_order(len(data.train), settings.seed, epoch),
+            order=part_of_batches(order, size, begin, end),
             drop_last=True,
             augment=data.augment,
-            seed=(settings.seed, epoch),
+            seed=(*stream, epoch),
         )
 
     state = RunState(
@@ -149,16 +160,17 @@ def _start(
         seed=settings.seed,
         batches=batches,
         loss=data.task.loss,
+        world=world,
     )
     state.precision = settings.precision
-    state.batch_size = size
+    state.batch_size, state.part = size, (end - begin) * world.size / size
     if settings.distill:
         distillation.check_task(data.task)
         source = model if teacher is None else teacher.to(device)
         state.teacher = distillation.teacher_of(
             source, settings.distill, settings.temperature, settings.precision
         )
-    torch.manual_seed(settings.seed)  # dropout
+    torch.manual_seed(world.seed(settings.seed))  # dropout
     prepare(state, method, watcher, keep_zeros=settings.keep_zeros)
     return state
 
@@ -214,7 +226,10 @@ def choose(
         raise InputError("the network has no trainable parameter", "set requires_grad=True")
     has_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
     if settings.batch_size == 1 and has_norm and settings.epochs:
-        raise InputError("BatchNorm cannot train on batches of one", "give --batch-size of 2 up")
+        raise InputError(
+            "BatchNorm cannot train on batches of one",
+            "give --batch-size of 2 up, and more for several processes",
+        )
     return candidates, skipped
 
 
@@ -291,13 +306,16 @@ def _hoyer(run: RunState) -> float:
 def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     set_rates(run, method)
     run.optimizer.zero_grad(set_to_none=True)
+    run.world.share(run.model.buffers())
     with compute.autocast(x.device, run.precision):
         outputs = run.model(x)
     outputs = outputs.to(torch.float32) if run.precision != "fp32" else outputs
     loss = run.loss(outputs, y)
     if run.teacher is not None:
         loss = run.teacher.loss(x, outputs, loss)
+    loss = loss * run.part
     loss.backward()
+    run.world.average_gradients(run.model.parameters())
     if ready_gradients(run, method):
         run.optimizer.step()
     finish_step(run, method)
@@ -359,6 +377,7 @@ def exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
     method.on_cut(run)
     if wanted > 0:
         recalibrate_norms(run.model, islice(run.batches(run.epoch), _NORM_BATCHES))
+        run.world.average(b for b in run.model.buffers() if b.is_floating_point())
     for name, mask in run.masks.items():
         if not mask.any():
             watcher.on_warning(f"{name} has lost all its weights: its layer passes only its bias")
@@ -393,6 +412,7 @@ def check_loss(run: RunState) -> None:
     Raises:
         RunError: the sum of the present epoch's losses is not finite.
     """
+    run.world.average([run.loss_sum])  # all of them know all of it, and go on from there
     total = float(run.loss_sum)
     if not math.isfinite(total):
         raise RunError(

@@ -77,10 +77,13 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Interrupts]:
+def listening(final: bool = False) -> Iterator[Interrupts]:
     """Take the signals inside the block; afterwards what was there before takes them again.
 
     Outside of the main thread, where Python has no handlers, nothing is installed.
+
+    Args:
+        final: an error in the block ends the process; signals are ignored from there on.
     """
     interrupts, before = Interrupts(), {}
     if threading.current_thread() is threading.main_thread():
@@ -92,6 +95,11 @@ def listening() -> Iterator[Interrupts]:
                 signal.signal(number, interrupts.arrive)
     try:
         yield interrupts
+    except BaseException:
+        if final:
+            ignore()
+            before.clear()
+        raise
     finally:
         for number, found in before.items():
             signal.signal(number, found)
@@ -108,6 +116,13 @@ def blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore() -> None:
+    """Ignore the signals from here on: the process is about to end, and says so before."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def follow_parent() -> None:

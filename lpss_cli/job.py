@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from lpss_cli import artifact, engine, manifest, randomness, recording, resuming, threads, trial
 from lpss_cli.data import Data
+from lpss_cli.distributed import LostError, World
 from lpss_cli.errors import StoppedError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_space
@@ -58,7 +61,8 @@ class _CutMeter(Relay):
 class Job:
     """A resolved request: everything a training run and its record need.
 
-    ``notes`` go into the record as they are.
+    ``notes`` go into the record as they are. ``world`` are the processes that run it together: all
+    train, and the first one measures and writes.
     """
 
     request: Request
@@ -69,25 +73,33 @@ class Job:
     settings: engine.Settings
     source: Checkpoint | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    world: World = field(default_factory=World)
 
     def run(self, model: nn.Module) -> Outcome:
         """Measure, train, measure again and write the artefact."""
         device = device_of(self.request.device)
         flops = trial.flops(model, self.data, self.arch) * self.settings.batch_size
         count = self.request.threads or threads.suitable(flops)
-        with threads.limited(count), recording.recorded(self.watcher, self.request) as watcher:
+        records: AbstractContextManager[Watcher] = nullcontext(self.watcher)
+        if self.world.leads:
+            records = recording.recorded(self.watcher, self.request)
+        with threads.limited(count), records as watcher:
             return self._run(model, device, watcher)
 
     def _run(self, model: nn.Module, device: torch.device, watcher: Watcher) -> Outcome:
         """Do the work; ``watcher`` sees the training and keeps the records of it."""
-        data = self.data
-        randomness.seed(self.settings.seed)  # for data that draw numbers when they are read
+        data, world = self.data, self.world
+        # For data that draw numbers when they are read.
+        randomness.seed(world.seed(self.settings.seed))
         needed = artifact.size(model.state_dict()) * (1 + self.request.keep_init)
-        check_space(self.request.out, needed)
+        world.first(lambda: check_space(self.request.out, needed))
         saved = Generations(self.request.out)
-        record = resuming.Record(self._identity(), resuming.circumstances(device))
-        begun = resuming.find(
-            saved, record, self.request.resume, self.watcher.on_note, self.watcher.on_warning
+        record = resuming.Record(self._identity(), resuming.circumstances(device, world.size))
+        world.agree("options, data or input", record.identity)
+        begun = world.first(
+            lambda: resuming.find(
+                saved, record, self.request.resume, self.watcher.on_note, self.watcher.on_warning
+            )
         )
         self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
         for text in preprocessing_notes(data):
@@ -98,12 +110,12 @@ class Job:
 
         before = None
         if self.source is not None:
-            before = measure()
+            before = world.first(measure)
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
         init = self._init(model)
         request = self.request
-        with listening() as interrupts:
+        with listening(final=world.size > 1) as interrupts:
             keeper = resuming.Keeper(
                 saved,
                 record,
@@ -111,34 +123,41 @@ class Job:
                 interrupts,
                 every=request.checkpoint_steps,
                 command=request.command,
+                world=world,
             )
             try:
+                metrics_now = functools.partial(world.first, measure)
                 meter = recording.Meter(
-                    _CutMeter(keeper, measure),
-                    measure,
+                    _CutMeter(keeper, metrics_now),
+                    metrics_now,
                     data.task.primary,
                     request.eval_every,
                     self.watcher.on_measured,
                 )
                 state, seconds = self._train(model, device, meter, begun)
                 seconds -= meter.seconds
-                after = _measured(state, keeper, interrupts, measure)
+                after = _measured(state, keeper, interrupts, measure, world)
                 cut, part = (
                     record.measured.get(_CUT),
                     "test" if request.holdout is None else "holdout",
                 )
                 metrics = {"on": part, "before": before, _CUT: cut, "after": after}
                 meta = {**self._record(state), "metrics": metrics, "seconds": seconds}
-                artifact.save(request.out, dict(model.state_dict()), meta, init)
-                saved.remove()
-            except (SignalledError, StoppedError) as stop:
+                primary = data.task.primary
+                if world.leads:
+                    artifact.save(request.out, dict(model.state_dict()), meta, init)
+                    saved.remove()
+            except (SignalledError, StoppedError, LostError) as stop:
                 interrupts.close()
                 kill_children()  # a reader that hangs would keep the process from its end
                 if isinstance(stop, StoppedError):
                     raise
+                if isinstance(stop, LostError):
+                    raise keeper.lost(stop) from stop
                 raise keeper.at_once(stop.number) from None
-        written, primary = report(request.out), data.task.primary
-        return Outcome(written, primary, before, after, part, seconds, cut)
+        return world.first(
+            lambda: Outcome(report(request.out), primary, before, after, part, seconds, cut)
+        )
 
     def _train(
         self,
@@ -160,6 +179,7 @@ class Job:
             device=device,
             watcher=watcher,
             resume=begun,
+            world=self.world,
         )
         return state, earlier + time.perf_counter() - began
 
@@ -243,16 +263,24 @@ def _measured(
     keeper: resuming.Keeper,
     interrupts: Interrupts,
     measure: Callable[[], dict[str, float]],
+    world: World,
 ) -> dict[str, float]:
     """Measure the finished run; a signal saves its state instead.
 
     Measuring may take long and changes nothing, so it is not waited for. What follows is short.
     """
-    try:
-        interrupts.release()
-        after = measure()
-        interrupts.defer()
-    except SignalledError as signalled:
-        interrupts.defer()
-        keeper.stop(state, signalled.number)
+
+    def measured() -> dict[str, float] | int:
+        try:
+            interrupts.release()
+            found: dict[str, float] | int = measure()
+            interrupts.defer()
+        except SignalledError as signalled:
+            interrupts.defer()
+            found = signalled.number
+        return found
+
+    after = world.first(measured)
+    if isinstance(after, int):
+        keeper.stop(state, after)
     return after

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from torch import nn
 from lpss_cli import foreign, models
 from lpss_cli.data import Data
 from lpss_cli.data.spec import SHAPES
+from lpss_cli.distributed import World
 from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import output
 from lpss_cli.generations import Generations, paths_of
 from lpss_cli.job import Job, JobWatcher
+from lpss_cli.joining import joined
 from lpss_cli.loading import Checkpoint, load_into, read, refuse_not_finite
 from lpss_cli.method import make
 from lpss_cli.outcome import Outcome
@@ -57,14 +60,14 @@ def train(request: Request, watcher: JobWatcher | None = None) -> Outcome:
             )
     sparse = check_sparsity(request.sparsity or 0.0) > 0 or bool(request.layer)
     method = make(request.method or ("lpss" if sparse else "dense"), request.options)
-    with output(request.out, *paths_of(request.out), force=request.force):
-        data = load_data(request)
+    with _sharing(request) as (request, world):
+        data = world.leader_first(lambda: load_data(request))
         arch = models.resolve(request.arch, data.input_shape, data.outputs)
         torch.manual_seed(request.seed)
         model = models.build(arch, data.input_shape, data.outputs)
         sparsity = sparsity_of(request, trainable(model), 0.0)
         settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
-        job = Job(request, watcher or JobWatcher(), arch, data, method, settings)
+        job = Job(request, watcher or JobWatcher(), arch, data, method, settings, world=world)
         return job.run(model)
 
 
@@ -82,20 +85,40 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
     check_sparsity(SPARSITY if request.sparsity is None else request.sparsity)
     method = make(request.method or "lpss", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
-    with output(request.out, *paths_of(request.out), force=request.force):
+    with _sharing(request) as (request, world):
         for note in checkpoint.notes:
             watcher.on_note(note)
-        model, arch, data = restore(checkpoint, request, watcher.on_note)
+        model, arch, data = world.leader_first(
+            lambda: restore(checkpoint, request, watcher.on_note)
+        )
         sparsity = sparsity_of(request, trainable(model), SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
         notes = {}
         if request.target_drop is not None:
-            found = _searched(request) or _search(
-                model, arch, data, checkpoint, request, settings, watcher
+            # By the first process alone: each of its short runs begins from the one before.
+            found = world.first(
+                lambda: (
+                    _searched(request)
+                    or _search(model, arch, data, checkpoint, request, settings, watcher)
+                )
             )
             notes, settings = {"search": found}, replace(settings, sparsity=found["sparsity"])
-        job = Job(request, watcher, arch, data, method, settings, checkpoint, notes)
+        job = Job(request, watcher, arch, data, method, settings, checkpoint, notes, world)
         return job.run(model)
+
+
+@contextmanager
+def _sharing(request: Request) -> Iterator[tuple[Request, World]]:
+    """Join the other processes of this job, if there are any; the first one holds its output.
+
+    Returns:
+        The request with this process's own device, and the processes.
+    """
+    with joined(request.device) as world, ExitStack() as held:
+        if world.leads:
+            names = paths_of(request.out)
+            held.enter_context(output(request.out, *names, force=request.force))
+        yield replace(request, device=world.device), world
 
 
 def _search(

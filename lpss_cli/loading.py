@@ -20,7 +20,8 @@ from lpss_cli.folding import WRAPPERS, fold
 from lpss_cli.modelfolder import Described
 from lpss_cli.models.zoo import without_auxiliary
 from lpss_cli.packed import MAGIC, MalformedError, unpack
-from lpss_cli.snapshot import read_whole
+from lpss_cli.snapshot import opened, read_whole
+from lpss_cli.streaming import Renamed, Streamed
 from lpss_cli.weights import not_finite
 
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -41,7 +42,9 @@ class Checkpoint:
         about: what an exported file says of itself, like the hash of its source.
         described: what the folder says that the file lies in, where a folder was named.
         file_bytes: size of the file.
-        sha256: of the file, in hex.
+        sha256: of the file, in hex; of a streamed one, it is not known.
+        stream: where a file is streamed, its tensors, read when they are asked for; ``state_dict``
+            holds stand-ins on PyTorch's ``meta`` device then.
     """
 
     path: Path
@@ -54,6 +57,11 @@ class Checkpoint:
     described: Described | None = None
     file_bytes: int = 0
     sha256: str = ""
+    stream: Mapping[str, Tensor] | None = None
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the values of one entry of the state_dict."""
+        return self.state_dict[name] if self.stream is None else self.stream[name]
 
 
 def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
@@ -89,6 +97,45 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     return checkpoint
 
 
+def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
+    """Read a checkpoint, the tensors of a safetensors file one at a time and when asked for.
+
+    So the file may be larger than memory; other kinds, and files in which parts of a weight are
+    kept apart, are read as :func:`read` does.
+
+    Raises:
+        InputError: see :func:`read`.
+    """
+    if path.is_dir():
+        return read(path, trust_pickle=trust_pickle)
+    with opened(path) as file:
+        head = file.read(9)
+    if head[8:] != b"{" or not _is_safetensors(path, head):
+        return read(path, trust_pickle=trust_pickle)
+    streamed = Streamed(path)
+    checkpoint = _described(path, streamed.shapes, streamed.texts)
+    checkpoint.file_bytes, checkpoint.stream = streamed.bytes, streamed
+    if checkpoint.meta:
+        parts = {"state_dict": streamed, "init": None}
+        checkpoint.meta, checkpoint.notes = record.verify(
+            path, checkpoint.meta, parts, streamed.shapes
+        )
+        return checkpoint
+    checkpoint.state_dict, checkpoint.notes = fold(streamed.shapes)
+    own = {id(stand_in): name for name, stand_in in streamed.shapes.items()}
+    if any(id(stand_in) not in own for stand_in in checkpoint.state_dict.values()):
+        return read(path, trust_pickle=trust_pickle)  # a weight is put together from others
+    names = {name: own[id(stand_in)] for name, stand_in in checkpoint.state_dict.items()}
+    checkpoint.stream = Renamed(streamed, names)
+    return checkpoint
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """Whether a file whose ninth byte is ``{`` is of no other kind."""
+    kinds.refuse_others(path, head)
+    return not head.startswith(MAGIC) and head[:4] != b"PK\x03\x04"
+
+
 def _from_folder(path: Path) -> Checkpoint:
     found = modelfolder.describe(path)
     if not found.fit.arch.startswith("hf:"):
@@ -122,7 +169,11 @@ def _interpret(path: Path, content: Any) -> Checkpoint:
 
 
 def _from_safetensors(path: Path, data: bytes) -> Checkpoint:
-    tensors, texts = safetensorsfile.load(path, data)
+    return _described(path, *safetensorsfile.load(path, data))
+
+
+def _described(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Checkpoint:
+    """Return what a safetensors file holds, with the record in its texts not checked yet."""
     try:
         meta = json.loads(texts.get("lpss", "{}"))
     except (ValueError, RecursionError):

@@ -223,7 +223,7 @@ class LpSGD(Optimizer):
         assert weight.grad is not None  # step() chose it so
         rows = Rows(
             weight.detach(),
-            weight.grad.to(state["latent"].dtype),
+            weight.grad,
             state["momentum_buffer"],
             state["latent"],
             state["gain"],

@@ -43,7 +43,8 @@ def digest(record: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor] |
     plain = {key: value for key, value in record.items() if key != KEY}
     found = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
     for part, tensors in sorted(parts.items()):
-        for name, tensor in sorted((tensors or {}).items()):
+        for name in sorted(tensors or {}):
+            tensor = (tensors or {})[name]  # one at a time: they may come from a file
             # As JSON, so that no two lists of names and shapes give the same text.
             head = [part, name, str(tensor.dtype), list(tensor.shape)]
             found.update(json.dumps(head).encode())

@@ -29,7 +29,10 @@ class NotPlainError(Exception):
 
 
 def verify(
-    path: Path, found: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor] | None]
+    path: Path,
+    found: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, Tensor] | None],
+    shapes: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Verify a record's manifest, and keep the entries that are of their kind.
 
@@ -37,6 +40,7 @@ def verify(
         path: of the file, for messages.
         found: the record as it was found.
         parts: the tensors beside it, see :func:`manifest.digest`.
+        shapes: stand-ins for those of the network, where they are read only when asked for.
 
     Returns:
         The record without its seal, and notes for people on what was ignored.
@@ -59,7 +63,8 @@ def verify(
         raise InputError(f"{path} is damaged: it is not what was written", AGAIN)
     seal = ("format", manifest.KEY)
     meta, wrong = checked({key: value for key, value in meta.items() if key not in seal})
-    if not _fit(meta.get("weights") or {}, parts.get("state_dict") or {}):
+    state = parts.get("state_dict") if shapes is None else shapes
+    if not _fit(meta.get("weights") or {}, state or {}):
         wrong.append("weights")
         del meta["weights"]
     return meta, [f"{path}: its {name!r} is not as lpss writes it: ignored" for name in wrong]

@@ -3,74 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from lpss_cli.loading import Checkpoint, read
+from lpss_cli.layers import Layer, measure
+from lpss_cli.loading import Checkpoint, browse
 from lpss_cli.packed import DEFAULT_VALUES
-from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
-from lpss_cli.sizes import bound
-from lpss_cli.sphere import hoyer
+from lpss_cli.sizes import bound_of
 from lpss_cli.weights import Weight, not_finite, prunable_names, untied
-
-_BINS = 40
-
-
-@dataclass(frozen=True)
-class Survivors:
-    """The weights of a layer that are not zero.
-
-    Attributes:
-        low, high: the ends of the histogram: the smallest and the largest of them.
-        counts: how many lie in each of its equal bins.
-        centroids: mean of the positive ones, mean of the negative ones; None without any
-            (the two numbers of ASNI-II, arXiv:2202.09284).
-    """
-
-    low: float
-    high: float
-    counts: tuple[int, ...]
-    centroids: tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One prunable weight.
-
-    Attributes:
-        name: the parameter.
-        shape: its shape.
-        weights: number of entries.
-        zeros: number of entries exactly zero.
-        hoyer: mean Hoyer of its live rows; None where no row has one.
-        dead: number of neurons (rows) whose weights are all zero.
-        p: the sphere's exponent it was trained on, if any.
-        predicted: Hoyer that p, fan-in and the sparsity of the layer let one expect; None off the
-            sphere and for p ≤ 1, where nothing is predicted.
-        not_finite: number of entries that are NaN or infinite.
-        survivors: how the weights that are not zero spread; None where there are none.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    weights: int
-    zeros: int
-    hoyer: float | None
-    dead: int
-    p: float | None = None
-    predicted: float | None = None
-    not_finite: int = 0
-    survivors: Survivors | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """Zeros / weights."""
-        return self.zeros / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True)
@@ -146,49 +87,6 @@ class Report:
         }
 
 
-def measure(
-    name: str, tensor: Tensor, row_dim: int = 0, fact: Mapping[str, Any] | None = None
-) -> Layer:
-    """Count and measure one weight; ``fact`` is what its training noted: ``p``, ``travel``."""
-    fact = fact or {}
-    if tensor.element_size() == 1:  # PyTorch does not calculate with numbers of 8 bits
-        tensor = tensor.float()
-    p = fact.get("p")
-    measured = hoyer(tensor, row_dim)
-    known = measured[measured.isfinite()]
-    zeros = int((tensor == 0).sum())
-    n = len(tensor.flatten()) // max(1, len(measured))
-    predicted = None
-    if p is not None and p > 1 and n > 1 and zeros < tensor.numel():
-        travel = fact.get("travel") or TYPICAL_TRAVEL
-        predicted = predicted_hoyer(p, n, zeros / tensor.numel(), travel)
-    rows = tensor.detach().movedim(row_dim, 0).flatten(1)
-    return Layer(
-        name=name,
-        shape=tuple(tensor.shape),
-        weights=tensor.numel(),
-        zeros=zeros,
-        hoyer=float(known.mean()) if len(known) else None,
-        dead=int((rows == 0).all(1).sum()),
-        p=p,
-        predicted=predicted,
-        survivors=_survivors(tensor),
-        not_finite=not_finite(tensor),
-    )
-
-
-def _survivors(tensor: Tensor) -> Survivors | None:
-    values = tensor.detach().float()
-    values = values[(values != 0) & values.isfinite()]
-    if not len(values):
-        return None
-    low, high = float(values.min()), float(values.max())
-    counts = torch.histc(values.cpu(), _BINS, low, high).long().tolist()
-    parts = [values[values > 0], values[values < 0]]
-    up, down = (float(part.double().mean()) if len(part) else None for part in parts)
-    return Survivors(low, high, tuple(counts), (up, down))
-
-
 def report(source: Path | Checkpoint) -> Report:
     """Measure a checkpoint of any accepted kind; the network's code is not needed.
 
@@ -198,26 +96,48 @@ def report(source: Path | Checkpoint) -> Report:
     Raises:
         InputError: the file cannot be read.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else read(source)
+    checkpoint = source if isinstance(source, Checkpoint) else browse(source)
     state, meta = checkpoint.state_dict, checkpoint.meta
-    facts = _facts(checkpoint)
-    layers = [
-        measure(name, weight.tensor, weight.row_dim or 0, facts[name])
-        for name, weight in weights_of(checkpoint).items()
-    ]
+    facts, row_dims = _facts(checkpoint), _row_dims(checkpoint)
     packed = checkpoint.kind == "pack"
     values = str(checkpoint.about.get("values")) if packed else DEFAULT_VALUES
+    layers: dict[str, Layer] = {}
+    broken: dict[str, int] = {}
+    bound = 0.0
+    for name in state:
+        # Once each, and one at a time: it may be read from the file only now.
+        tensor = checkpoint.tensor(name)
+        kept = None
+        if name in row_dims:
+            layer = layers[name] = measure(name, tensor, row_dims[name], facts[name])
+            kept, bad = layer.weights - layer.zeros, layer.not_finite
+        else:
+            bad = not_finite(tensor)
+        bound += bound_of(tensor, kept, values)
+        del tensor  # before the next one is there
+        if bad:
+            broken[name] = bad
     return Report(
         path=str(checkpoint.path),
-        layers=layers,
-        parameters=sum(state[name].numel() for name in untied(state)),
+        layers=[layers[name] for name in row_dims],
+        parameters=sum(state[name].numel() for name in _own_names(checkpoint)),
         file_bytes=checkpoint.file_bytes,
         meta={k: v for k, v in meta.items() if k != "weights"},
         kind=checkpoint.kind,
-        bound_bytes=bound(state, facts, values),
+        bound_bytes=bound,
         bound_values=values,
-        not_finite={name: n for name, t in state.items() if (n := not_finite(t))},
+        not_finite=broken,
     )
+
+
+def _row_dims(checkpoint: Checkpoint) -> dict[str, int]:
+    return {name: weight.row_dim or 0 for name, weight in weights_of(checkpoint).items()}
+
+
+def _own_names(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of all tensors, tied ones once; a streamed file has no tied ones."""
+    state = checkpoint.state_dict
+    return list(state if checkpoint.stream is not None else untied(state))
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
@@ -236,5 +156,6 @@ def exponents_of(checkpoint: Checkpoint) -> dict[str, float]:
 
 def _facts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     listed = checkpoint.meta.get("weights")
-    guessed = prunable_names(untied(checkpoint.state_dict))
+    state = checkpoint.state_dict
+    guessed = prunable_names({name: state[name] for name in _own_names(checkpoint)})
     return listed if isinstance(listed, dict) else {name: {} for name in guessed}

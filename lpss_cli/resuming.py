@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from lpss_cli import artifact, native
+from lpss_cli.distributed import LostError, World
 from lpss_cli.engine import check_loss
 from lpss_cli.errors import InputError, StoppedError, one_line
 from lpss_cli.generations import Generations
@@ -46,14 +47,18 @@ class Record:
     measured: dict[str, Any] = field(default_factory=dict)
 
 
-def circumstances(device: torch.device) -> dict[str, str]:
+def circumstances(device: torch.device, processes: int = 1) -> dict[str, str]:
     """Return what decides a run's bits beside its options: versions, threads, processors.
 
     LpSGD's step is compiled where there is a compiler, and rounds differently where there is none.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    cpu, compiler = torch.backends.cpu.get_cpu_capability(), native.compiler() or "none"
-    return {**artifact.versions(), "cpu": cpu, "device": name, "compiler": compiler}
+    return {
+        **artifact.versions(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "compiler": native.compiler() or "none",
+        "processes": str(processes),
+    }
 
 
 def find(
@@ -132,6 +137,7 @@ class Keeper(Relay):
         interrupts: asked after every step.
         every: steps between two saves; None: at ends of epochs alone.
         command: the run's command line.
+        world: the processes of the run; the first one writes.
     """
 
     def __init__(
@@ -143,11 +149,14 @@ class Keeper(Relay):
         *,
         every: int | None = None,
         command: str = "",
+        world: World | None = None,
     ) -> None:
         super().__init__(inner)
         self.record = record
         self._saved, self._interrupts = saved, interrupts
         self._every, self._command = every, command
+        self._world = world or World()
+        self._kept = saved.kept
         self._started = False
         self._last = time.monotonic()
 
@@ -155,20 +164,24 @@ class Keeper(Relay):
         """Pass it on; from here on there is something to keep."""
         super().on_start(run)
         self._started = True
+        self._kept = self._world.first(lambda: self._saved.kept)
         self._interrupts.defer()
 
     def on_step(self, run: RunState) -> None:
         """Pass it on; save if it is time, and stop if a signal has come."""
         super().on_step(run)
-        if self._interrupts.pending is not None:
-            self.stop(run, self._interrupts.pending)
+        # A signal reaches the processes in different steps; they stop after the same one.
+        pending = self._world.largest(self._interrupts.pending or 0)
+        if pending:
+            self.stop(run, pending)
         if self._every and run.step % self._every == 0 and run.step < run.total_steps:
             self._try(run)
 
     def on_epoch(self, run: RunState) -> None:
         """Pass it on, then save if it is time; after the last epoch the artefact follows."""
         super().on_epoch(run)
-        if time.monotonic() - self._last >= SAVE_EVERY and run.step < run.total_steps:
+        due = self._world.first(lambda: time.monotonic() - self._last >= SAVE_EVERY)
+        if due and run.step < run.total_steps:
             self._try(run)
 
     def stop(self, run: RunState, number: int) -> NoReturn:
@@ -188,15 +201,32 @@ class Keeper(Relay):
         where = "a second time, at once" if self._started else "before the first step"
         return self._stopped(number, where)
 
+    def lost(self, error: LostError) -> LostError:
+        """Return the error of a run that has lost one of its processes."""
+        return LostError(error.what, self._remedy())
+
     def _stopped(self, number: int, where: str) -> StoppedError:
         """Return the error that says which signal came, and how to go on from what was saved."""
-        path = self._saved.kept
-        do = f"go on with: {resume_command(self._command)}" if path else "nothing was saved"
-        return StoppedError(f"interrupted by {signal.Signals(number).name} {where}", do, number)
+        what = f"interrupted by {signal.Signals(number).name} {where}"
+        return StoppedError(what, self._remedy(), number)
+
+    def _remedy(self) -> str:
+        if self._kept is None:
+            return "nothing was saved"
+        return f"go on with: {resume_command(self._command)}"
 
     def _try(self, run: RunState) -> bool:
         """Save, and say whether that worked: a full disk is no reason to stop a good run."""
         check_loss(run)
+        state = run.state_dict()
+        failure, self._kept = self._world.first(lambda: (self._write(state), self._saved.kept))
+        if failure is not None:
+            self.on_warning(f"{self._saved.newest} could not be saved: {failure}")
+        self._last = time.monotonic()
+        return failure is None
+
+    def _write(self, state: Mapping[str, Any]) -> str | None:
+        """Write a state; return what went wrong, if anything did."""
         record = self.record
         try:
             self._saved.write(
@@ -204,12 +234,9 @@ class Keeper(Relay):
                     "identity": dict(record.identity),
                     "circumstances": dict(record.circumstances),
                     "measured": record.measured,
-                    "state": run.state_dict(),
+                    "state": state,
                 }
             )
         except (OSError, RuntimeError, InputError) as error:
-            self.on_warning(f"{self._saved.newest} could not be saved: {one_line(error)}")
-            return False
-        finally:
-            self._last = time.monotonic()
-        return True
+            return one_line(error)
+        return None

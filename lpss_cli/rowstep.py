@@ -48,7 +48,8 @@ class Rows:
     """One weight, its gradient and its state, all of the weight's shape or one number a row.
 
     Attributes:
-        weight, grad, momentum, latent: full tensors; all but the weight in the state's format.
+        weight, grad: of any floating-point format.
+        momentum, latent: of the weight's shape, fp32 or fp64.
         gain, gain_momentum: one number a row, dimensions kept; the latter where radii are learned.
         row_dim: the dimension that counts rows.
     """
@@ -88,7 +89,8 @@ def blocks(row_dim: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _block_step(rows: Rows, rule: Rule, dims: Dims) -> None:
-    g, latent = rows.grad, rows.latent
+    latent = rows.latent
+    g = rows.grad.to(latent.dtype)
     live = _largest(g, dims) > 0
     slope = (g * rows.weight).sum(dims, keepdim=True) if rows.gain_momentum is not None else None
     scaled = None
@@ -117,7 +119,7 @@ def wake(rows: Rows, zero_rows: Tensor, rule: Rule) -> None:
     """
     dim, dims = rows.row_dim, row_dims(rows.weight, rows.row_dim)
     gain, latent = (t.index_select(dim, zero_rows) for t in (rows.gain, rows.latent))
-    moved = rows.grad.index_select(dim, zero_rows).mul_(-rule.eta)
+    moved = rows.grad.index_select(dim, zero_rows).to(latent.dtype).mul_(-rule.eta)
     radius, direction = to_sphere(moved, rule.p, dims)
     waking = (gain == 0) & (radius > 0)
     radius = torch.ones_like(radius) if rule.unit else radius

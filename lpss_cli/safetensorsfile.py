@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.torchpickle import MOST_TENSORS
@@ -21,6 +21,14 @@ _ITEMSIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+#: PyTorch's names of them.
+DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "I16": "int16", "U16": "uint16", "F16": "float16",
+    "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "F32": "float32", "I64": "int64",
+    "U64": "uint64", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
 # Rows of nothing take memory too, as soon as something is computed for each of them.
 _MOST_EMPTY = 1 << 24
@@ -39,10 +47,7 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         names, texts = check(data)
     except (ValueError, RecursionError) as error:  # json's errors and Unicode's are ValueErrors
-        raise InputError(
-            f"{path} is a damaged safetensors file: {one_line(error)[:200]}",
-            "make it again, or take another copy",
-        ) from None
+        raise _damaged(path, error) from None
     from safetensors import SafetensorError
     from safetensors.torch import load as library_load
 
@@ -50,10 +55,34 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = library_load(data)
         return {name: tensors[name] for name in names}, texts
     except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} is a damaged safetensors file: {one_line(error)[:200]}",
-            "make it again, or take another copy",
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Read and check a file's header alone.
+
+    Returns:
+        Its entries, the place of the tensors in the file, and the metadata.
+
+    Raises:
+        InputError: the header breaks a rule of the format, or the file cannot be read.
+    """
+    try:
+        total = file.seek(0, 2)
+        file.seek(0)
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        header, texts = check_header(first + file.read(min(length, _LARGEST_HEADER)), total)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    return header, 8 + length, texts
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} is a damaged safetensors file: {one_line(error)[:200]}",
+        "make it again, or take another copy",
+    )
 
 
 def check(data: bytes) -> tuple[list[str], dict[str, str]]:

@@ -60,16 +60,25 @@ def bound(state: Mapping[str, Tensor], prunable: Collection[str], values: str) -
         prunable: names of the tensors whose zeros count.
         values: type of the kept values: ``fp32`` (each tensor's own type), ``fp16``, ….
     """
-    total = 0.0
-    for name, tensor in state.items():
-        count, width = tensor.numel(), tensor.element_size()
-        if name in prunable and count:
-            kept = int((tensor != 0).sum())
-            width = min(width, VALUE_BYTES.get(values, width))
-            total += count * entropy(kept / count) / 8 + width * kept
-        else:
-            total += count * width
-    return total
+    return sum(
+        bound_of(tensor, int((tensor != 0).sum()) if name in prunable else None, values)
+        for name, tensor in state.items()
+    )
+
+
+def bound_of(tensor: Tensor, kept: int | None, values: str) -> float:
+    """Return one tensor's part of the information bound in bytes.
+
+    Args:
+        tensor: its size counts, its values do not.
+        kept: number of entries that are not zero; None where zeros do not count.
+        values: type of the kept values.
+    """
+    count, width = tensor.numel(), tensor.element_size()
+    if kept is None or not count:
+        return float(count * width)
+    width = min(width, VALUE_BYTES.get(values, width))
+    return count * entropy(kept / count) / 8 + width * kept
 
 
 def dense_bytes(state: Mapping[str, Tensor]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 
 from lpss_cli.errors import InputError
@@ -15,12 +16,11 @@ from lpss_cli.errors import InputError
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def read_whole(path: Path) -> bytes:
-    """Return the content of a regular file.
+def opened(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
 
     Raises:
-        InputError: there is none, it is a directory, pipe or device, it cannot be read, does not
-            fit into memory, or changed meanwhile.
+        InputError: there is none, it is a directory, pipe or device, or it cannot be opened.
     """
     try:
         _refuse_all_but_regular(path, os.stat(path).st_mode)
@@ -32,9 +32,23 @@ def read_whole(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}", "check the path") from None
-    with open(descriptor, "rb") as file:
-        before = os.fstat(descriptor)
-        _refuse_all_but_regular(path, before.st_mode)
+    file = open(descriptor, "rb")  # noqa: SIM115  # the caller closes it
+    try:
+        _refuse_all_but_regular(path, os.fstat(descriptor).st_mode)
+    except InputError:
+        file.close()
+        raise
+    return file
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        InputError: see :func:`opened`; or it does not fit into memory, or changed meanwhile.
+    """
+    with opened(path) as file:
+        before = os.fstat(file.fileno())
         try:
             # One byte more than there should be, to see a file that grows.
             content = file.read(before.st_size + 1)
@@ -43,12 +57,17 @@ def read_whole(path: Path) -> bytes:
             raise InputError(
                 f"{path} cannot be read: {reason}", "check the disk and the memory"
             ) from None
-        after = os.fstat(descriptor)
+        after = os.fstat(file.fileno())
     if len(content) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
-        raise InputError(
-            f"{path} cannot be read: it changed meanwhile", "wait until whatever writes it is done"
-        )
+        raise changed(path)
     return content
+
+
+def changed(path: Path) -> InputError:
+    """Return the error of a file that changes while it is read."""
+    return InputError(
+        f"{path} cannot be read: it changed meanwhile", "wait until whatever writes it is done"
+    )
 
 
 def _refuse_all_but_regular(path: Path, mode: int) -> None:

@@ -105,12 +105,14 @@ def hoyer(weight: Tensor, row_dim: int = 0) -> Tensor:
         Float64 tensor of shape (rows,), 0 for a flat row, 1 for a single non-zero. NaN where it
         is undefined: rows of zeros (dead neurons) and rows of one entry.
     """
-    rows = weight.detach().movedim(row_dim, 0).flatten(1).double().abs()
+    rows = weight.detach().movedim(row_dim, 0).flatten(1).double()
     n = rows.shape[1]
     if n < 2:
         return torch.full((rows.shape[0],), math.nan, dtype=torch.float64)
-    # Scaled by the row maximum so that the squares of tiny weights do not underflow.
-    rows = rows / rows.amax(1, keepdim=True)
-    ratio = rows.sum(1) / rows.square().sum(1).sqrt()
+    if weight.dtype == torch.float64:
+        # Scaled by the row maximum so that the squares of tiny weights do not underflow; those of
+        # shorter numbers do not.
+        rows = rows / rows.abs().amax(1, keepdim=True)
+    ratio: Tensor = torch.linalg.vector_norm(rows, 1, 1) / torch.linalg.vector_norm(rows, 2, 1)
     # A flat row may round to -1e-17.
     return ((math.sqrt(n) - ratio) / (math.sqrt(n) - 1.0)).clamp_min(0.0)

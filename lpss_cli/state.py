@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lpss_cli import optimizerstate, randomness
+from lpss_cli.data.order import derive_seed
 from lpss_cli.distillation import Teacher
+from lpss_cli.distributed import World
 from lpss_cli.idle import Activity
 from lpss_cli.layertargets import Quotas, quotas
+from lpss_cli.masking import keep_only
 from lpss_cli.masks import Masks, select
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
@@ -57,6 +60,9 @@ class RunState:
         rng: the generator of random masks, shared by all processes of a run.
         batches: training batches of an epoch, for methods that look at data in ``prepare``.
         loss: loss of outputs and targets.
+        world: the processes that share the work.
+        part: factor of this process's mean loss: the mean over all processes is then that of the
+            global batch. 1 where all have as many examples.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class RunState:
         seed: int,
         batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
         loss: Callable[[Tensor, Tensor], Tensor],
+        world: World | None = None,
     ) -> None:
         self.model = model
         self.candidates: dict[str, Tensor] = {n: w.tensor for n, w in candidates.items()}
@@ -93,6 +100,7 @@ class RunState:
         self.cut_step = self.total_steps
         self.precision = "fp32"
         self.batch_size = 0
+        self.part = 1.0
         self.teacher: Teacher | None = None
         self.epoch = 0
         self.memory: dict[str, Any] = {}
@@ -104,6 +112,7 @@ class RunState:
         self.rng = torch.Generator().manual_seed(seed)
         self.batches = batches
         self.loss = loss
+        self.world = world or World()
         self.activity = Activity()
         self._any_masked = False
 
@@ -166,9 +175,14 @@ class RunState:
         return select(scores, self.total - zeros, ranking, own)
 
     def set_masks(self, masks: Masks) -> None:
-        """Take new masks (True = kept) and, once there is an optimizer, enforce them."""
+        """Take new masks (True = kept) and, once there is an optimizer, enforce them.
+
+        Raises:
+            RunError: another process has other masks.
+        """
         for name, mask in masks.items():
             self.masks[name].copy_(mask)
+        self.world.agree(f"the masks after step {self.step:,}", {}, self.masks)
         self._any_masked = self.masked > 0
         if hasattr(self, "optimizer"):
             self.enforce()
@@ -194,15 +208,14 @@ class RunState:
             return
         for name, weight in self.weights.items():
             if weight.grad is not None:
-                weight.grad.masked_fill_(~self.masks[name], 0)
+                keep_only(weight.grad, self.masks[name])
 
-    @torch.no_grad()
     def mask_weights(self) -> None:
         """Zero the masked weights."""
         if not self._any_masked:
             return
         for name, weight in self.weights.items():
-            weight.masked_fill_(~self.masks[name], 0)
+            keep_only(weight, self.masks[name])
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -215,7 +228,7 @@ class RunState:
             for key, value in self.optimizer.state.get(weight, {}).items():
                 same = isinstance(value, Tensor) and value.shape == weight.shape
                 if same and key not in dormant:
-                    value.masked_fill_(~self.masks[name], 0)
+                    keep_only(value, self.masks[name])
 
     def decay_groups(
         self, weight_decay: float, without: Iterable[Tensor] = ()
@@ -233,7 +246,10 @@ class RunState:
         return [group for group in groups if group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the run goes on, as plain containers and tensors."""
+        """Everything that decides how the run goes on, as plain containers and tensors.
+
+        All processes of a run make it together; that of the first one is for all.
+        """
         return {
             "model": self.model.state_dict(),
             "optimizer": optimizerstate.by_name(self.optimizer, self.model),
@@ -242,7 +258,7 @@ class RunState:
             "loss_sum": self.loss_sum,
             **{key: getattr(self, key) for key in _PLAIN},
             "rng": self.rng.get_state(),
-            "randomness": randomness.state(self.device),
+            "randomness": self.world.gathered(randomness.state(self.device)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,7 +277,15 @@ class RunState:
         self.activity.seen = moved(state["activity"], self.device)
         self.loss_sum.copy_(state["loss_sum"])
         self.rng.set_state(state["rng"])
-        randomness.restore(state["randomness"], self.device)
+        self._restore_randomness(state["randomness"])
+
+    def _restore_randomness(self, states: list[dict[str, Any]]) -> None:
+        """Go back to the generators of each process, or to new ones for another number of them."""
+        world = self.world
+        if len(states) == world.size:
+            randomness.restore(states[world.rank], self.device)
+        else:
+            randomness.seed(derive_seed("resumed", self.rng.initial_seed(), self.step, world.rank))
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -21,11 +21,12 @@ TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules rowstep native lamp compute exponents"
+    " threads topology imports rules rowstep native lamp masking compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
-    " layertargets distillation modelfolder bisection",
+    " layertargets distillation launch distributed joining layers streaming modelfolder"
+    " bisection",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
@@ -51,6 +52,7 @@ METHOD_LAZY = METHOD_EAGER | {
     "prediction",
     "rules",
     "lpsgd",
+    "masking",
     "masks",
     "sphere",
     "weights",

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from lpss_cli import pages
+from lpss_cli.layers import Survivors
 from lpss_cli.loading import Checkpoint
 from lpss_cli.pages import figures
-from lpss_cli.reporting import Survivors, report
+from lpss_cli.reporting import report
 
 WEIGHT = torch.tensor([[0.0, 2.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.5]])
 META = {

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, tensor
 
 from lpss_cli import artifact
+from lpss_cli.layers import measure
 from lpss_cli.loading import Checkpoint
-from lpss_cli.reporting import measure, report
+from lpss_cli.reporting import report
 
 # Rows of four: Hoyer (2 - ‖w‖₁/‖w‖₂)/(2 - 1).
 FIRST = tensor([[1.0, 0, 0, 0], [-1, 1, 1, -1], [0, 0, 0, 0], [3, 4, 0, 0]])  # 1, 0, -, 0.6

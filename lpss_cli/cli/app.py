@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lpss_cli import launch
 from lpss_cli.cli import running
 from lpss_cli.cli.commands import drafting, looking, studies, training, writing
 from lpss_cli.errors import LpssError, StoppedError
@@ -19,6 +20,9 @@ class _Root(TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "rich_markup_mode": None})
 
+
+# The commands that several processes may share.
+_SHARED = ("train", "sparsify")
 
 app = typer.Typer(
     name="lpss",
@@ -55,11 +59,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _SHARED:
+        launch.refuse(f"lpss {context.invoked_subcommand}")
 
 
 def main() -> None:
@@ -76,10 +82,10 @@ def main() -> None:
         # A signal is no failure to be looked into.
         if debug and not isinstance(error, StoppedError):
             raise
-        running.current().error(error.what, error.do)
+        running.fail(error.what, error.do)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        running.current().error("interrupted", "nothing was saved")
+        running.fail("interrupted", "nothing was saved")
         code = 130
     except BrokenPipeError:  # `lpss report | head`
         sys.stderr.close()
@@ -92,6 +98,6 @@ def main() -> None:
             sys.exit(0)
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "lpss"
-        running.current().error(error.format_message(), f"see {command} --help")
+        running.fail(error.format_message(), f"see {command} --help")
         code = 2
     sys.exit(code or 0)

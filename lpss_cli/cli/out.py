@@ -25,11 +25,13 @@ class Out:
     Args:
         as_json: stdout gets exactly one JSON document and nothing else.
         quiet: no notes, no bars; warnings and errors stay.
+        silent: nothing but errors: another process of the run says the rest.
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, as_json: bool = False, quiet: bool = False, silent: bool = False) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self.quiet = quiet or silent
+        self._silent = silent
 
     @cached_property
     def stderr(self) -> Console:
@@ -56,18 +58,19 @@ class Out:
 
     def show(self, *renderables: RenderableType) -> None:
         """Print a result for people; nothing with ``--json``."""
-        if not self.as_json:
+        if not (self.as_json or self._silent):
             console = _console()
             for item in renderables:
                 console.print(item)
 
     def text(self, text: str) -> None:
         """Print a result as it is, unwrapped and unstyled."""
-        print(text, flush=True)
+        if not self._silent:
+            print(text, flush=True)
 
     def document(self, content: Any) -> None:
         """Print the JSON document when ``--json`` was given."""
-        if self.as_json:
+        if self.as_json and not self._silent:
             text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False)
             print(_escaped(text), flush=True)
 
@@ -87,6 +90,8 @@ class Out:
 
     def warn(self, text: str) -> None:
         """Say something the user should know."""
+        if self._silent:
+            return
         self.stderr.print(f"Warning: {plain(text)}", style="yellow", highlight=False)
 
     def error(self, what: str, do: str) -> None:

@@ -13,8 +13,9 @@ from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import metric, number, share, size
 
 if TYPE_CHECKING:
+    from lpss_cli.layers import Layer
     from lpss_cli.planning import Plan
-    from lpss_cli.reporting import Layer, Report
+    from lpss_cli.reporting import Report
 
 # Columns that a narrow terminal goes without, the least missed first.
 _DISPENSABLE = ("shape", "weights", "zeros", "predicted", "dead", "p")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lpss_cli import launch
 from lpss_cli.cli.out import Out
 
 # What the running command prints with: errors go the same way.
@@ -15,13 +16,25 @@ _current = Out()
 def printer(values: dict[str, Any]) -> Out:
     """Make what the command prints with."""
     global _current
-    _current = Out(values["as_json"], values["quiet"])
+    _current = Out(values["as_json"], values["quiet"], silent=launch.place().rank > 0)
     return _current
 
 
 def current() -> Out:
     """Return what the running command prints with, before it has begun too."""
     return _current
+
+
+def fail(what: str, do: str) -> None:
+    """Print an error, once for all processes of a run."""
+    if launch.place().size == 1:
+        _current.error(what, do)
+        return
+    from lpss_cli.joining import turn
+
+    with turn() as mine:
+        if mine:
+            _current.error(what, do)
 
 
 def request(
@@ -55,7 +68,7 @@ def command_line() -> str:
     """Return what was typed, quoted for a shell."""
     import shlex
 
-    return shlex.join(["lpss", *sys.argv[1:]])
+    return shlex.join([*launch.words("lpss"), *sys.argv[1:]])
 
 
 def input_file(file: Path | None, out: Out) -> Path:

@@ -133,6 +133,8 @@ class GSM(Method):
 
     def on_gradients(self, run: RunState) -> bool:
         """Zero the gradients of all but the Q most salient weights."""
+        from lpss_cli.masking import keep_only
+
         if not self._fades(run) or run.step >= run.cut_step:
             return True
         if run.progress >= self.config.settle:
@@ -143,17 +145,19 @@ class GSM(Method):
         if scores:
             threshold = self._threshold(run, scores)
             for (_, gradient), score in zip(pairs, scores, strict=True):
-                gradient.masked_fill_(score < threshold, 0)
+                keep_only(gradient, ~(score < threshold))
         return True
 
     def _settle(self, run: RunState) -> None:
         """Let the Q weights that are largest now see their gradients from here on, no others."""
+        from lpss_cli.masking import keep_only
+
         if "settled" not in run.memory:
             best = run.select(run.sparsity, self.scores(run), self.config.ranking)
             run.memory["settled"] = best
         for name, weight in run.weights.items():
             if weight.grad is not None:
-                weight.grad.masked_fill_(~run.memory["settled"][name], 0)
+                keep_only(weight.grad, run.memory["settled"][name])
 
     def _factor(self, progress: float, peak: float) -> float:
         drops = [peak + part * (1 - peak) / 3 for part in range(3)]

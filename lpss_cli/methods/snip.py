@@ -45,13 +45,14 @@ class SNIP(Method):
         buffers = {name: b.clone() for name, b in run.model.named_buffers()}
         run.model.train()
         for x, y in islice(run.batches(0), self.config.snip_batches):
-            loss = run.loss(run.model(x), y)
+            loss = run.part * run.loss(run.model(x), y)
             for total_, g in zip(
                 total,
                 torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True),
                 strict=True,
             ):
                 total_ += g
+        run.world.average(total)
         with torch.no_grad():
             for name, buffer in run.model.named_buffers():
                 buffer.copy_(buffers[name])  # looking must not move BatchNorm's statistics

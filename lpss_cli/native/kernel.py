@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from lpss_cli.native.build import library
@@ -33,22 +35,22 @@ class _Options(ctypes.Structure):
 def fits(rows: Rows) -> bool:
     """Whether the library is there and takes these rows: on a CPU, each in one piece."""
     weight = rows.weight
-    same = all(
-        t.dtype == weight.dtype and t.device == weight.device and t.layout == torch.strided
-        for t in (rows.grad, rows.momentum, rows.latent)
-    )
-    if not same or weight.device.type != "cpu" or weight.dtype not in _SYMBOLS:
+    if rows.row_dim != 0 or weight.device.type != "cpu" or weight.dtype not in _SYMBOLS:
         return False
-    return rows.row_dim == 0 and _alike(rows) and library() is not None
+    tensors = (weight, rows.grad, rows.momentum, rows.latent)
+    return _alike(tensors, weight.dtype) and library() is not None
 
 
-def _alike(rows: Rows) -> bool:
-    """Whether all the weight's tensors have one layout in which a row lies in one piece."""
-    tensors = (rows.weight, rows.grad, rows.momentum, rows.latent)
+def _alike(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether plain tensors have one format and one layout in which a row lies in one piece."""
+    # What subclasses and lazily negated tensors hold is not what their memory holds.
+    plain = all(type(t) is Tensor and t.dtype == dtype and not t.is_neg() for t in tensors)
+    if not plain or any(t.layout != torch.strided or not t.is_cpu for t in tensors):
+        return False
     if all(t.is_contiguous() for t in tensors):
         return True
     last = torch.channels_last
-    return rows.weight.dim() == 4 and all(t.is_contiguous(memory_format=last) for t in tensors)
+    return tensors[0].dim() == 4 and all(t.is_contiguous(memory_format=last) for t in tensors)
 
 
 def step(rows: Rows, rule: Rule) -> None:
@@ -84,7 +86,7 @@ def _call(rows: Rows, rule: Rule) -> Callable[[int, int], None]:
         t.data_ptr() for t in (rows.weight, rows.grad, rows.momentum, rows.latent, rows.gain)
     ]
     pointers.append((rows.gain if rows.gain_momentum is None else rows.gain_momentum).data_ptr())
-    function, fan_in = _function(rows.weight.dtype), rows.weight[0].numel()
+    function, fan_in = _function(rows.weight.dtype), math.prod(rows.weight.shape[1:])
 
     def call(first: int, last: int) -> None:
         function(*pointers, fan_in, first, last, ctypes.byref(options))

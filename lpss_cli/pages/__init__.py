@@ -13,8 +13,9 @@ from markupsafe import Markup
 from torch import Tensor
 
 from lpss_cli.files import replacing
+from lpss_cli.layers import Layer
 from lpss_cli.pages import figures
-from lpss_cli.reporting import Layer, Report
+from lpss_cli.reporting import Report
 from lpss_cli.version import __version__
 
 _FRACTIONS = ("accuracy", "balanced_accuracy")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from lpss_cli.reporting import Survivors
+from lpss_cli.layers import Survivors
 
 # Masks with more weights or longer sides are not drawn: nobody could see a weight.
 _LARGEST, _LONGEST = 1 << 19, 2048

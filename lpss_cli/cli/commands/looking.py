@@ -33,7 +33,7 @@ def report(
     from lpss_cli.cli.wording import size
     from lpss_cli.files import check_writable
     from lpss_cli.foreign import introduce
-    from lpss_cli.loading import read
+    from lpss_cli.loading import browse
     from lpss_cli.reporting import report as measure
 
     printer = run.printer(values)
@@ -42,7 +42,7 @@ def report(
     if html is not None:
         check_writable(html, force=values["force"], option="--html")
     paths = files or [run.input_file(None, printer)]
-    checkpoints = [read(path, trust_pickle=values["trust_pickle"]) for path in paths]
+    checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
     for checkpoint in checkpoints:
         for text in (*checkpoint.notes, *introduce(checkpoint)):
             printer.note(text)
@@ -50,7 +50,7 @@ def report(
     if html is not None:
         from lpss_cli import pages
 
-        states = [checkpoint.state_dict for checkpoint in checkpoints]
+        states = [checkpoint.stream or checkpoint.state_dict for checkpoint in checkpoints]
         written = pages.write(html, list(zip(reports, states, strict=True)))
         printer.note(f"wrote {html}, {size(written)}")
     if csv:

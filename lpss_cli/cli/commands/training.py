@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lpss_cli import launch
 from lpss_cli.cli import options as o
 from lpss_cli.cli import running as run
 from lpss_cli.cli.flags import with_options
@@ -94,6 +95,7 @@ def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printe
             "one cut of a bare file ranks by magnitude and trains nothing",
             f"leave out {', '.join(wrong)}, or pass --arch and --data",
         )
+    launch.refuse("the cut of a bare file")
     out = values["out"] or file.with_name(f"{file.stem}.sparse.safetensors")
     target = sparsity(values["sparsity"]) if values["sparsity"] is not None else 0.9
     with printer.busy("cutting"):

@@ -1,0 +1,134 @@
+"""What a whole sparse training run costs, against the dense one of the same loop.
+
+    python benchmarks/epoch.py --data-dir DIR [--case lenet300] [--rounds 5]
+
+Each round trains the same network with every method in turn, from scratch, with everything the
+engine does: batches, schedules, masks, topology updates, the exact cut. The median of the rounds
+counts, and the ratio is the median of the rounds' own ratios to dense. Times are the process's own
+(CPU) on one thread, so that other programs of a shared machine disturb them through caches and
+memory alone. Under LPSS_COMPILE=0 the rows of LpSGD without a compiler are measured.
+Writes benchmarks/results/epoch.json and .md; the rows of other cases in it stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpss_cli import engine, method, models, native
+from lpss_cli.data import DataSpec, load
+from lpss_cli.engine import Settings
+
+OUT = Path("benchmarks/results/epoch.json")
+SPARSITY = 0.9
+DENSE = "dense"
+LPSS = {"lpss": ("lpss", {}), "lpss, p = 0.5": ("lpss", {"p": ("0.5",)})}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its data and how long to train.
+
+    Attributes:
+        name: for people.
+        steps: in one epoch; None for all the data there are.
+        methods: label → method and its options, beside dense.
+    """
+
+    name: str
+    arch: str
+    data: str
+    epochs: int
+    methods: dict[str, tuple[str, dict[str, Any]]]
+    steps: int | None = None
+    precision: str = "fp32"
+
+
+CASES = {
+    "lenet300": Case(
+        "LeNet-300 MNIST, 4 epochs", "lenet300", "mnist", 4,
+        {**LPSS, "gmp": ("gmp", {}), "gsm": ("gsm", {})},
+    ),
+    "wrn18": Case(
+        "WRN-18 Fashion-MNIST, 30 steps, bf16", "wrn18", "fashion-mnist", 1,
+        {"lpss": ("lpss", {})}, 30, "bf16",
+    ),
+}  # fmt: skip
+
+
+def seconds(case: Case, data: Any, name: str, options: dict[str, Any]) -> float:
+    """CPU seconds of one run."""
+    torch.manual_seed(0)
+    model = models.build(case.arch, data.input_shape, data.outputs)
+    settings = Settings(
+        case.epochs, 256, sparsity=0.0 if name == DENSE else SPARSITY, precision=case.precision
+    )
+    start = time.process_time()
+    engine.run(model, data, method.make(name, options), settings)
+    return time.process_time() - start
+
+
+def measured(case: Case, rounds: int, root: str) -> Iterator[dict]:
+    data = load(DataSpec(case.data, data_dir=root))
+    if case.steps is not None:
+        data = replace(data, train=data.train.subset(torch.arange(256 * case.steps)))
+    methods = {DENSE: (DENSE, {}), **case.methods}
+    times: dict[str, list[float]] = {label: [] for label in methods}
+    for _ in range(rounds):
+        for label, (name, options) in methods.items():
+            times[label].append(seconds(case, data, name, options))
+        print({label: round(own[-1], 2) for label, own in times.items()}, flush=True)
+    for label, own in times.items():
+        ratios = [a / b for a, b in zip(own, times[DENSE], strict=True)]
+        yield {
+            "case": case.name,
+            "method": label,
+            "compiled": native.library() is not None,
+            "rounds": rounds,
+            "median_s": statistics.median(own),
+            "ratio": statistics.median(ratios),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
+        }
+
+
+def summary(rows: list[dict]) -> str:
+    lines = [
+        "| run | method | LpSGD compiled | s | × dense | lowest to highest |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        compiled = "yes" if row["compiled"] else "no"
+        cells = [row["case"], row["method"], compiled if "lpss" in row["method"] else "-",
+                 f"{row['median_s']:.2f}", f"{row['ratio']:.2f}", spread]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--case", choices=CASES, default="lenet300")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    kept = json.loads(OUT.read_text()) if OUT.exists() else []
+    new = list(measured(CASES[given.case], given.rounds, given.data_dir))
+    replaced = {(row["case"], row["method"], row["compiled"]) for row in new}
+    rows = [r for r in kept if (r["case"], r["method"], r["compiled"]) not in replaced] + new
+    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+    text = f"`python benchmarks/epoch.py --data-dir DIR`\n\n{summary(rows)}\n"
+    OUT.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Every command of the documents runs as it stands, one after the other.
+
+Only the length of trainings is changed, to one epoch, and outputs may be replaced.
+"""
+
+import csv
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_docs import DOCUMENTS, ROOT, commands
+
+from lpss_cli.cli import app
+
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docs are not installed")
+CLASSES, SIDE = 3, 40
+NET = """
+from torchvision.models import squeezenet1_1
+def make_net():
+    return squeezenet1_1(num_classes=3)
+"""
+# What nobody has in an empty directory: data sets that must be downloaded.
+ABSENT = ("mnist", "cifar", "--data-dir")
+TRAIN = ("train", "sparsify", "ticket", "compare")
+REPLACE = (*TRAIN, "export", "unpack", "report", "init")
+
+
+@pytest.fixture
+def readers_files(tmp_path, monkeypatch):
+    """What a reader of the documents has: a network, images, arrays, a table, a big file."""
+    monkeypatch.chdir(tmp_path)
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    torch.save(squeezenet1_1(num_classes=CLASSES).state_dict(), "weights.pt")
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for label in range(CLASSES):
+            folder = Path("photos", part, f"class{label}")
+            folder.mkdir(parents=True)
+            for number in range(6):
+                pixels = rng.integers(60 * label, 60 * label + 90, (SIDE, SIDE, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    x, y = rng.normal(size=(60, 3, SIDE, SIDE)).astype(np.float32), np.arange(60) % CLASSES
+    np.savez("train.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    Path("net.py").write_text(NET)
+    save_file({"a.weight": torch.randn(64, 64), "b.bias": torch.randn(64)}, "big.safetensors")
+    with Path("climate.csv").open("w", newline="") as file:
+        rows = [[1, n, *rng.normal(size=4).round(3), n % 2] for n in range(120)]
+        csv.writer(file).writerows([["study", "run", "a", "b", "c", "d", "outcome"], *rows])
+
+
+def adapted(line):
+    """The same command with a short training and leave to replace files."""
+    words = shlex.split(line)[1:]
+    if words[0] in TRAIN and "--epochs" not in words:
+        words += ["--epochs", "1"]
+    if words[0] in REPLACE and not {"--force", "-f"} & set(words):
+        words.append("--force")
+    return words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_run(document, readers_files, monkeypatch, capsys):
+    lines = [line for name, line in commands() if name == document.name]
+    runnable = [line for line in lines if not any(word in line for word in ABSENT)]
+    if not runnable:
+        pytest.skip("no command to run here")
+
+    def lpss(*words):
+        monkeypatch.setattr(sys, "argv", ["lpss", *words])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        return stop.value.code, capsys.readouterr().err
+
+    if document.name != "README.md":  # there the first commands are these
+        assert lpss("train", "--epochs", "1")[0] == 0
+        assert lpss("sparsify", "model.pt", "--epochs", "1")[0] == 0
+    for line in runnable:
+        for packed in re.findall(r"(\S+)\.lpss", line):
+            if not Path(f"{packed}.lpss").exists():
+                assert lpss("export", f"{packed}.pt", "--format", "pack")[0] == 0
+        code, err = lpss(*adapted(line))
+        # Comparing a rounded file with its source is meant to find a difference.
+        assert code in ((0, 1) if line.startswith("lpss verify") else (0,)), f"{line}\n{err}"
+    assert len(runnable) >= len(lines) - 3  # few need data that are not at hand
