@@ -38,9 +38,10 @@ def check_sparsity(sparsity: float, total: int | None = None) -> float:
         InputError: out of range, or ``round(s·N)`` is all of the ``total`` weights.
     """
     if not 0 <= sparsity < 1:
+        percent = f"{sparsity / 100:g} or {sparsity:g}%" if 1 < sparsity < 100 else "0.9 or 90%"
         raise InputError(
             f"a sparsity of {sparsity:g} is outside [0, 1)",
-            "it is the fraction of zeros: 0.9, or 10x for one weight in ten kept",
+            f"it is the fraction of zeros: {percent}, or 10x for one weight in ten kept",
         )
     if total == 0 and sparsity > 0:
         raise InputError(

@@ -25,7 +25,7 @@ TIERS = (
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
-    " layertargets distillation launch distributed joining layers streaming modelfolder"
+    " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
     " bisection",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",

@@ -117,6 +117,24 @@ def test_a_schedule_of_ones_own_drives_lpsgd():
     assert accuracy(model) > 0.8
 
 
+def test_a_gradient_scaler_changes_nothing():
+    def trained(scaler):
+        model = plain()
+        sparsifier = Sparsifier(model, STEPS)
+        for x, y in batches():
+            sparsifier.optimizer.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+            scaler.step(sparsifier.optimizer)
+            scaler.update()
+        sparsifier.finish()
+        return list(model.parameters())
+
+    # Powers of two: scaling and unscaling are exact.
+    scaled = trained(torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10_000))
+    bare = trained(torch.amp.GradScaler("cpu", enabled=False))
+    assert all(torch.equal(a, b) for a, b in zip(scaled, bare, strict=True))
+
+
 def test_two_schedules_are_noticed():
     model = plain()
     sparsifier = Sparsifier(model, STEPS)

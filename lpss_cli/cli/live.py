@@ -161,7 +161,7 @@ def _values(moment: Moment) -> dict[str, str]:
     found["Hoyer"] = number(moment.hoyer)
     found["lr"] = f"{moment.rate:.3g}"
     if moment.pace is not None:
-        found["examples/s"] = f"{moment.pace:,.0f}"
+        found["examples/s"] = f"{moment.pace:,.0f}" if moment.pace >= 10 else f"{moment.pace:.2g}"
     return {name: f"{name} {value}" for name, value in found.items()}
 
 

@@ -100,7 +100,8 @@ class Printer(JobWatcher):
         from lpss_cli.cli.live import panel
 
         if self._live is not None and self._observer is not None:
-            width = self._out.stderr.width
+            # The terminal writes ^C after it: on the next line the panel would not be wiped whole.
+            width = self._out.stderr.width - 3
             self._live.update(panel(self._observer.moment(run), width), refresh=True)
             self._drawn = time.monotonic()
 

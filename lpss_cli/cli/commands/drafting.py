@@ -28,7 +28,7 @@ def init(
     values: dict[str, Any],
     chosen: dict[str, Any],
 ) -> None:
-    """Write a commented recipe for a network; options that are given go into it."""
+    """Write a commented recipe for a network, with the options given."""
     from lpss_cli import given
     from lpss_cli.drafting import draft
 
