@@ -85,6 +85,7 @@ def search(
     try:
         with listening(), threads.limited(request.threads or threads.suitable(flops)):
             walk.begin(origin, arch)
+            _warn_of_noise(walk)
             curve = bisect(walk.measure, walk.accept, tries, low, high)
     except SignalledError as signalled:
         kill_children()
@@ -225,8 +226,20 @@ def _announce(walk: _Walk, tries: int, origin: Origin | None, examples: int, fin
         f"{epochs} epochs on {len(walk.data.train):,} examples, measured on {held:,} held-out "
         f"ones; then {final} epochs on {examples:,}: {total} in all; --epochs and --tries change it"
     )
-    if walk.primary == "accuracy" and 100 / held > walk.allowed:
-        walk.note(f"one of {held:,} examples is {100 / held:.2g} points: a smaller drop is none")
+
+
+def _warn_of_noise(walk: _Walk) -> None:
+    """Say how well so many examples tell an accuracy, where that is worse than what is asked."""
+    if walk.primary != "accuracy":
+        return
+    held, right = len(walk.data.test), min(max(walk.reference, 0.0), 1.0)
+    # Of a fraction; an accuracy of 1 is known to one example at best.
+    error = 100 * max(math.sqrt(right * (1 - right) / held), 1 / held)
+    if error > walk.allowed:
+        walk.note(
+            f"{held:,} examples tell an accuracy to about {error:.2g} points (standard error): "
+            "so small a drop may as well be chance"
+        )
 
 
 def _result(walk: _Walk, curve: list[Try]) -> Search:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from lpss_cli import manifest
@@ -53,3 +55,17 @@ def network(ties: bool = False, seed: int = 0) -> nn.Sequential:
             for layer in (model[0], model[4]):
                 layer.weight.copy_(layer.weight.sign() * 0.1)
     return model
+
+
+def pictures(folder: Path, side: int = 32, classes: int = 3, each: int = 4) -> Path:
+    """Folders of images of one colour each, a little noisy."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for label in range(classes):
+            place = folder / part / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(each):
+                image = rng.integers(0, 60, (side, side, 3), dtype=np.uint8)
+                image[..., label] += 150
+                Image.fromarray(image).save(place / f"{number}.png")
+    return folder

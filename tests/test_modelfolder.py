@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import pictures
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -64,20 +65,6 @@ def vit(tmp_path):
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(IMAGES))
     return model.eval(), folder
-
-
-def pictures(folder, side=32, classes=3, each=4):
-    """Folders of images of one colour each, a little noisy."""
-    rng = np.random.default_rng(0)
-    for part in ("train", "val"):
-        for label in range(classes):
-            place = folder / part / f"class{label}"
-            place.mkdir(parents=True)
-            for number in range(each):
-                image = rng.integers(0, 60, (side, side, 3), dtype=np.uint8)
-                image[..., label] += 150
-                Image.fromarray(image).save(place / f"{number}.png")
-    return folder
 
 
 def test_a_folder_of_transformers_is_sparsified_and_exported(lpss, vit, tmp_path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
+from helpers import pictures
 from torch import Tensor
 
+from lpss_cli.cli import app
 from lpss_cli.models import signatures, templates
 from lpss_cli.models.published import view
 from lpss_cli.models.signatures import make_timm, timm_table
@@ -84,4 +87,21 @@ def test_images_are_shown_as_timm_shows_them():
     assert (found.crop, found.resize) == (224, 248)  # 224 / 0.9
     assert found.interpolation == "bicubic"
     assert found.said.startswith("as timm evaluates its augreg")
-    assert view("timm:no_such_network") is None
+
+
+def test_a_bare_state_dict_becomes_sparse_with_its_images_right(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), "weights.pt")
+    pictures(tmp_path / "photos")
+    typed = ["sparsify", "weights.pt", "--data", "photos", "--epochs", "1", "-s", "0.5", "--json"]
+    monkeypatch.setattr(sys, "argv", ["lpss", *typed])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    captured = capsys.readouterr()
+    assert stop.value.code == 0, captured.err
+    assert "recognised as timm:test_vit: all " in captured.err
+    assert "shorter side to 168 (bicubic), centre of 160x160, as timm evaluates" in captured.err
+    report = json.loads(captured.out)["report"]
+    assert report["run"]["arch"] == "timm:test_vit"
+    assert report["zeros"] == report["prunable"] / 2

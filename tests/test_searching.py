@@ -126,6 +126,17 @@ def test_where_the_search_begins_follows_from_the_record():
     assert origin_of(Checkpoint(Path("m"), {}), data, held, settings) is None
 
 
+def test_a_drop_below_what_the_examples_can_tell_is_called_chance():
+    # 26 examples: the standard error of an accuracy near 1 is 1/26, or sqrt(a(1-a)/26).
+    notes = []
+    found = walk(blobs(), 3.5, notes)
+    spread = max((found.reference * (1 - found.reference) / 26) ** 0.5, 1 / 26)
+    assert f"26 examples tell an accuracy to about {100 * spread:.2g} points" in "".join(notes)
+    notes = []
+    walk(blobs(), 100, notes)
+    assert "chance" not in "".join(notes)
+
+
 @pytest.fixture
 def lpss(monkeypatch, capsys, tmp_path):
     """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""

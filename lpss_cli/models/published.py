@@ -85,7 +85,7 @@ def _timm_view(name: str) -> View | None:
     """Return how timm evaluates the weights that it would take by default, if it has any."""
     # By name: timm's types say less than it does.
     images, models = (import_module(f"timm.{part}") for part in ("data", "models"))
-    published: Any = models.get_pretrained_cfg(name, allow_unregistered=False)
+    published: Any = models.get_pretrained_cfg(name, allow_unregistered=True)
     if published is None:
         return None
     found: dict[str, Any] = images.resolve_data_config(pretrained_cfg=published.to_dict())
