@@ -110,6 +110,8 @@ def draft(
         # Of its own artefacts lpss knows the data; a name that is not theirs would lose the rest.
         own = (checkpoint.meta.get("data") or {}).get("name")
         chosen = _chosen(arch, request.data or own, method, settings)
+        if request.target_drop is not None:
+            chosen["sparsity"] = None  # it is to be found
         options = {k: v for k, v in chosen.items() if v is not None} | _given(typed)
         command = _command(path, request)
         layers = _layers(weights, planned)
@@ -187,9 +189,13 @@ def _text(
         yield f"# {examples:,} examples to learn from."
         yield option("data")
     yield ""
-    zeros = zero_count(total, rest["sparsity"])
-    yield f"# Zeros of all {total:,} prunable weights, here {zeros:,}: 0.9, '90%' or '10x'."
-    yield option("sparsity")
+    if "sparsity" in rest:
+        zeros = zero_count(total, rest["sparsity"])
+        yield f"# Zeros of all {total:,} prunable weights, here {zeros:,}: 0.9, '90%' or '10x'."
+        yield option("sparsity")
+    else:
+        yield f"# Points of the metric that may be lost: of {total:,} weights as many become zero."
+        yield option("target_drop")
     yield "# Passes over the examples, and examples a step."
     yield option("epochs")
     yield option("batch_size")

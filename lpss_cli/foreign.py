@@ -113,7 +113,7 @@ def check_data(fit: Fit, data: Data, checkpoint: Checkpoint) -> None:
     """Refuse data that the network of a checkpoint cannot have been trained on.
 
     Raises:
-        InputError: another number of classes, of channels, of pixels or of features.
+        InputError: another number or order of classes; of channels, of pixels or of features.
     """
     path, shape = checkpoint.path, data.input_shape
     if data.outputs != fit.outputs:
@@ -122,6 +122,14 @@ def check_data(fit: Fit, data: Data, checkpoint: Checkpoint) -> None:
             f"{path} ends in {plural(fit.outputs, 'output')}, and {data.name} has {theirs}",
             "give the data it was trained on (the order of the classes counts too), or replace its "
             "last layer first",
+        )
+    named = checkpoint.described.classes if checkpoint.described else ()
+    if sorted(named) == sorted(data.classes) and list(named) != list(data.classes):
+        first = next(i for i, name in enumerate(named) if name != data.classes[i])
+        raise InputError(
+            f"class {first} is {named[first]!r} in {path}, and {data.classes[first]!r} in "
+            f"{data.name}: the order differs",
+            "rename the folders so that they sort in the network's order: 000-first, 001-second",
         )
     if fit.arch.startswith("mlp:") and prod(shape) != mlp_widths(fit.arch)[0]:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
         InputError: no such file, not a checkpoint, damaged, it asks for more memory than it
             holds, or it needs code to load.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir fails on names that are too long
         return _from_folder(path)
     data = read_whole(path)
     kinds.refuse_others(path, data)

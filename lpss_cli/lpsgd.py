@@ -33,6 +33,7 @@ from lpss_cli import native, rowstep
 from lpss_cli.errors import InputError
 from lpss_cli.rowstep import Rows, Rule
 from lpss_cli.rules import default_eta, show, to_sphere
+from lpss_cli.sharding import check_rows, local, numbers_of_rows
 from lpss_cli.sphere import check_p, dual_exponents, fan_in, row_dims, snap_p
 
 GAINS = ("fixed", "learned", "unit")
@@ -137,9 +138,10 @@ class LpSGD(Optimizer):
     def _take_latent(self, weight: Tensor, group: dict[str, Any]) -> None:
         """Start the state of one weight from its present value."""
         dim, dims = group["row_dim"], row_dims(weight, group["row_dim"])
+        check_rows(weight, dim)
         latent = torch.empty_like(weight, dtype=_state_dtype(weight), requires_grad=False)
         radii = []
-        for part, place in rowstep.blocks(dim, weight.detach(), latent):
+        for part, place in rowstep.blocks(dim, local(weight.detach()), local(latent)):
             radius, direction = to_sphere(part.to(latent.dtype), group["p"], dims)
             place.copy_(direction)
             radii.append(radius)
@@ -147,12 +149,13 @@ class LpSGD(Optimizer):
         state = self.state[weight]
         state["latent"] = latent
         state["momentum_buffer"] = torch.zeros_like(latent)
-        state["gain"] = (radius > 0).to(radius.dtype) if group["gain"] == "unit" else radius
+        gain = (radius > 0).to(radius.dtype) if group["gain"] == "unit" else radius
+        state["gain"] = numbers_of_rows(gain, weight, dim)
         state["zero_rows"] = _zero_rows(radius)
         if group["gain"] == "learned":
-            state["gain_momentum"] = torch.zeros_like(radius)
+            state["gain_momentum"] = torch.zeros_like(state["gain"])
         if group["gain"] == "unit":
-            show(weight, latent, state["gain"], group["p"])
+            show(local(weight), local(latent), gain, group["p"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore; latents of half-precision weights stay in fp32 (torch would cast them)."""
@@ -164,7 +167,7 @@ class LpSGD(Optimizer):
                 if isinstance(value, Tensor) and value.dtype != self.state[weight][key].dtype:
                     self.state[weight][key] = value.to(weight.device, copy=True)
             if "gain" in self.state[weight]:
-                self.state[weight]["zero_rows"] = _zero_rows(self.state[weight]["gain"])
+                self.state[weight]["zero_rows"] = _zero_rows(local(self.state[weight]["gain"]))
 
     def log_magnitude(self, weight: Tensor) -> Tensor:
         """``log|γŵ|`` of the latent row, masked entries included; -inf where it is zero.
@@ -221,15 +224,19 @@ class LpSGD(Optimizer):
     def _sphere_step(self, weight: Tensor, group: dict[str, Any], rule: Rule) -> None:
         state = self.state[weight]
         assert weight.grad is not None  # step() chose it so
+        gain_momentum = state.get("gain_momentum")
+        # Rows are whole on every process, so a shard of them is a weight of its own.
         rows = Rows(
-            weight.detach(),
-            weight.grad,
-            state["momentum_buffer"],
-            state["latent"],
-            state["gain"],
-            state.get("gain_momentum"),
+            local(weight.detach()),
+            local(weight.grad),
+            local(state["momentum_buffer"]),
+            local(state["latent"]),
+            local(state["gain"]),
+            None if gain_momentum is None else local(gain_momentum),
             group["row_dim"],
         )
+        if not rows.weight.numel():
+            return
         if group.get("fused") is not False and native.fits(rows):
             native.step(rows, rule)
             return

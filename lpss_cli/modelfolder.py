@@ -35,11 +35,13 @@ class Described:
         weights: the file of its weights.
         fit: the network's spec, classes, channels and image side.
         view: what is done to images; None where the folder does not say it.
+        classes: their names, in the order of the outputs; empty where the folder does not say it.
     """
 
     weights: Path
     fit: Fit
     view: View | None
+    classes: tuple[str, ...] = ()
 
 
 def describe(folder: Path) -> Described:
@@ -64,7 +66,16 @@ def describe(folder: Path) -> Described:
             f"{folder / CONFIG} is not as it should be: {type(error).__name__} {error}"[:300],
             "take another copy, or pass the weights' file and --arch",
         ) from error
-    return Described(weights, fit, view)
+    return Described(weights, fit, view, _classes(config))
+
+
+def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read ``id2label`` of transformers or ``label_names`` of timm, if they are in order."""
+    named = config.get("id2label") or dict(enumerate(config.get("label_names") or ()))
+    try:
+        return tuple(str(name) for _, name in sorted((int(k), v) for k, v in named.items()))
+    except (ValueError, TypeError, AttributeError):
+        return ()
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lpss_cli import kinds
 from lpss_cli.errors import InputError, one_line
+from lpss_cli.snapshot import opened, read_whole
 
 _BATCH = 256
 
@@ -44,10 +45,11 @@ def is_onnx(path: Path) -> bool:
     """Whether a file is an ONNX model, told by its name or its first bytes."""
     if path.suffix == ".onnx":
         return True
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return kinds.is_onnx(file.read(3))
+    try:
+        with opened(path) as file:
+            return kinds.is_onnx(file.read(3))
+    except (InputError, OSError):
+        return False  # the ordinary way says what is wrong with it
 
 
 def run_foreign(path: Path, inputs: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ def _contained(path: Path) -> bytes:
     """Return a model's bytes, once it is known to hold all its tensors itself."""
     import onnx
 
-    content = path.read_bytes()
+    content = read_whole(path)
     for part in _messages(onnx.load_model_from_string(content)):
         if isinstance(part, onnx.TensorProto) and part.data_location == onnx.TensorProto.EXTERNAL:
             raise InputError(

@@ -18,22 +18,23 @@ from __future__ import annotations
 import copy
 import math
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from lpss_cli import engine, given, models, randomness, threads, trial
+from lpss_cli import engine, models, randomness, threads, trial
+from lpss_cli.bisection import Search, Try, bisect
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.interrupts import SignalledError, kill_children, listening
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method, make
+from lpss_cli.origins import Origin, origin_of
 from lpss_cli.patterns import resolve
-from lpss_cli.request import TRAIN_BUDGET, Request, device_of
+from lpss_cli.request import Request, device_of
 from lpss_cli.weights import trainable
 
 #: The range of the search, and the number of tries in it.
@@ -42,138 +43,7 @@ LOW, HIGH, TRIES = 0.5, 1 - 2**-7, 6
 _PART, _EXAMPLES, _LARGEST_PART = 0.1, 1000, 0.2
 # A try trains for this part of the epochs of the final run.
 _SHORTER = 0.5
-# A training again takes so many times the epochs of the final run, or of a usual one, at most.
-_LONGEST_AGAIN = 4
 _Note = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Try:
-    """One sparsity that was tried.
-
-    Attributes:
-        sparsity: zeros / prunable weights.
-        metric: the primary metric on the held-out part; None: training diverged.
-        drop: hundredths of the metric that it lies below the reference; None if it diverged.
-        kept: whether that is within what is allowed.
-    """
-
-    sparsity: float
-    metric: float | None
-    drop: float | None
-    kept: bool
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search walked through, and what it found.
-
-    Attributes:
-        allowed: drop, in hundredths of the metric.
-        primary: the metric's name.
-        examples: held-out examples that it was measured on.
-        epochs: of every try.
-        given: the input's own metric on them.
-        reference: what drops are counted from.
-        curve: the tries, in their order.
-        sparsity: the largest that was kept.
-    """
-
-    allowed: float
-    primary: str
-    examples: int
-    epochs: int
-    given: float
-    reference: float
-    curve: tuple[Try, ...]
-    sparsity: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers for the record."""
-        return {**asdict(self), "curve": [asdict(one) for one in self.curve]}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a network that has not seen the held-out examples comes about.
-
-    Attributes:
-        method: of its training.
-        settings: of its training; None: the input is one.
-    """
-
-    method: Method
-    settings: engine.Settings | None = None
-
-
-def origin_of(
-    checkpoint: Checkpoint, data: Data, held: Data, settings: engine.Settings
-) -> Origin | None:
-    """Find out how the input was trained, as far as a network can be trained like it again.
-
-    Args:
-        checkpoint: the input.
-        data: of the final run.
-        held: the same, with examples held out.
-        settings: of the final run: a training again takes no more than some times its epochs.
-
-    Returns:
-        None where its record does not tell, or it went on from another network.
-    """
-    meta = checkpoint.meta
-    own: Mapping[str, Any] = meta.get("settings") or {}
-    if meta.get("data_fingerprint") == held.fingerprint:
-        return Origin(make("dense"))
-    if meta.get("data_fingerprint") != data.fingerprint or meta.get("source") or not own:
-        return None
-    try:
-        # Of what a record says, these are taken; anything else in it is not asked for.
-        known = given.check({key: own.get(key) for key in ("epochs", "batch_size", "seed")})
-        config = {k: v for k, v in (meta.get("config") or {}).items() if v is not None}
-        method = make(str(meta.get("method")), given.check(config))
-    except (InputError, TypeError):
-        return None
-    longest = _LONGEST_AGAIN * max(settings.epochs, TRAIN_BUDGET[0])
-    epochs = min(known["epochs"], longest)
-    if min(known["epochs"], known["batch_size"]) < 1:
-        return None
-    return Origin(
-        method,
-        replace(
-            settings, **{**known, "epochs": epochs}, keep_zeros=False, sparsity=0.0, distill=0.0
-        ),
-    )
-
-
-def bisect(
-    measure: Callable[[float], Try], accept: Callable[[], None], tries: int, low: float, high: float
-) -> list[Try]:
-    """Try ``low``, then halve the range of log(kept part) between what was kept and what was not.
-
-    Args:
-        measure: sparsity → what it gave.
-        accept: told that the last one measured is where the next one starts.
-        tries: measurements at most, from 1 up.
-        low: the first sparsity.
-        high: another; it is not tried itself.
-
-    Returns:
-        The tries in their order; only the first one if even that was not kept.
-    """
-    walked = [measure(low)]
-    if not walked[0].kept:
-        return walked
-    accept()
-    left, right = -math.log2(1 - low), -math.log2(1 - high)
-    while len(walked) < tries:
-        middle = (left + right) / 2
-        walked.append(measure(round(1 - 2**-middle, 6)))
-        if walked[-1].kept:
-            accept()
-            left = middle
-        else:
-            right = middle
-    return walked
 
 
 def search(

@@ -36,6 +36,8 @@ COMMANDS = {
     "export": "export {file} --out-dir {out} --force",
     "sparsify": "sparsify {file} --out {out}/o.pt --force --epochs 0",
     "ticket": "ticket {file} --out {out}/o.pt --force --epochs 0",
+    "verify": "verify {file} {file}",
+    "init": "init {file} --out {out}/o.toml --force",
 }
 
 
@@ -62,8 +64,8 @@ def lpss(*args: object) -> tuple[int, str, str]:
 
 
 def command(name: str, file: Path, out: Path) -> tuple[int, str, str]:
-    """Run one of ``COMMANDS``; paths may hold spaces."""
-    words = COMMANDS[name].split()
+    """Run one of ``COMMANDS``, or unpack, which packs alone are for; paths may hold spaces."""
+    words = COMMANDS.get(name, "unpack {file} --out {out}/o.pt --force").split()
     return lpss(*(word.format(file=file, out=out) for word in words))
 
 

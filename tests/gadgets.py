@@ -165,7 +165,7 @@ def main(folder: Path) -> None:
     for path in old:
         path.write_bytes(b"old")
     before = [digest(path) for path in old]
-    commands = [name for name in COMMANDS if name not in ("csv", "json", "html")]
+    commands = [*(name for name in COMMANDS if name not in ("csv", "json", "html")), "unpack"]
     for name, payload in made.items():
         for container, wrap in CONTAINERS.items():
             path = folder / "f.pt"

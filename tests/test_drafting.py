@@ -69,6 +69,16 @@ def test_what_is_typed_is_written_and_the_rest_stands_in_comments(lpss):
     assert len(config) == 4
 
 
+def test_a_drop_takes_the_place_of_the_sparsity(lpss):
+    trained(lpss)
+    assert lpss("init", "model.pt", "--target-drop", "60", "--tries", "1", "--epochs", "1")[0] == 0
+    found = recipes.read("recipe.toml").sparsify
+    assert (found["target_drop"], found["tries"], found.get("sparsity")) == (60.0, 1, None)
+    code, out, err = lpss("sparsify", "model.pt", "--recipe", "recipe.toml", "--json")
+    assert code == 0, err
+    assert json.loads(out)["report"]["sparsity"] == 0.5
+
+
 @pytest.mark.parametrize("name", sorted(method.registry()))
 def test_every_method_can_be_written_down(lpss, name):
     trained(lpss)

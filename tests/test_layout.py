@@ -25,12 +25,13 @@ TIERS = (
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
-    " layertargets distillation launch distributed joining layers streaming modelfolder",
+    " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
+    " bisection",
     "recognising foreign artifact state method",
     "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
     " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
-    " drafting searching",
+    " drafting searching origins",
     "cli",
     "__init__ __main__",
 )

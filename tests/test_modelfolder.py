@@ -106,6 +106,18 @@ def test_a_folder_of_transformers_is_sparsified_and_exported(lpss, vit, tmp_path
     assert json.loads(out)["zeros"] == 0
 
 
+def test_classes_in_another_order_are_refused(lpss, vit, tmp_path):
+    _, folder = vit
+    pictures(tmp_path / "photos")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "class0", "1": "class2", "2": "class1"}
+    (folder / "config.json").write_text(json.dumps(config))
+    code, _, err = lpss("eval", folder.name, "--data", "photos")
+    assert code == 2
+    assert "class 1 is 'class2' in vit-small, and 'class1' in photos" in err
+    assert "000-first" in err
+
+
 def own(model, folder):
     """Accuracy of the library's network, with the preprocessing written out."""
     right = total = 0

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +14,17 @@ from helpers import blobs, network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpss_cli import jobs
+from lpss_cli import jobs, searching
+from lpss_cli.bisection import Try, bisect
 from lpss_cli.cli import app
 from lpss_cli.data import TensorSource
 from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.job import JobWatcher
 from lpss_cli.loading import Checkpoint
+from lpss_cli.origins import origin_of
 from lpss_cli.request import Request
-from lpss_cli.searching import HIGH, LOW, Try, bisect, origin_of, search
+from lpss_cli.searching import HIGH, LOW, search
 
 
 @given(threshold=st.floats(0.4, 0.9999), tries=st.integers(1, 12))
@@ -200,6 +204,21 @@ def test_a_killed_run_goes_on_without_searching_again(lpss, monkeypatch):
     assert outcome.report.meta["search"]["sparsity"] == 0.5
 
 
+def test_a_signal_ends_the_search_and_says_how_to_start_again(lpss, monkeypatch):
+    assert lpss(*TRAIN)[0] == 0
+
+    def interrupted(*args, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(searching.engine, "run", interrupted)
+    code, out, err = lpss("sparsify", "model.pt", "--target-drop", "1")
+    assert (code, out) == (130, "")
+    assert "interrupted by SIGINT in the search for a sparsity: nothing was saved" in err
+    assert "start again with: lpss sparsify model.pt --target-drop 1" in err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not list(Path().glob("model.sparse*"))
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "what"),
     [
@@ -228,4 +247,4 @@ def test_a_training_from_scratch_has_nothing_to_drop_from(lpss):
     Path("r.toml").write_text('title = "x"\n[train]\ntarget_drop = 1.0\n')
     code, _, err = lpss("train", "--recipe", "r.toml")
     assert code == 2
-    assert "--target-drop needs a trained network" in err
+    assert "--target-drop compares with a trained network, and there is none yet" in err

@@ -155,7 +155,7 @@ def test_blocks_change_nothing(values, columns, block):
 LIMITED = """
 import json, resource, sys
 from lpss_cli.cli import app
-import lpss_cli.foreign, lpss_cli.reporting, lpss_cli.cli.views
+import lpss_cli.foreign, lpss_cli.reporting, lpss_cli.cli.report_views
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sys.argv = ["lpss", "report", "m.safetensors", "--json"]
 try:

@@ -56,7 +56,8 @@ Arch = Annotated[
     option(
         "--arch",
         help=f"Network: {', '.join(NETWORKS)}, mlp:A-B-C, torchvision:NAME, timm:NAME, "
-        "file.py:factory. Default: the checkpoint's own, else recognised; mlp for new ones.",
+        "hf:FOLDER, file.py:factory. Default: the checkpoint's own, else recognised; mlp for new "
+        "ones.",
         panel=_DATA,
         autocompletion=completing.arch,
     ),

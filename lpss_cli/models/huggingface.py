@@ -27,7 +27,7 @@ def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         InputError: transformers is not installed, or the folder holds no network that it knows.
     """
     folder = Path(spec.removeprefix("hf:"))
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):  # of any name, impossible ones too
         raise InputError(
             f"{folder} is no folder with a config.json", "pass --arch hf:FOLDER, where it is now"
         )

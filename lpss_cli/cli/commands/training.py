@@ -45,7 +45,9 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     of_methods=True,
 )
 def sparsify(
-    file: Annotated[Path, typer.Argument(help="Checkpoint: .pt, .pth or .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(help="Checkpoint: .pt, .pth, .safetensors, or a Hub folder.")
+    ],
     values: dict[str, Any],
     chosen: dict[str, Any],
 ) -> None:
