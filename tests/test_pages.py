@@ -164,7 +164,7 @@ def test_the_metric_has_a_curve_from_the_input_on():
     history[1]["accuracy"], history[3]["accuracy"] = 0.96, 0.99
     text = page(checkpoint({**META, "history": history}))
     captions = re.findall("<figcaption>(.*?)</figcaption>", text)
-    assert captions[:2] == ["accuracy: 98.10 % → 99.00 %", "loss: 1 → 0.25"]
+    assert captions[:2] == ["accuracy: 98.10 → 99.00 %", "loss: 1 → 0.25"]
     assert not any(caption.startswith("sparsity") for caption in captions)  # it did not change
     assert "accuracy: 98.10 % in epoch 0, 99.00 % in epoch 4" in text
 

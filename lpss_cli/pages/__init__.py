@@ -143,9 +143,12 @@ def _curves(meta: Mapping[str, Any]) -> list[tuple[str, Markup]]:
         name = _NAMES.get(key, key.replace("_", " "))
 
         def show(value: float, key: str = key) -> str:
-            return percent(value) if key in (*_FRACTIONS, "sparsity") else f"{value:.3g}"
+            fraction = key in (*_FRACTIONS, "sparsity")
+            return percent(value) if fraction else f"{value:.{2 if key == 'lr' else 3}g}"
 
-        caption = f"{name}: {show(points[0][1])} → {show(points[-1][1])}"
+        # The first one's unit is the last one's: the caption must fit its picture.
+        first, last = (show(value) for _, value in (points[0], points[-1]))
+        caption = f"{name}: {first.removesuffix(' %')} → {last}"
         pictures.append((caption, figures.curve(name, points, show)))
     return pictures
 
