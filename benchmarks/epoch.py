@@ -26,7 +26,7 @@ import torch
 
 from lpss_cli import engine, method, models, native
 from lpss_cli.data import DataSpec, load
-from lpss_cli.engine import Settings
+from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Watcher
 

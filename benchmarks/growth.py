@@ -27,6 +27,7 @@ from lpss_cli.api import data_of
 from lpss_cli.masks import select
 from lpss_cli.method import make
 from lpss_cli.models import build
+from lpss_cli.starting import Settings
 from lpss_cli.watching import Watcher
 
 OUT = Path("benchmarks/results/growth.json")
@@ -82,7 +83,7 @@ def training(method: str, batch: int) -> float:
     model = build("lenet300", (1, 28, 28), 10)
     timed = _Timed()
     sparsity = 0.0 if method == "dense" else 0.9
-    settings = engine.Settings(1, batch, sparsity=sparsity)
+    settings = Settings(1, batch, sparsity=sparsity)
     engine.run(model, data, make(method), settings, watcher=timed)
     return statistics.median(b - a for a, b in zip(timed.marks, timed.marks[1:], strict=False))
 

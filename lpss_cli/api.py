@@ -21,6 +21,7 @@ from lpss_cli.evaluation import evaluate
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import make
 from lpss_cli.reporting import Report, report
+from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity
 from lpss_cli.tasks import CLASSIFICATION, REGRESSION, Loss, Task
@@ -102,7 +103,7 @@ def sparsify(
     chosen = make(method, options)
     data = data_of(train, test, batch_size, loss)
     home = next(model.parameters()).device if device is None else torch.device(device)
-    settings = engine.Settings(
+    settings = Settings(
         epochs,
         data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size,
         seed,

@@ -16,7 +16,6 @@ from typing import Any
 
 from lpss_cli import given, recipes
 from lpss_cli.data.spec import DATA_DIR_VARIABLE
-from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.files import output, replacing
 from lpss_cli.loading import read
@@ -31,6 +30,7 @@ from lpss_cli.request import (
     settings_for,
     sparsity_of,
 )
+from lpss_cli.starting import Settings
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight, trainable
 

@@ -25,6 +25,7 @@ from lpss_cli.method import Method
 from lpss_cli.outcome import Outcome
 from lpss_cli.reporting import report
 from lpss_cli.request import Request, device_of, preprocessing_notes
+from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Relay, Watcher
 
@@ -70,7 +71,7 @@ class Job:
     arch: str
     data: Data
     method: Method
-    settings: engine.Settings
+    settings: Settings
     source: Checkpoint | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     world: World = field(default_factory=World)

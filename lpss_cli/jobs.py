@@ -15,7 +15,6 @@ from lpss_cli import foreign, models
 from lpss_cli.data import Data
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.distributed import World
-from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import output
@@ -40,6 +39,7 @@ from lpss_cli.request import (
     sparsity_of,
 )
 from lpss_cli.searching import search
+from lpss_cli.starting import Settings
 from lpss_cli.targets import check_sparsity
 from lpss_cli.weights import prunable, trainable
 

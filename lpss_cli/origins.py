@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lpss_cli import engine, given
+from lpss_cli import given
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method, make
 from lpss_cli.request import TRAIN_BUDGET
+from lpss_cli.starting import Settings
 
 # A training again takes so many times the epochs of the final run, or of a usual one, at most.
 _LONGEST_AGAIN = 4
@@ -27,12 +28,10 @@ class Origin:
     """
 
     method: Method
-    settings: engine.Settings | None = None
+    settings: Settings | None = None
 
 
-def origin_of(
-    checkpoint: Checkpoint, data: Data, held: Data, settings: engine.Settings
-) -> Origin | None:
+def origin_of(checkpoint: Checkpoint, data: Data, held: Data, settings: Settings) -> Origin | None:
     """Find out how the input was trained, as far as a network can be trained like it again.
 
     Args:

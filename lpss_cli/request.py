@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpss_cli import artifact, engine, foreign, layertargets, models
+from lpss_cli import artifact, foreign, layertargets, models
 from lpss_cli.compute import PRECISIONS
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
@@ -20,6 +20,7 @@ from lpss_cli.distillation import check_task
 from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.loading import Checkpoint, load_into, refuse_misfits
 from lpss_cli.patterns import resolve
+from lpss_cli.starting import TEMPERATURE, Settings
 from lpss_cli.threads import LARGEST
 from lpss_cli.weights import Weight
 
@@ -304,7 +305,7 @@ def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
 
 def settings_for(
     request: Request, data: Data, sparsity: float, budget: tuple[int, int], keep_zeros: bool = False
-) -> engine.Settings:
+) -> Settings:
     """Choose what was left open by the size of the data."""
     n = len(data.train)
     # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.
@@ -315,7 +316,7 @@ def settings_for(
         raise InputError("--temperature is of --distill", "give --distill 0.5 too")
     epochs, steps = budget
     suited = max(epochs, -(-steps // max(1, n // size)))
-    return engine.Settings(
+    return Settings(
         epochs=suited if request.epochs is None else request.epochs,
         batch_size=size,
         seed=request.seed,
@@ -325,5 +326,5 @@ def settings_for(
         keep_zeros=keep_zeros,
         precision=request.precision,
         distill=request.distill or 0.0,
-        temperature=engine.TEMPERATURE if request.temperature is None else request.temperature,
+        temperature=TEMPERATURE if request.temperature is None else request.temperature,
     )

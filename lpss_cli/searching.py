@@ -35,6 +35,7 @@ from lpss_cli.method import Method, make
 from lpss_cli.origins import Origin, origin_of
 from lpss_cli.patterns import resolve
 from lpss_cli.request import Request, device_of
+from lpss_cli.starting import Settings
 from lpss_cli.weights import trainable
 
 #: The range of the search, and the number of tries in it.
@@ -52,7 +53,7 @@ def search(
     data: Data,
     checkpoint: Checkpoint,
     request: Request,
-    settings: engine.Settings,
+    settings: Settings,
     note: _Note,
 ) -> Search:
     """Find the largest sparsity whose drop is within ``request.target_drop``.
@@ -106,7 +107,7 @@ class _Walk:
         model: nn.Module,
         data: Data,
         request: Request,
-        settings: engine.Settings,
+        settings: Settings,
         note: _Note,
     ) -> None:
         self.model, self.data, self.request = model, data, request
@@ -138,7 +139,7 @@ class _Walk:
             self.reference = self._metric()
             self.note(f"trained without the held-out examples: {self._said(self.reference)}")
 
-    def _again(self, method: Method, settings: engine.Settings, arch: str) -> None:
+    def _again(self, method: Method, settings: Settings, arch: str) -> None:
         torch.manual_seed(settings.seed)
         data = self.data
         fresh = models.build(arch, data.input_shape, data.outputs).state_dict()
@@ -196,7 +197,7 @@ def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def _present(model: nn.Module, settings: engine.Settings) -> tuple[float, int]:
+def _present(model: nn.Module, settings: Settings) -> tuple[float, int]:
     """Return zeros / prunable weights as they are, and the number of prunable weights."""
     weights = trainable(model)
     skipped = resolve(settings.skip, list(weights), "--skip")
@@ -205,7 +206,7 @@ def _present(model: nn.Module, settings: engine.Settings) -> tuple[float, int]:
     return sum(int((tensor == 0).sum()) for tensor in tensors) / total, total
 
 
-def _range(model: nn.Module, settings: engine.Settings) -> tuple[float, float]:
+def _range(model: nn.Module, settings: Settings) -> tuple[float, float]:
     present, total = _present(model, settings)
     low, high = max(LOW, present), min(HIGH, 1 - 1 / total)
     if low >= high:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli import engine
+from lpss_cli import starting, stepping
 from lpss_cli.api import Examples, Sparse, data_of, result_of
 from lpss_cli.data import epoch_order
 from lpss_cli.errors import InputError
@@ -99,7 +99,7 @@ class Sparsifier:
         self._model = model
         self._data = None if train is None else data_of(train, None, batch_size, loss)
         self._rates: list[float] | None = None
-        self._settings = engine.Settings(
+        self._settings = starting.Settings(
             epochs=1,
             batch_size=batch_size,
             seed=seed,
@@ -117,7 +117,7 @@ class Sparsifier:
 
     def _start(self, steps: int, optimizer: Optimizer | None) -> RunState:
         settings = self._settings
-        candidates, skipped = engine.choose(self._model, settings, self._watcher)
+        candidates, skipped = starting.choose(self._model, settings, self._watcher)
         if optimizer is not None:
             _check_owner(optimizer, [weight.tensor for weight in candidates.values()])
         task = CLASSIFICATION if self._data is None else self._data.task
@@ -133,7 +133,7 @@ class Sparsifier:
             batches=self._unseen if self._data is None else self._batches,
             loss=task.loss,
         )
-        engine.prepare(run, self._method, self._watcher, keep_zeros=True, optimizer=optimizer)
+        starting.prepare(run, self._method, self._watcher, keep_zeros=True, optimizer=optimizer)
         if self._data is None:
             run.batches = _none  # the exact cut can do without
         for text in run.notes:
@@ -156,9 +156,9 @@ class Sparsifier:
                 "comes now, and nothing recovers from it",
                 stacklevel=2,
             )
-            engine.exact_cut(run, self._method, self._watcher)
+            stepping.exact_cut(run, self._method, self._watcher)
             run.cut_step = run.step
-        engine.finish(run)
+        stepping.finish(run)
         for hook in self._hooks:
             hook.remove()
         return result_of(run.model, run)
@@ -205,7 +205,7 @@ class Sparsifier:
         return closure
 
     def _ready(self) -> None:
-        if not engine.ready_gradients(self.run, self._method):
+        if not stepping.ready_gradients(self.run, self._method):
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None  # a step without gradients changes nothing
@@ -213,8 +213,8 @@ class Sparsifier:
     def _after_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        engine.finish_step(self.run, self._method)
-        engine.update_masks(self.run, self._method, self._watcher)
+        stepping.finish_step(self.run, self._method)
+        stepping.update_masks(self.run, self._method, self._watcher)
 
     def _set_rates(self) -> None:
         """Set the learning rates of the coming step, and notice if something else does too."""
@@ -226,7 +226,7 @@ class Sparsifier:
                 "something else changes the learning rates that the method's schedule sets",
                 "pass schedule=False, or leave the other scheduler out",
             )
-        engine.set_rates(self.run, self._method)
+        stepping.set_rates(self.run, self._method)
         self._rates = [group["lr"] for group in groups]
 
     def _follow_device(self) -> None:

@@ -14,8 +14,8 @@ from lpss_cli import engine, method
 from lpss_cli.cli import app
 from lpss_cli.data import TensorSource
 from lpss_cli.distillation import divergence, teacher_of
-from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError
+from lpss_cli.starting import Settings
 from lpss_cli.tasks import REGRESSION
 
 

@@ -24,11 +24,11 @@ from lpss_cli import artifact, engine, jobs, launch, loading, method
 from lpss_cli.data import TensorSource
 from lpss_cli.data.order import epoch_order, part_of_batches
 from lpss_cli.distributed import LostError, World
-from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.job import JobWatcher
 from lpss_cli.joining import joined
 from lpss_cli.request import Request
+from lpss_cli.starting import Settings
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),

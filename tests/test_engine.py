@@ -10,10 +10,12 @@ from helpers import blobs, network
 from torch import nn
 
 from lpss_cli import engine, method
-from lpss_cli.engine import Settings, Watcher, recalibrate_norms
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.methods.dense import Dense
 from lpss_cli.methods.gmp import GMP
+from lpss_cli.starting import Settings
+from lpss_cli.stepping import recalibrate_norms
+from lpss_cli.watching import Watcher
 
 
 @pytest.fixture(autouse=True)

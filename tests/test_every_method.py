@@ -7,8 +7,9 @@ import torch
 from helpers import blobs, network
 
 from lpss_cli import engine, method
-from lpss_cli.engine import Settings, Watcher
 from lpss_cli.errors import RunError
+from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 METHODS = sorted(method.registry())
 pytestmark = pytest.mark.parametrize("name", METHODS)

@@ -6,10 +6,10 @@ from helpers import blobs
 from torch import nn
 
 from lpss_cli import engine
-from lpss_cli.engine import Settings
 from lpss_cli.idle import BEHIND, Activity
 from lpss_cli.masks import RANKINGS, select
 from lpss_cli.methods.gmp import GMP
+from lpss_cli.starting import Settings
 
 
 def _seen(*gradients):

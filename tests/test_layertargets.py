@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from lpss_cli import engine, method
 from lpss_cli.cli import app
-from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError
 from lpss_cli.layertargets import Quotas, assign, check, check_start, implied, quotas
 from lpss_cli.masks import select
+from lpss_cli.starting import Settings
 from lpss_cli.targets import zero_count
 
 SIZES = {"a.weight": 100, "b.weight": 50, "c.weight": 50}

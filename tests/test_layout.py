@@ -28,7 +28,8 @@ TIERS = (
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
     " bisection",
     "recognising foreign artifact state method",
-    "methods engine planning reporting exporting evaluation packing onnxfile quantizing onnxjob",
+    "methods starting stepping engine planning reporting"
+    " exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
     " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
     " drafting searching origins",

@@ -8,9 +8,10 @@ from helpers import blobs, network
 from torch import nn
 
 from lpss_cli import engine, method
-from lpss_cli.engine import Settings, Watcher
 from lpss_cli.errors import InputError
 from lpss_cli.lpsgd import LpSGD
+from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 
 def run(model, options=None, settings=None, watcher=None, data=None):

@@ -7,7 +7,8 @@ import pytest
 from helpers import blobs, network
 
 from lpss_cli import engine, method
-from lpss_cli.engine import Settings, Watcher
+from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 
 class Watch(Watcher):

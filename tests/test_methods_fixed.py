@@ -8,7 +8,8 @@ from helpers import blobs, network
 from torch import nn
 
 from lpss_cli import engine, method
-from lpss_cli.engine import Settings, Watcher
+from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 
 class First(Watcher):

@@ -8,11 +8,12 @@ from helpers import blobs, network
 from torch import nn
 
 from lpss_cli import engine, jobs, method
-from lpss_cli.engine import Settings, Watcher
 from lpss_cli.errors import InputError
 from lpss_cli.fading import DECAY, remaining
 from lpss_cli.methods.gsm import GSM
 from lpss_cli.request import Request
+from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 
 def run(model, options=None, settings=None, watcher=None, data=None):

@@ -5,7 +5,8 @@ import torch
 from helpers import blobs, network
 
 from lpss_cli import engine, method
-from lpss_cli.engine import Settings, Watcher
+from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 STEPS = 40  # 5 epochs of 8 steps
 

@@ -8,7 +8,8 @@ import torch
 from helpers import blobs, network
 
 from lpss_cli import engine, method
-from lpss_cli.engine import Settings, Watcher
+from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 both = pytest.mark.parametrize("name", ["set", "rigl"])
 

@@ -8,7 +8,7 @@ import torch
 from helpers import blobs, network
 
 from lpss_cli import engine, method, randomness
-from lpss_cli.engine import Settings
+from lpss_cli.starting import Settings
 from lpss_cli.state import moved
 
 CPU = torch.device("cpu")

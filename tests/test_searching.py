@@ -18,13 +18,13 @@ from lpss_cli import jobs, searching
 from lpss_cli.bisection import Try, bisect
 from lpss_cli.cli import app
 from lpss_cli.data import TensorSource
-from lpss_cli.engine import Settings
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.job import JobWatcher
 from lpss_cli.loading import Checkpoint
 from lpss_cli.origins import origin_of
 from lpss_cli.request import Request
 from lpss_cli.searching import HIGH, LOW, search
+from lpss_cli.starting import Settings
 
 
 @given(threshold=st.floats(0.4, 0.9999), tries=st.integers(1, 12))

@@ -8,6 +8,7 @@ from torch import nn
 from lpss_cli import InputError, Sparsifier, engine, sparsify
 from lpss_cli.data import epoch_order
 from lpss_cli.method import make, registry
+from lpss_cli.starting import Settings
 
 BLOBS = blobs()
 TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)
@@ -59,7 +60,7 @@ def accuracy(model):
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_a_loop_of_ones_own_gives_the_engines_bits(name, closure):
     theirs, ours = plain(), plain()
-    settings = engine.Settings(EPOCHS, SIZE, sparsity=0.8, keep_zeros=True)
+    settings = Settings(EPOCHS, SIZE, sparsity=0.8, keep_zeros=True)
     run = engine.run(theirs, BLOBS, make(name), settings)
     torch.manual_seed(0)
     examples = TRAIN if name == "snip" else None

@@ -11,10 +11,10 @@ from torch import nn
 
 from lpss_cli import engine, method
 from lpss_cli.cli import app
-from lpss_cli.engine import Settings
 from lpss_cli.masks import lamp_scores
 from lpss_cli.prediction import suitable_p
 from lpss_cli.sphere import lp_norm
+from lpss_cli.starting import Settings
 from lpss_cli.weights import prunable
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
