@@ -256,19 +256,21 @@ def test_a_run_interrupted_at_fifty_points_gives_the_same_bits(method, workers):
 
 
 def test_a_signal_while_the_result_is_measured_saves_the_finished_run(monkeypatch):
-    more = {"data": None, "arch": None, "batch_size": 128, "epochs": 2, "sparsity": 0.9}
-    jobs.train(noisy("straight.pt", **more, method="gsm"))
     from lpss_cli import job
 
-    evaluate, calls = job.evaluate, []
+    more = {"data": None, "arch": None, "batch_size": 128, "epochs": 2, "sparsity": 0.9}
+    evaluate, calls, last = job.evaluate, [], None
 
     def slow(*arguments, **options):
         calls.append(1)
-        if len(calls) == 2:  # the first one measures before the cut
+        if len(calls) == last:
             signal.raise_signal(signal.SIGINT)
         return evaluate(*arguments, **options)
 
     monkeypatch.setattr(job, "evaluate", slow)
+    jobs.train(noisy("straight.pt", **more, method="gsm"))
+    last = len(calls)  # the others measure epochs, and before the cut
+    calls.clear()
     with pytest.raises(StoppedError, match="after step 22 of 22: its state is in") as error:
         jobs.train(noisy("a.pt", **more, method="gsm"))
     assert error.value.exit_code == 130
