@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import blobs
+from reference.lamp_reference import lamp_scores
 from torch import nn
 
 from lpss_cli import engine, method
 from lpss_cli.cli import app
-from lpss_cli.masks import lamp_scores
 from lpss_cli.prediction import suitable_p
 from lpss_cli.sphere import lp_norm
 from lpss_cli.starting import Settings
