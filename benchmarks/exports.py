@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", choices=PARTS, help="measure this part, keep the others")
     arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     found: dict = json.loads(OUT.read_text()) if arguments.only else {}
     if arguments.only in (None, "resnet50"):
