@@ -9,7 +9,8 @@ from torch import nn
 from lpss_cli.compacting import dead_ends
 from lpss_cli.data import Data
 from lpss_cli.errors import RunError
-from lpss_cli.loading import Checkpoint, load_into
+from lpss_cli.fitting import load_into
+from lpss_cli.loading import Checkpoint
 from lpss_cli.reporting import weights_of
 
 # Inputs on which the outputs before and after are compared.

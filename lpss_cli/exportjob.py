@@ -17,8 +17,9 @@ from lpss_cli.data import Data
 from lpss_cli.errors import InputError, nearest, one_line
 from lpss_cli.exporting import FORMATS, Exported, export_safetensors
 from lpss_cli.files import check_space, output
+from lpss_cli.fitting import refuse_not_finite
 from lpss_cli.job import JobWatcher
-from lpss_cli.loading import Checkpoint, read, refuse_not_finite
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.onnxjob import OnnxOptions, write_onnx
 from lpss_cli.onnxjob import targets as onnx_targets
 from lpss_cli.packed import CHOICES, DEFAULT_VALUES

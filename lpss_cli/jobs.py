@@ -18,10 +18,11 @@ from lpss_cli.distributed import World
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import output
+from lpss_cli.fitting import load_into, refuse_not_finite
 from lpss_cli.generations import Generations, paths_of
 from lpss_cli.job import Job, JobWatcher
 from lpss_cli.joining import joined
-from lpss_cli.loading import Checkpoint, load_into, read, refuse_not_finite
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.method import make
 from lpss_cli.outcome import Outcome
 from lpss_cli.planning import Plan, plan

@@ -18,7 +18,8 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exporting import Exported, export_safetensors, provenance
 from lpss_cli.files import check_writable, replacing
-from lpss_cli.loading import Checkpoint, load_into, read
+from lpss_cli.fitting import load_into
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.packed import DEFAULT_VALUES, Entry, Unpacked, pack, unpack
 from lpss_cli.reporting import weights_of
 

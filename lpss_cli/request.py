@@ -18,7 +18,8 @@ from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.distillation import check_task
 from lpss_cli.errors import InputError, nearest, one_line
-from lpss_cli.loading import Checkpoint, load_into, refuse_misfits
+from lpss_cli.fitting import load_into, refuse_misfits
+from lpss_cli.loading import Checkpoint
 from lpss_cli.patterns import resolve
 from lpss_cli.starting import TEMPERATURE, Settings
 from lpss_cli.threads import LARGEST

@@ -20,9 +20,10 @@ from lpss_cli import amenable, models
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_writable, output
+from lpss_cli.fitting import load_into
 from lpss_cli.generations import Generations, paths_of
 from lpss_cli.job import Job, JobWatcher
-from lpss_cli.loading import Checkpoint, load_into, read
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.method import make
 from lpss_cli.outcome import Outcome, outcome_of
 from lpss_cli.reporting import weights_of

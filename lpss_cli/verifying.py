@@ -14,7 +14,8 @@ from lpss_cli import models
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import outputs
-from lpss_cli.loading import Checkpoint, load_into, read
+from lpss_cli.fitting import load_into
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.onnxruntimes import is_onnx, run_foreign
 from lpss_cli.request import Request, check, device_of, restore
 

@@ -27,7 +27,7 @@ TIERS = (
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
     " bisection",
-    "recognising foreign artifact state method",
+    "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"

@@ -17,7 +17,8 @@ from torch import nn
 
 from lpss_cli import artifact
 from lpss_cli.errors import InputError
-from lpss_cli.loading import Checkpoint, is_artifact, load_into, newest_artifact, read
+from lpss_cli.fitting import load_into
+from lpss_cli.loading import Checkpoint, is_artifact, newest_artifact, read
 
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([-1.0, 0.5])}
 
@@ -156,7 +157,7 @@ def test_a_damaged_file_gives_a_state_dict_or_an_input_error(tmp_path, changes, 
 def test_a_missing_file_and_a_directory(tmp_path):
     with pytest.raises(InputError, match=r"there is no file .*none\.pt"):
         read(tmp_path / "none.pt")
-    with pytest.raises(InputError, match="is not a file"):
+    with pytest.raises(InputError, match="is a folder without config.json"):
         read(tmp_path)
 
 

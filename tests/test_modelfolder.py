@@ -122,7 +122,7 @@ def own(model, folder):
 
 def test_its_outputs_are_those_of_the_library_bit_for_bit(vit):
     from lpss_cli import models
-    from lpss_cli.loading import load_into
+    from lpss_cli.fitting import load_into
 
     model, folder = vit
     checkpoint = read(folder)

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations, prune
 
 from lpss_cli import artifact
 from lpss_cli.errors import InputError
-from lpss_cli.loading import Checkpoint, load_into, read
+from lpss_cli.fitting import load_into
+from lpss_cli.loading import Checkpoint, read
 from lpss_cli.reporting import report
 
 

@@ -322,7 +322,7 @@ def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     with pytest.raises(InputError, match="holds no tensors") as error:
         verifying.verify_files(onnx_path, path, Request())
     assert "checkpoint first" in error.value.do
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="there is no file"):
         verifying.verify_files(path, tmp_path / "none.onnx", Request())
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(InputError, match="does not run"):
