@@ -25,8 +25,8 @@ from torchvision.models import squeezenet1_1
 def make_net():
     return squeezenet1_1(num_classes=3)
 """
-# What nobody has in an empty directory: data sets that must be downloaded.
-ABSENT = ("mnist", "cifar", "--data-dir")
+# What nobody has in an empty directory: data sets and networks that must be downloaded.
+ABSENT = ("mnist", "cifar", "--data-dir", "vit-base")
 TRAIN = ("train", "sparsify", "ticket", "compare")
 REPLACE = (*TRAIN, "export", "unpack", "report", "init")
 

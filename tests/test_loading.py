@@ -157,7 +157,7 @@ def test_a_damaged_file_gives_a_state_dict_or_an_input_error(tmp_path, changes, 
 def test_a_missing_file_and_a_directory(tmp_path):
     with pytest.raises(InputError, match=r"there is no file .*none\.pt"):
         read(tmp_path / "none.pt")
-    with pytest.raises(InputError, match="is a folder without config.json"):
+    with pytest.raises(InputError, match=r"is a folder without config\.json"):
         read(tmp_path)
 
 

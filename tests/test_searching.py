@@ -215,6 +215,7 @@ def test_a_killed_run_goes_on_without_searching_again(lpss, monkeypatch):
     assert outcome.report.meta["search"]["sparsity"] == 0.5
 
 
+@pytest.mark.usefixtures("noticed_signals")
 def test_a_signal_ends_the_search_and_says_how_to_start_again(lpss, monkeypatch):
     assert lpss(*TRAIN)[0] == 0
 

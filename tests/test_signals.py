@@ -25,6 +25,7 @@ from lpss_cli.job import JobWatcher
 from lpss_cli.request import Request
 
 pytestmark = [
+    pytest.mark.usefixtures("noticed_signals"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="these signals are POSIX's"),
     # Python 3.12 warns that forking a process with threads may deadlock; the workers only read.
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
@@ -60,16 +61,6 @@ def here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("data.py").write_text(FACTORY)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def noticed():
-    """Ignored signals stay ignored, and a test run in the background ignores some."""
-    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
