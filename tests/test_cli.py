@@ -17,21 +17,6 @@ from lpss_cli.cli.flags import method_flags
 FAST = ["--epochs", "2", "--batch-size", "64"]
 
 
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
-
-
 def test_the_four_commands_as_typed_in_an_empty_directory(tmp_path):
     for command in ("train", "sparsify model.pt --p 0.5", "report", "export"):
         done = subprocess.run(

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from helpers import blobs, network
 
 from lpss_cli import engine, method
-from lpss_cli.cli import app
 from lpss_cli.data import TensorSource
 from lpss_cli.distillation import divergence, teacher_of
 from lpss_cli.errors import InputError
@@ -102,21 +100,6 @@ def test_what_is_no_classification_has_no_teacher():
     assert isinstance(data.train, TensorSource)
     with pytest.raises(InputError, match="the task is regression"):
         run_with(0.5, data)
-
-
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_the_command_line_takes_it_and_the_record_keeps_it(lpss):

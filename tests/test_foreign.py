@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from lpss_cli import foreign
-from lpss_cli.cli import app
 from lpss_cli.data import DataSpec, load
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import outputs
@@ -49,21 +47,6 @@ def small(network: nn.Module) -> nn.Module:
     with torch.no_grad():
         network(torch.randn(16, 3, 64, 64))
     return network.eval()
-
-
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 def refused(outcome, what, do):

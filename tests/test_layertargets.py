@@ -1,7 +1,6 @@
 """Layers with a target of their own: counted exactly, feasible, and on the way like the others."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpss_cli import engine, method
-from lpss_cli.cli import app
 from lpss_cli.errors import InputError
 from lpss_cli.layertargets import Quotas, assign, check, check_start, implied, quotas
 from lpss_cli.masks import select
@@ -130,21 +128,6 @@ def test_the_controller_reaches_the_layers_targets_too():
     lpss = method.make("lpss", {"path": "controller", "frequency": 2})
     engine.run(model, blobs(), lpss, Settings(4, 16, sparsity=0.7, layers=("4=0",)))
     assert [int((model[i].weight == 0).sum()) for i in (0, 4)] == [448, 0]
-
-
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 def layers_of(out):

@@ -12,7 +12,6 @@ from helpers import pictures
 from PIL import Image
 from safetensors.torch import save_file
 
-from lpss_cli.cli import app
 from lpss_cli.errors import InputError
 from lpss_cli.loading import read
 from lpss_cli.modelfolder import describe
@@ -36,21 +35,6 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
-
-
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Packaged recipes are the published experiments; files are checked before anything runs."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from lpss_cli import given, jobs, method, models, recipes
-from lpss_cli.cli import app
 from lpss_cli.data import DataSpec
 from lpss_cli.errors import InputError
 from lpss_cli.request import check
@@ -85,21 +83,6 @@ def test_a_recipe_of_the_table_is_what_is_published(
     else:
         assert count == pytest.approx(parameters, rel=0.01)
         assert f"{count:,}" in recipe.title
-
-
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from lpss_cli import jobs, searching
 from lpss_cli.bisection import Try, bisect
-from lpss_cli.cli import app
 from lpss_cli.data import TensorSource
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.job import JobWatcher
@@ -135,21 +133,6 @@ def test_a_drop_below_what_the_examples_can_tell_is_called_chance():
     notes = []
     walk(blobs(), 100, notes)
     assert "chance" not in "".join(notes)
-
-
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 TRAIN = ("train", "--arch", "mlp:64-30-10", "--epochs", "6", "-q")
