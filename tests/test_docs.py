@@ -1,6 +1,7 @@
 """What the documents say exists."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,21 @@ from lpss_cli import method, recipes
 from lpss_cli.cli import app
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docs are not installed")
 
 
 def commands():
-    """Every line of a code block that begins with lpss, with its document."""
+    """Every line of a code block that begins with lpss, with its document (or folder of them)."""
     for document in DOCUMENTS:
+        pages = document.parent.name == "methods"
+        name = "methods" if pages else document.name
         inside = False
         for line in document.read_text(encoding="utf-8").splitlines():
             if line.startswith("```"):
                 inside = not inside
             elif inside and re.match(r"(\$ )?lpss \w", line):
-                yield document.name, line.removeprefix("$ ").partition("  #")[0].strip()
+                yield name, line.removeprefix("$ ").partition("  #")[0].strip()
 
 
 def flags(words):
@@ -48,8 +51,18 @@ def test_every_command_and_flag_in_the_documents_exists(document, line):
 
 def test_every_method_has_its_place_in_the_documents():
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    for name in method.registry():
-        assert f"| `{name}` |" in text
+    pages = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
+    assert pages == set(method.registry())
+    for name in pages:
+        assert f"(methods/{name}.md)" in text
+
+
+def test_flags_and_figures_of_the_method_pages_are_those_of_the_code_and_the_results():
+    fill = runpy.run_path(str(ROOT / "docs" / "make_method_pages.py"))["filled"]
+    for page in (ROOT / "docs" / "methods").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert fill(page.stem, text) == text, "run python docs/make_method_pages.py"
+        assert all(f"## {part}" in text for part in ("What it does", "When to take it", "Measured"))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
