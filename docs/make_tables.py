@@ -1,9 +1,10 @@
-"""Fill in the flags and the measured figures of the pages in docs/methods.
+"""Fill in the tables of the documents that come from the code and from benchmarks/results.
 
-    python docs/make_method_pages.py
+    python docs/make_tables.py
 
-The prose is written by hand; what stands between the marks of a part comes from the method's
-Config and from benchmarks/results, so that neither can be out of date.
+The prose is written by hand. Between ``<!-- NAME.md -->`` and ``<!-- /NAME.md -->`` stands the
+table of benchmarks/results/NAME.md, its second one with ``NAME.md 2``, and ``compare`` marks that
+of the comparison. The pages of docs/methods have marks for a method's flags and measured rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import dataclasses
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from lpss_cli import method
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 RESULTS = ROOT / "benchmarks" / "results"
 Run = dict[str, Any]
 #: what was run, the options it had, its runs, and the dense runs of the same budget
@@ -56,20 +59,48 @@ def measured(name: str) -> str:
     ]
     for run, options, found, dense in chain(_compared(name), _tuned(name)):
         zeros = f"{found[0]['zeros']:,} of {found[0]['prunable']:,}" if name != "dense" else "-"
-        chosen = ", ".join(f"{k} {_short(v)}" for k, v in options.items()) or "the defaults"
+        chosen = _chosen(options) or "the defaults"
         cells = (run, chosen, len(found), zeros, _spread(found), _spread(dense))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def _compared(name: str) -> Iterator[Row]:
-    """Yield what `lpss compare` measured: all methods with the same grid of options."""
+def _comparison() -> dict[tuple[str, str, str], list[Run]]:
+    """Return the runs that `lpss compare` measured by method, sparsity and options."""
     runs = json.loads((RESULTS / "compare" / "results.json").read_text())["runs"]
     found: dict[tuple[str, str, str], list[Run]] = {}
     for key, run in runs.items():
         if match := _RUN.fullmatch(key):
             kind = match["method"], match["sparsity"], match["options"]
             found.setdefault(kind, []).append({**run, "accuracy": run["metric"]})
+    return found
+
+
+def compared() -> str:
+    """Return the comparison, a row a method, the best at the largest sparsity first."""
+    cells: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for (kind, sparsity, options), runs in _comparison().items():
+        if kind != "dense":
+            cells.setdefault((kind, options), {})[sparsity] = runs
+    sparsities = list(next(iter(cells.values())))
+    best = {s: max(_mean(row[s]) for row in cells.values()) for s in sparsities}
+    shares = " | ".join(f"{100 * float(s):g} % zeros" for s in sparsities)
+    lines = [
+        f"| method | options chosen on held-out data | {shares} |",
+        "|---|---|" + len(sparsities) * "---|",
+    ]
+    for (kind, options), row in sorted(
+        cells.items(), key=lambda item: -_mean(item[1][sparsities[-1]])
+    ):
+        marks = {s: "**" if _mean(row[s]) == best[s] else "" for s in sparsities}
+        figures = " | ".join(f"{marks[s]}{_spread(row[s])}{marks[s]}" for s in sparsities)
+        lines.append(f"| {kind} | {_chosen(json.loads(options)) or 'its own'} | {figures} |")
+    return "\n".join(lines)
+
+
+def _compared(name: str) -> Iterator[Row]:
+    """Yield the comparison's rows of a method: all methods had the same grid of options."""
+    found = _comparison()
     dense = next(runs for (kind, _, _), runs in found.items() if kind == "dense")
     for (kind, sparsity, options), runs in found.items():
         if kind == name:
@@ -92,30 +123,50 @@ def _tuned(name: str) -> Iterator[Row]:
             yield run, row["options"], row["runs"], dense.get(budget, [])
 
 
-def _short(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+def _chosen(options: Run) -> str:
+    values = {k: v if isinstance(v, list) else [f"{v:g}"] for k, v in options.items()}
+    return ", ".join(f"{name} {', '.join(value)}" for name, value in values.items())
+
+
+def _mean(runs: list[Run]) -> float:
+    return statistics.mean(run["accuracy"] for run in runs)
 
 
 def _spread(runs: list[Run]) -> str:
-    points = [100 * run["accuracy"] for run in runs]
-    if not points:
+    if not runs:
         return "-"
+    points = [100 * run["accuracy"] for run in runs]
     spread = f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else ""
     return f"{statistics.mean(points):.2f}{spread}"
 
 
-def filled(name: str, page: str) -> str:
-    """Return the page with its marked parts made anew."""
-    for mark, part in (("flags", flags), ("measured", measured)):
+def copied(name: str, which: int) -> str:
+    """Return one of the tables in benchmarks/results/NAME.md."""
+    text = (RESULTS / name).read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    return str(tables[which - 1]).rstrip("\n")
+
+
+def filled(path: Path) -> str:
+    """Return a document with its marked parts made anew."""
+    page = path.read_text(encoding="utf-8")
+    parts: dict[str, Callable[[], str]] = {
+        mark: partial(copied, name, int(which or 1))
+        for mark, name, which in re.findall(r"<!-- ((\w+\.md)(?: (\d))?) -->", page)
+    }
+    parts["compare"] = compared
+    if path.parent == PAGES:
+        parts |= {"flags": partial(flags, path.stem), "measured": partial(measured, path.stem)}
+    for mark, part in parts.items():
         between = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-        page = between.sub(lambda m, part=part: f"{m[1]}{part(name)}\n{m[2]}", page)
+        page = between.sub(lambda m, part=part: f"{m[1]}{part()}\n{m[2]}", page)
     return page
 
 
 def main() -> None:
-    """Write every page whose marked parts have changed."""
-    for path in sorted(PAGES.glob("*.md")):
-        path.write_text(filled(path.stem, path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write every document whose marked parts have changed."""
+    for path in DOCUMENTS:
+        path.write_text(filled(path), encoding="utf-8")
 
 
 if __name__ == "__main__":
