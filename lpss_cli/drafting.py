@@ -21,15 +21,8 @@ from lpss_cli.files import output, replacing
 from lpss_cli.loading import read
 from lpss_cli.method import Method, make
 from lpss_cli.planning import Plan, plan
-from lpss_cli.request import (
-    SPARSIFY_BUDGET,
-    SPARSITY,
-    Request,
-    check,
-    restore,
-    settings_for,
-    sparsity_of,
-)
+from lpss_cli.request import Request, check
+from lpss_cli.resolving import SPARSIFY_BUDGET, SPARSITY, restore, settings_for, sparsity_of
 from lpss_cli.starting import Settings
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight, trainable

@@ -26,7 +26,8 @@ from lpss_cli.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.packed import check as check_packable
 from lpss_cli.packing import Trial, export_pack
 from lpss_cli.reporting import weights_of
-from lpss_cli.request import Request, device_of, restore
+from lpss_cli.request import Request, device_of
+from lpss_cli.resolving import restore
 from lpss_cli.sizes import Size, table
 
 # Formats whose files end in another name.

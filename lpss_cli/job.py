@@ -24,7 +24,8 @@ from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
 from lpss_cli.outcome import Outcome
 from lpss_cli.reporting import report
-from lpss_cli.request import Request, device_of, preprocessing_notes
+from lpss_cli.request import Request, device_of
+from lpss_cli.resolving import preprocessing_notes
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Relay, Watcher

@@ -27,13 +27,11 @@ from lpss_cli.method import make
 from lpss_cli.outcome import Outcome
 from lpss_cli.planning import Plan, plan
 from lpss_cli.reporting import weights_of
-from lpss_cli.request import (
+from lpss_cli.request import Request, check, device_of
+from lpss_cli.resolving import (
     SPARSIFY_BUDGET,
     SPARSITY,
     TRAIN_BUDGET,
-    Request,
-    check,
-    device_of,
     load_data,
     restore,
     settings_for,

@@ -11,7 +11,7 @@ from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method, make
-from lpss_cli.request import TRAIN_BUDGET
+from lpss_cli.resolving import TRAIN_BUDGET
 from lpss_cli.starting import Settings
 
 # A training again takes so many times the epochs of the final run, or of a usual one, at most.

@@ -27,7 +27,8 @@ from lpss_cli.loading import Checkpoint, read
 from lpss_cli.method import make
 from lpss_cli.outcome import Outcome, outcome_of
 from lpss_cli.reporting import weights_of
-from lpss_cli.request import TRAIN_BUDGET, Request, check, device_of, restore, settings_for
+from lpss_cli.request import Request, check, device_of
+from lpss_cli.resolving import TRAIN_BUDGET, restore, settings_for
 
 STARTS = ("rewind", "centroids", "random")
 

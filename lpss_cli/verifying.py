@@ -17,7 +17,8 @@ from lpss_cli.evaluation import outputs
 from lpss_cli.fitting import load_into
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.onnxruntimes import is_onnx, run_foreign
-from lpss_cli.request import Request, check, device_of, restore
+from lpss_cli.request import Request, check, device_of
+from lpss_cli.resolving import restore
 
 #: Largest difference of an output, as a part of the largest, that another runtime's order of
 #: additions explains.

@@ -21,7 +21,8 @@ from lpss_cli.evaluation import outputs
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.models import build, published
 from lpss_cli.models.templates import Fit
-from lpss_cli.request import Request, restore
+from lpss_cli.request import Request
+from lpss_cli.resolving import restore
 
 CLASSES = ("ant", "bee", "cat")
 

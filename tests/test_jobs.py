@@ -15,7 +15,8 @@ from lpss_cli import engine, jobs, loading
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.exportjob import Options, export_file
 from lpss_cli.job import JobWatcher
-from lpss_cli.request import Request, preprocessing_notes
+from lpss_cli.request import Request
+from lpss_cli.resolving import preprocessing_notes
 
 SHARED = Path(os.environ.get("LPSS_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not at hand")
@@ -191,9 +192,9 @@ def test_layers_that_lose_everything_are_warned_of_by_name(tmp_path):
 
 
 def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
-    from lpss_cli import request as requests
+    from lpss_cli import resolving
 
-    loaded = requests.load
+    loaded = resolving.load
 
     class Untouchable:
         def __getattr__(self, name):
@@ -204,7 +205,7 @@ def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
         object.__setattr__(data, "test", Untouchable())
         return data
 
-    monkeypatch.setattr(requests, "load", poisoned)
+    monkeypatch.setattr(resolving, "load", poisoned)
     outcome = jobs.train(Request(tmp_path / "a.pt", epochs=1, holdout=0.2))
     assert outcome.measured_on == "holdout"
     with pytest.raises(AssertionError, match="test split"):

@@ -30,8 +30,8 @@ TIERS = (
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
-    "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
+    "request resolving given recipes resuming job jobs tickets comparing plotting verifying pages"
+    " api exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
     " drafting searching origins",
     "cli",
     "__init__ __main__",
