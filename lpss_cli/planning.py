@@ -9,7 +9,7 @@ from typing import Any
 from lpss_cli.errors import InputError
 from lpss_cli.layertargets import quotas
 from lpss_cli.masks import select
-from lpss_cli.method import make
+from lpss_cli.method import Method, make
 from lpss_cli.patterns import resolve
 from lpss_cli.prediction import hoyer_limit, p_for, predicted_hoyer, shape
 from lpss_cli.targets import check_sparsity, zero_count
@@ -108,14 +108,11 @@ def plan(
     sizes = {name: w.tensor.numel() for name, w in pruned.items()}
     total = sum(sizes.values())
     check_sparsity(sparsity, total)
-    fan_ins = {name: w.fan_in for name, w in weights.items()}
     wanted = quotas(layers, sizes, sparsity)
     targets = dict.fromkeys(weights, sparsity)
     if wanted.own:
         targets |= wanted.sparsities(sizes)
-    exponents = method.exponents(fan_ins, targets)  # type: ignore[attr-defined]  # LpSS has it
-    if hoyer is not None:
-        exponents = {name: p_for(hoyer, fan_ins[name] or 0, name) for name in exponents}
+    exponents = _exponents(method, weights, targets, hoyer)
     scores = {name: w.tensor.detach().float().abs().log() for name, w in pruned.items()}
     ranking = method.config.ranking
     own = {name: sizes[name] - zeros for name, zeros in wanted.own.items()}
@@ -125,6 +122,17 @@ def plan(
         for name, weight in pruned.items()
     ]
     return Plan(source, sparsity, ranking, planned)
+
+
+def _exponents(
+    method: Method, weights: Mapping[str, Weight], targets: Mapping[str, float], hoyer: float | None
+) -> dict[str, float]:
+    """Return p of every layer on a sphere: the method's, or the one that gives this Hoyer."""
+    fan_ins = {name: w.fan_in for name, w in weights.items()}
+    found: dict[str, float] = method.exponents(fan_ins, targets)  # type: ignore[attr-defined]  # LpSS has it
+    if hoyer is None:
+        return found
+    return {name: p_for(hoyer, fan_ins[name] or 0, name) for name in found}
 
 
 def _layer(weight: Weight, p: float | None, kept: int) -> LayerPlan:

@@ -18,7 +18,8 @@ from lpss_cli.api import Examples, Sparse, data_of, result_of
 from lpss_cli.data import epoch_order
 from lpss_cli.errors import InputError
 from lpss_cli.method import Method, make
-from lpss_cli.state import RunState, moved
+from lpss_cli.state import RunState
+from lpss_cli.stephooks import StepHooks
 from lpss_cli.targets import check_sparsity
 from lpss_cli.tasks import CLASSIFICATION, Loss
 from lpss_cli.watching import Watcher
@@ -95,10 +96,8 @@ class Sparsifier:
             options["p"] = (str(p),) if isinstance(p, (int, float, str)) else tuple(map(str, p))
         self._method = _method(method, options, optimizer)
         self._watcher = watcher or Watcher()
-        self._schedule = schedule and optimizer is None
         self._model = model
         self._data = None if train is None else data_of(train, None, batch_size, loss)
-        self._rates: list[float] | None = None
         self._settings = starting.Settings(
             epochs=1,
             batch_size=batch_size,
@@ -110,10 +109,9 @@ class Sparsifier:
         )
         self.run = self._start(steps, optimizer)
         self.optimizer = self.run.optimizer
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks = StepHooks(
+            self.run, self._method, self._watcher, schedule=schedule and optimizer is None
+        )
 
     def _start(self, steps: int, optimizer: Optimizer | None) -> RunState:
         settings = self._settings
@@ -149,7 +147,7 @@ class Sparsifier:
             RunError: weights are not finite, or the zeros are not as many as asked.
         """
         run = self.run
-        self._follow_device()
+        self._hooks.follow_device()
         if run.step < run.cut_step:
             warnings.warn(
                 f"training ended after {run.step:,} of {run.total_steps:,} steps: the exact cut "
@@ -159,8 +157,7 @@ class Sparsifier:
             stepping.exact_cut(run, self._method, self._watcher)
             run.cut_step = run.step
         stepping.finish(run)
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
         return result_of(run.model, run)
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,67 +176,7 @@ class Sparsifier:
                 "the saved state has masks of other weights", "make the same network, skip alike"
             )
         self.run.load_state_dict(state)
-        self._rates = None
-
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._follow_device()
-        self._set_rates()
-        closures = [part for part in (*args, *kwargs.values()) if callable(part)]
-        if not closures:
-            self._ready()
-            return None
-        # Gradients are made inside: they are masked when the closure returns.
-        return tuple(map(self._wrapped, args)), {k: self._wrapped(v) for k, v in kwargs.items()}
-
-    def _wrapped(self, part: Any) -> Any:
-        if not callable(part):
-            return part
-
-        def closure() -> Any:
-            loss = part()
-            self._ready()
-            return loss
-
-        return closure
-
-    def _ready(self) -> None:
-        if not stepping.ready_gradients(self.run, self._method):
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None  # a step without gradients changes nothing
-
-    def _after_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        stepping.finish_step(self.run, self._method)
-        stepping.update_masks(self.run, self._method, self._watcher)
-
-    def _set_rates(self) -> None:
-        """Set the learning rates of the coming step, and notice if something else does too."""
-        if not self._schedule or self.run.step >= self.run.total_steps:
-            return
-        groups = self.optimizer.param_groups
-        if self._rates is not None and self._rates != [group["lr"] for group in groups]:
-            raise InputError(
-                "something else changes the learning rates that the method's schedule sets",
-                "pass schedule=False, or leave the other scheduler out",
-            )
-        stepping.set_rates(self.run, self._method)
-        self._rates = [group["lr"] for group in groups]
-
-    def _follow_device(self) -> None:
-        """Move masks and optimizer state to where the model has gone since the last step."""
-        run = self.run
-        if all(mask.device == run.weights[name].device for name, mask in run.masks.items()):
-            return
-        for name, weight in run.weights.items():
-            run.masks[name] = run.masks[name].to(weight.device)
-        run.memory = moved(run.memory, run.device)
-        run.activity.seen = moved(run.activity.seen, run.device)
-        run.loss_sum = run.loss_sum.to(run.device)
-        self.optimizer.load_state_dict(self.optimizer.state_dict())
+        self._hooks.forget_rates()
 
     def _unseen(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -78,23 +78,6 @@ def start(
     smallest = replace(settings, batch_size=size // world.size)
     candidates, skipped = choose(model, smallest, watcher)
     world.share(chain(model.parameters(), model.buffers()))
-    # What this process draws for its own examples; the order is the same for all.
-    stream = (settings.seed,) if world.size == 1 else (settings.seed, world.rank)
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches of one epoch, a function of (seed, epoch) and the process alone."""
-        from lpss_cli.data.order import epoch_order, part_of_batches
-
-        order = epoch_order(len(data.train), settings.seed, epoch)
-        return data.train.batches(
-            end - begin,
-            device=device,
-            order=part_of_batches(order, size, begin, end),
-            drop_last=True,
-            augment=data.augment,
-            seed=(*stream, epoch),
-        )
-
     state = RunState(
         model,
         candidates,
@@ -104,7 +87,7 @@ def start(
         epochs=settings.epochs,
         steps_per_epoch=len(data.train) // size,
         seed=settings.seed,
-        batches=batches,
+        batches=_batches(data, settings.seed, size, device, world),
         loss=data.task.loss,
         world=world,
     )
@@ -119,6 +102,30 @@ def start(
     torch.manual_seed(world.seed(settings.seed))  # dropout
     prepare(state, method, watcher, keep_zeros=settings.keep_zeros)
     return state
+
+
+def _batches(
+    data: Data, seed: int, size: int, device: torch.device | str, world: World
+) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    """Return epoch → this process's part of its training batches, the same for the same seed."""
+    begin, end = world.part(size)
+    # What this process draws for its own examples; the order is the same for all.
+    stream = (seed,) if world.size == 1 else (seed, world.rank)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        from lpss_cli.data.order import epoch_order, part_of_batches
+
+        order = epoch_order(len(data.train), seed, epoch)
+        return data.train.batches(
+            end - begin,
+            device=device,
+            order=part_of_batches(order, size, begin, end),
+            drop_last=True,
+            augment=data.augment,
+            seed=(*stream, epoch),
+        )
+
+    return batches
 
 
 def prepare(

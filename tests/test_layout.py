@@ -31,8 +31,8 @@ TIERS = (
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request resolving given recipes resuming job jobs tickets comparing plotting verifying pages"
-    " api exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
-    " drafting searching origins",
+    " api exportjob cleaning doctor oneshot outcome trial measuring sparsifier stephooks recording"
+    " drafting searching warmstart origins",
     "cli",
     "__init__ __main__",
 )

@@ -13,7 +13,7 @@ from helpers import blobs, network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpss_cli import jobs, searching
+from lpss_cli import engine, jobs
 from lpss_cli.bisection import Try, bisect
 from lpss_cli.data import TensorSource
 from lpss_cli.errors import InputError, RunError
@@ -205,7 +205,7 @@ def test_a_signal_ends_the_search_and_says_how_to_start_again(lpss, monkeypatch)
     def interrupted(*args, **options):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(searching.engine, "run", interrupted)
+    monkeypatch.setattr(engine, "run", interrupted)
     code, out, err = lpss("sparsify", "model.pt", "--target-drop", "1")
     assert (code, out) == (130, "")
     assert "interrupted by SIGINT in the search for a sparsity: nothing was saved" in err
