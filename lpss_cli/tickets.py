@@ -94,12 +94,7 @@ def ticket(
     held = (*paths_of(request.out), second, *paths_of(second))
     with output(request.out, *held, force=request.force or halfway):
         trained, arch, data = restore(checkpoint, request, watcher.on_note)
-        parameters = dict(trained.named_parameters())  # a record may name buffers too
-        weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
-        total = sum(w.numel() for w in weights.values())
-        zeros = sum(int((w == 0).sum()) for w in weights.values())
-        if zeros == 0:
-            raise InputError(f"{path} is dense: it has no mask", "lpss sparsify it first")
+        weights, zeros, total = _sparse(checkpoint, trained)
         device = device_of(request.device)
         source = evaluate(trained, data.test, data.task, device=device)
         watcher.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
@@ -113,12 +108,23 @@ def ticket(
         anonymous = replace(checkpoint, meta={})
         job = Job(request, watcher, arch, data, method, settings, anonymous, {"ticket": start})
         outcome = _finished(request.out, checkpoint, start) if halfway else job.run(fresh)
-        after = None
-        if control:
-            fresh.load_state_dict(began)
-            after = _control(job, fresh, weights, second)
+        after = _control(job, fresh, began, weights, second) if control else None
         size = stored.stat().st_size if stored else None
         return Ticket(start, source, outcome, after, str(stored) if stored else None, size)
+
+
+def _sparse(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
+    """Return the weights whose zeros are the mask, the number of zeros and of all of them.
+
+    Raises:
+        InputError: there are no zeros.
+    """
+    parameters = dict(model.named_parameters())  # a record may name buffers too
+    weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
+    zeros = sum(int((w == 0).sum()) for w in weights.values())
+    if zeros == 0:
+        raise InputError(f"{checkpoint.path} is dense: it has no mask", "lpss sparsify it first")
+    return weights, zeros, sum(w.numel() for w in weights.values())
 
 
 def _control_of(out: Path) -> Path:
@@ -143,9 +149,14 @@ def _finished(out: Path, checkpoint: Checkpoint, start: str) -> Outcome:
 
 
 def _control(
-    job: Job, model: nn.Module, weights: Mapping[str, Tensor], out: Path
+    job: Job,
+    model: nn.Module,
+    start: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    out: Path,
 ) -> dict[str, float]:
     """Train a random mask of the same counts from the same start; return its metrics."""
+    model.load_state_dict(start)
     job.watcher.on_note("the same again with a random mask of the same counts")
     _shuffle(model, weights, job.request.seed)
     notes = {**job.notes, "control": True}

@@ -39,33 +39,44 @@ def with_options(
             """Gather what was parsed into ``values`` and ``chosen`` and call the command."""
             extra = {"values": {name: given.pop(name) for name in shared}}
             if declared:
-                flags = {name: given.pop(name) for name in declared}
-                extra["chosen"] = {
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in flags.items()
-                    if value is not None and value != []
-                }
+                extra["chosen"] = _typed({name: given.pop(name) for name in declared})
             return command(**given, **extra)
 
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        own = [
-            p.replace(kind=keyword)
-            for p in inspect.signature(command, eval_str=True).parameters.values()
-            if p.name not in ("values", "chosen")
-        ]
-        added = [
-            inspect.Parameter(name, keyword, default=default, annotation=kind)
-            for name, (kind, default) in shared.items()
-        ] + [
-            inspect.Parameter(name, keyword, default=None, annotation=kind)
-            for name, kind in declared.items()
-        ]
+        parameters = _parameters(command, shared, declared)
         # What typer reads to make the flags; a function has both, mypy knows but one.
-        wrapper.__signature__ = inspect.Signature(own + added)  # type: ignore[attr-defined]  # typer reads it
-        wrapper.__annotations__ = {p.name: p.annotation for p in own + added}
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
 
     return decorate
+
+
+def _typed(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that were given; repeatable ones as tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in flags.items()
+        if value is not None and value != []
+    }
+
+
+def _parameters(
+    command: Callable[..., Any],
+    shared: Mapping[str, tuple[Any, Any]],
+    declared: Mapping[str, Any],
+) -> list[inspect.Parameter]:
+    """Return a command's own parameters, the shared options and the methods' flags."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [
+        p.replace(kind=keyword)
+        for p in inspect.signature(command, eval_str=True).parameters.values()
+        if p.name not in ("values", "chosen")
+    ]
+    options = [*shared.items(), *((name, (kind, None)) for name, kind in declared.items())]
+    return own + [
+        inspect.Parameter(name, keyword, default=default, annotation=kind)
+        for name, (kind, default) in options
+    ]
 
 
 def method_flags() -> dict[str, Any]:
