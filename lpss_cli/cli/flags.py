@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from lpss_cli import method as methods
 from lpss_cli.cli.completing import among
-from lpss_cli.cli.options import option
+from lpss_cli.cli.options.declaring import Group, option
 
 
 def with_options(
-    *groups: Mapping[str, tuple[Any, Any]],
+    *groups: Group,
     of_methods: bool = False,
     method_fields: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -62,7 +62,7 @@ def _typed(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parameters(
     command: Callable[..., Any],
-    shared: Mapping[str, tuple[Any, Any]],
+    shared: Group,
     declared: Mapping[str, Any],
 ) -> list[inspect.Parameter]:
     """Return a command's own parameters, the shared options and the methods' flags."""
