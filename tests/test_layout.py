@@ -20,7 +20,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safe
 TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
-    " described torchpickle torchfile safetensorsfile manifest record kinds"
+    " lookup described torchpickle torchfile safetensorsfile manifest record kinds"
     " threads topology imports rules rowstep native lamp masking compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"

@@ -18,7 +18,8 @@ from torch import nn
 from lpss_cli import artifact
 from lpss_cli.errors import InputError
 from lpss_cli.fitting import load_into
-from lpss_cli.loading import Checkpoint, is_artifact, newest_artifact, read
+from lpss_cli.loading import Checkpoint, read
+from lpss_cli.lookup import is_artifact, newest_artifact
 
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([-1.0, 0.5])}
 

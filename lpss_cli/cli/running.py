@@ -73,7 +73,7 @@ def command_line() -> str:
 
 def input_file(file: Path | None, out: Out) -> Path:
     """Take the file that was named, else the newest artefact here, and say which."""
-    from lpss_cli.loading import newest_artifact
+    from lpss_cli.lookup import newest_artifact
 
     if file is not None:
         return file
