@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+from tables import FOLDER, Results, options_text, spread
+from tables import table as markdown
+from training import trained
 from tune import LENET5, LENET300, WRN18
 
-from lpss_cli import jobs
 from lpss_cli.errors import RunError
-from lpss_cli.request import Request
 
-RESULTS = Path("benchmarks/results")
 THREE, TWO = (0, 1, 2), (0, 1)
 #: (row, network and budget, sparsity, seeds, tuning case)
 GROUPS: list[tuple[str, dict[str, Any], float, tuple[int, ...], str]] = [
@@ -42,7 +41,7 @@ GROUPS: list[tuple[str, dict[str, Any], float, tuple[int, ...], str]] = [
 
 def chosen(case: str) -> dict[str, dict[str, Any]]:
     """Method → the options that were best on held-out data."""
-    done = json.loads((RESULTS / f"tune_{case}.json").read_text())
+    done = Results(FOLDER / f"tune_{case}.json").read()
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for label, values in done.items():
         method, _, options = label.partition(" ")
@@ -53,26 +52,16 @@ def chosen(case: str) -> dict[str, dict[str, Any]]:
     return {method: options for method, (_, options) in best.items()}
 
 
-def run(base: dict, method: str, options: dict, sparsity: float, seed: int, root: str) -> dict:
+def run(
+    base: dict[str, Any], method: str, options: dict[str, Any], sparsity: float, seed: int
+) -> dict[str, Any]:
     """Train once and measure on the test split."""
-    fields = dict(base)
-    overrides = {"data_dir": root}
-    if "augment" in fields:
-        overrides["augment"] = fields.pop("augment")
-    with tempfile.TemporaryDirectory() as folder:
-        request = Request(
-            Path(folder) / "m.pt",
-            data_overrides=overrides,
-            method=method,
-            options=options,
-            sparsity=sparsity or None,
-            seed=seed,
-            **fields,
+    try:
+        outcome = trained(
+            **base, method=method, options=options, sparsity=sparsity or None, seed=seed
         )
-        try:
-            outcome = jobs.train(request)
-        except RunError as error:
-            return {"accuracy": None, "failed": error.what}
+    except RunError as error:
+        return {"accuracy": None, "failed": error.what}
     return {
         "accuracy": outcome.after["accuracy"],
         "zeros": outcome.report.zeros,
@@ -84,28 +73,20 @@ def run(base: dict, method: str, options: dict, sparsity: float, seed: int, root
 
 def table(done: dict[str, Any]) -> str:
     """Lay the finished rows out as Markdown."""
-    lines = [
-        "| run | method | options chosen on held-out data | seeds | zeros | test accuracy, % |",
-        "|---|---|---|---|---|---|",
-    ]
-    for key, row in done.items():
-        name, _, method = key.rpartition(", ")
-        values = [100 * r["accuracy"] for r in row["runs"] if r["accuracy"] is not None]
-        lost = len(row["runs"]) - len(values)
-        text = f"{statistics.mean(values):.2f}" if values else "-"
-        text += f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        text += f" ({lost} failed)" if lost else ""
-        options = ", ".join(
-            f"{k} {v if isinstance(v, (int, float, str)) else ' '.join(v)}"
-            for k, v in row["options"].items()
-        )
-        first = row["runs"][0]
-        zeros = f"{first['zeros']:,} of {first['prunable']:,}" if first.get("zeros") else "-"
-        lines.append(
-            f"| {name} | {method} | {options or 'the defaults'} | {len(row['runs'])} | {zeros} "
-            f"| {text} |"
-        )
-    return "\n".join(lines)
+    head = ["run", "method", "options chosen on held-out data", "seeds", "zeros",
+            "test accuracy, %"]  # fmt: skip
+    return markdown(head, [_cells(key, row) for key, row in done.items()])
+
+
+def _cells(key: str, row: dict[str, Any]) -> list[str]:
+    name, _, method = key.rpartition(", ")
+    values = [100 * r["accuracy"] for r in row["runs"] if r["accuracy"] is not None]
+    lost = len(row["runs"]) - len(values)
+    text = spread(values) + (f" ({lost} failed)" if lost else "")
+    first = row["runs"][0]
+    zeros = f"{first['zeros']:,} of {first['prunable']:,}" if first.get("zeros") else "-"
+    options = options_text(row["options"]) or "the defaults"
+    return [name, method, options, str(len(row["runs"])), zeros, text]
 
 
 def main() -> None:
@@ -113,27 +94,19 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     given = parser.parse_args()
-    out = RESULTS / "accuracy.json"
+    command = "`python benchmarks/accuracy.py --data-dir DIR`"
+    results = Results(FOLDER / "accuracy.json", command, table)
     for name, base, sparsity, seeds, case in GROUPS:
         if given.only not in name:
             continue
+        base = {**base, "data_dir": given.data_dir}
         wanted = {m: o for m, o in chosen(case).items() if (m == "dense") == (sparsity == 0)}
-        for method, options in sorted(wanted.items(), key=lambda item: item[0] != "lpss"):
-            for seed in seeds:
-                # Read anew: another process may be at other rows.
-                done = json.loads(out.read_text()) if out.exists() else {}
-                row = done.setdefault(f"{name}, {method}", {"options": options, "runs": []})
-                if len(row["runs"]) > seed:
-                    continue
-                result = run(base, method, row["options"], sparsity, seed, given.data_dir)
-                done = json.loads(out.read_text()) if out.exists() else {}
-                row = done.setdefault(f"{name}, {method}", {"options": options, "runs": []})
-                row["runs"].append(result)
-                out.write_text(json.dumps(done, indent=1) + "\n")
-                out.with_suffix(".md").write_text(
-                    f"`python benchmarks/accuracy.py --data-dir DIR`\n\n{table(done)}\n"
-                )
-                print(name, method, seed, result["accuracy"], flush=True)
+        for method, best in sorted(wanted.items(), key=lambda item: item[0] != "lpss"):
+            row = f"{name}, {method}"
+            # A row that was begun keeps its options.
+            options = results.read().get(row, {}).get("options", best)
+            measure = partial(run, base, method, options, sparsity)
+            results.fill(row, seeds, measure, options=options)
 
 
 if __name__ == "__main__":

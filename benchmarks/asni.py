@@ -12,20 +12,19 @@ goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tables import FOLDER, Results, spread
+from tables import table as markdown
 from tune import LENET300
 
 from lpss_cli import jobs
-from lpss_cli.files import replacing
 from lpss_cli.request import Request
 from lpss_cli.tickets import ticket
 
-RESULTS = Path("benchmarks/results")
 VGG = {"arch": "conv2", "data": "fashion-mnist", "batch_size": 256, "precision": "bf16"}
 #: (row, network and budget, sparsities, seeds)
 CASES: list[tuple[str, dict[str, Any], tuple[float, ...], int]] = [
@@ -34,7 +33,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[float, ...], int]] = [
 ]
 
 
-def measure(base: dict[str, Any], sparsity: float, seed: int, root: str) -> dict[str, Any]:
+def measure(base: dict[str, Any], sparsity: float, root: str, seed: int) -> dict[str, Any]:
     """Train one row's networks on all training data and measure them on the test split."""
     with tempfile.TemporaryDirectory() as folder:
         sparse, again = Path(folder) / "sparse.pt", Path(folder) / "again.pt"
@@ -57,26 +56,17 @@ def measure(base: dict[str, Any], sparsity: float, seed: int, root: str) -> dict
 
 def table(done: dict[str, list[dict[str, Any]]]) -> str:
     """Lay the finished rows out as Markdown."""
-    lines = [
-        "| run | zeros | seeds | dense | ASNI-I | two numbers per layer, untrained | ASNI-II "
-        "| random mask | start on disk |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["run", "zeros", "seeds", "dense", "ASNI-I", "two numbers per layer, untrained",
+            "ASNI-II", "random mask", "start on disk"]  # fmt: skip
+    rows = []
     for name, runs in done.items():
         first = runs[0]
         zeros = f"{first['zeros']:,} of {first['prunable']:,}" if "zeros" in first else "-"
         size = f"{first['bytes']:,} B" if "bytes" in first else "-"
-        cells = [_mean(runs, key) for key in ("dense", "ASNI-I", "bare", "ASNI-II", "random")]
-        lines.append(f"| {name} | {zeros} | {len(runs)} | {' | '.join(cells)} | {size} |")
-    return "\n".join(lines)
-
-
-def _mean(runs: list[dict[str, Any]], key: str) -> str:
-    values = [100 * run[key] for run in runs if key in run]
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+        columns = ("dense", "ASNI-I", "bare", "ASNI-II", "random")
+        cells = [spread([100 * run[key] for run in runs if key in run]) for key in columns]
+        rows.append([name, zeros, str(len(runs)), *cells, size])
+    return markdown(head, rows)
 
 
 def main() -> None:
@@ -84,25 +74,11 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     given = parser.parse_args()
-    out = RESULTS / "asni.json"
+    results = Results(FOLDER / "asni.json", "`python benchmarks/asni.py --data-dir DIR`", table)
     for name, base, sparsities, seeds in CASES:
         for sparsity in (0.0, *sparsities) if given.only in name else ():
-            for seed in range(seeds):
-                done = json.loads(out.read_text()) if out.exists() else {}
-                runs = done.setdefault(
-                    f"{name}, {sparsity:.0%}" if sparsity else f"{name}, dense", []
-                )
-                if len(runs) > seed:
-                    continue
-                runs.append(measure(base, sparsity, seed, given.data_dir))
-                print(name, sparsity, seed, runs[-1], flush=True)
-                text = f"`python benchmarks/asni.py --data-dir DIR`\n\n{table(done)}\n"
-                for path, content in (
-                    (out, json.dumps(done, indent=1) + "\n"),
-                    (out.with_suffix(".md"), text),
-                ):
-                    with replacing(path) as temporary:
-                        temporary.write_text(content)
+            row = f"{name}, {sparsity:.0%}" if sparsity else f"{name}, dense"
+            results.fill(row, range(seeds), partial(measure, base, sparsity, given.data_dir))
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from lpss_cli import jobs
-from lpss_cli.request import Request
+from tables import FOLDER, Results, options_text, spread
+from tables import table as markdown
+from training import trained
+
+from lpss_cli.data import DataSpec, load
 
 ARCH = "mlp:18-512-130-2"
 SPLITS = range(12)
@@ -30,26 +30,23 @@ SPARSE = {"eta": (0.005, 0.01), "lr": (0.01, 0.03, 0.1)}
 
 def run(csv: str, split: int, options: dict, sparsity: float, holdout: float | None) -> dict:
     """Train once; accuracy and balanced accuracy."""
-    with tempfile.TemporaryDirectory() as folder:
-        request = Request(
-            Path(folder) / "m.pt",
-            data=csv,
-            data_overrides={"target": "outcome", "drop": ["study", "run"], "split_seed": split},
-            arch=ARCH,
-            options=options,
-            sparsity=sparsity or None,
-            epochs=20,
-            seed=split,
-            holdout=holdout,
-        )
-        outcome = jobs.train(request)
+    outcome = trained(
+        data=csv,
+        target="outcome",
+        drop=["study", "run"],
+        split_seed=split,
+        arch=ARCH,
+        options=options,
+        sparsity=sparsity or None,
+        epochs=20,
+        seed=split,
+        holdout=holdout,
+    )
     return {**outcome.after, "zeros": outcome.report.zeros, "prunable": outcome.report.weights}
 
 
 def constant(csv: str, split: int) -> dict:
     """Answer the most frequent class of the training rows, whatever the input."""
-    from lpss_cli.data import DataSpec, load
-
     data = load(DataSpec(csv, target="outcome", drop=("study", "run"), split_seed=split))
     y = next(iter(data.train.batches(len(data.train))))[1]
     t = next(iter(data.test.batches(len(data.test))))[1]
@@ -72,34 +69,32 @@ def best(csv: str, grid: dict[str, tuple], sparsity: float) -> dict[str, Any]:
     return max(points(grid), key=held_out)
 
 
+def table(done: dict[str, Any]) -> str:
+    """Lay the finished rows out as Markdown."""
+    rows = []
+    for name, row in done.items():
+        cells = [
+            spread([100 * r[metric] for r in row["runs"]], digits=1)
+            for metric in ("accuracy", "balanced_accuracy")
+        ]
+        rows.append([name, options_text(row["options"]) or "-", *cells])
+    return markdown(["run", "options chosen", "accuracy, %", "balanced accuracy, %"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", required=True)
     csv = parser.parse_args().csv
-    out = Path("benchmarks/results/climate.json")
-    done: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    done["constant class"] = {"options": {}, "runs": [constant(csv, s) for s in SPLITS]}
+    command = "`python benchmarks/climate.py --csv climate.csv`"
+    results = Results(FOLDER / "climate.json", command, table)
+    results.put("constant class", {"options": {}, "runs": [constant(csv, s) for s in SPLITS]})
     for sparsity in (0.0, *TARGETS):
         name = f"lpss, {sparsity:.0%} zeros" if sparsity else "dense"
-        if name not in done:
+        if name not in results.read():
             options = best(csv, SPARSE if sparsity else DENSE, sparsity)
             runs = [run(csv, split, options, sparsity, None) for split in SPLITS]
-            done[name] = {"options": options, "runs": runs}
-            out.write_text(json.dumps(done, indent=1) + "\n")
-            print(name, options, flush=True)
-    lines = ["| run | options chosen | accuracy, % | balanced accuracy, % |", "|---|---|---|---|"]
-    for name, row in done.items():
-        cells = []
-        for metric in ("accuracy", "balanced_accuracy"):
-            values = [100 * r[metric] for r in row["runs"]]
-            cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}")
-        options = ", ".join(f"{k} {v}" for k, v in row["options"].items())
-        lines.append(f"| {name} | {options or '-'} | {' | '.join(cells)} |")
-    text = "\n".join(lines)
-    out.with_suffix(".md").write_text(
-        f"`python benchmarks/climate.py --csv climate.csv`\n\n{text}\n"
-    )
-    print(text)
+            results.put(name, {"options": options, "runs": runs})
+    print(table(results.read()))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,17 @@ and .md and goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tables import FOLDER, Results, spread
+from tables import table as markdown
+
 from lpss_cli import jobs
-from lpss_cli.files import replacing
 from lpss_cli.request import Request
 
-RESULTS = Path("benchmarks/results")
 WEIGHTS = (0.0, 0.5, 0.9)
 #: (row, network and data, sparsity, seeds)
 CASES: list[tuple[str, dict[str, Any], float, int]] = [
@@ -31,7 +31,7 @@ CASES: list[tuple[str, dict[str, Any], float, int]] = [
 ]
 
 
-def measure(base: dict[str, Any], sparsity: float, seed: int, root: str) -> dict[str, Any]:
+def measure(base: dict[str, Any], sparsity: float, root: str, seed: int) -> dict[str, Any]:
     """Train and sparsify with one seed; return test accuracies by W."""
     with tempfile.TemporaryDirectory() as folder:
         dense, sparse = Path(folder) / "dense.pt", Path(folder) / "sparse.pt"
@@ -47,23 +47,17 @@ def measure(base: dict[str, Any], sparsity: float, seed: int, root: str) -> dict
 
 def table(done: dict[str, list[dict[str, Any]]]) -> str:
     """Lay the finished rows out as Markdown."""
-    lines = [
-        "| run | zeros | seeds | dense | W = 0 | W = 0.5 | W = 0.9 | 0.5 against 0, paired "
-        "| 0.9 against 0, paired |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["run", "zeros", "seeds", "dense", "W = 0", "W = 0.5", "W = 0.9",
+            "0.5 against 0, paired", "0.9 against 0, paired"]  # fmt: skip
+    rows = []
     for name, runs in done.items():
         zeros = f"{runs[0]['zeros']:,} of {runs[0]['prunable']:,}"
-        cells = [_spread([run[key] for run in runs]) for key in ("dense", "0", "0.5", "0.9")]
-        cells += [_spread([run[key] - run["0"] for run in runs], "+") for key in ("0.5", "0.9")]
-        lines.append(f"| {name} | {zeros} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _spread(values: list[float], sign: str = "") -> str:
-    hundred = [100 * value for value in values]
-    spread = f" ± {statistics.stdev(hundred):.2f}" if len(hundred) > 1 else ""
-    return f"{statistics.mean(hundred):{sign}.2f}{spread}"
+        cells = [spread([100 * run[key] for run in runs]) for key in ("dense", "0", "0.5", "0.9")]
+        cells += [
+            spread([100 * (run[key] - run["0"]) for run in runs], "+") for key in ("0.5", "0.9")
+        ]
+        rows.append([name, zeros, str(len(runs)), *cells])
+    return markdown(head, rows)
 
 
 def main() -> None:
@@ -71,25 +65,14 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     given = parser.parse_args()
-    out = RESULTS / "distill.json"
+    head = (
+        "`python benchmarks/distill.py --data-dir DIR`: test accuracy in %, mean and standard "
+        "deviation"
+    )
+    results = Results(FOLDER / "distill.json", head, table)
     for name, base, sparsity, seeds in CASES:
-        for seed in range(seeds) if given.only in name else ():
-            done = json.loads(out.read_text()) if out.exists() else {}
-            runs = done.setdefault(name, [])
-            if len(runs) > seed:
-                continue
-            runs.append(measure(base, sparsity, seed, given.data_dir))
-            print(name, seed, runs[-1], flush=True)
-            text = (
-                "`python benchmarks/distill.py --data-dir DIR`: test accuracy in %, mean and "
-                f"standard deviation\n\n{table(done)}\n"
-            )
-            for path, content in (
-                (out, json.dumps(done, indent=1) + "\n"),
-                (out.with_suffix(".md"), text),
-            ):
-                with replacing(path) as temporary:
-                    temporary.write_text(content)
+        if given.only in name:
+            results.fill(name, range(seeds), partial(measure, base, sparsity, given.data_dir))
 
 
 if __name__ == "__main__":

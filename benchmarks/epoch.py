@@ -19,10 +19,10 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from tables import FOLDER, table, write
 
 from lpss_cli import engine, method, models, native
 from lpss_cli.data import DataSpec, load
@@ -30,7 +30,7 @@ from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Watcher
 
-OUT = Path("benchmarks/results/epoch.json")
+OUT = FOLDER / "epoch.json"
 SPARSITY = 0.9
 DENSE = "dense"
 LPSS = {"lpss": ("lpss", {}), "lpss, p = 0.5": ("lpss", {"p": ("0.5",)})}
@@ -131,18 +131,18 @@ def measured(case: Case, rounds: int, root: str) -> Iterator[dict]:
 
 
 def summary(rows: list[dict]) -> str:
-    lines = [
-        "| run | method | LpSGD compiled | s | × dense | lowest to highest | exact cut, s |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["run", "method", "LpSGD compiled", "s", "× dense", "lowest to highest",
+            "exact cut, s"]  # fmt: skip
+    cells = []
     for row in rows:
-        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
         compiled = "yes" if row["compiled"] else "no"
-        cells = [row["case"], row["method"], compiled if "lpss" in row["method"] else "-",
-                 f"{row['median_s']:.2f}", f"{row['ratio']:.2f}", spread,
-                 "-" if row["cut_s"] is None else f"{row['cut_s']:.2f}"]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells.append(
+            [row["case"], row["method"], compiled if "lpss" in row["method"] else "-",
+             f"{row['median_s']:.2f}", f"{row['ratio']:.2f}",
+             f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+             "-" if row["cut_s"] is None else f"{row['cut_s']:.2f}"]
+        )  # fmt: skip
+    return table(head, cells)
 
 
 def main() -> None:
@@ -156,9 +156,7 @@ def main() -> None:
     new = list(measured(CASES[given.case], given.rounds, given.data_dir))
     replaced = {(row["case"], row["method"], row["compiled"]) for row in new}
     rows = [r for r in kept if (r["case"], r["method"], r["compiled"]) not in replaced] + new
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
-    text = f"`python benchmarks/epoch.py --data-dir DIR`\n\n{summary(rows)}\n"
-    OUT.with_suffix(".md").write_text(text)
+    write(OUT, rows, "`python benchmarks/epoch.py --data-dir DIR`", summary(rows))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torchvision
 from onnx import numpy_helper
+from tables import FOLDER, table, write
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -35,7 +36,7 @@ from lpss_cli.onnxruntimes import run
 from lpss_cli.request import Request
 from lpss_cli.weights import prunable
 
-OUT = Path("benchmarks/results/exports.json")
+OUT = FOLDER / "exports.json"
 SPARSITIES = (0.9, 0.95, 0.99)
 # Name → method and the options that are not the defaults; those of gmp as tuned for LeNet-300.
 LENETS: dict[str, tuple[str, dict]] = {
@@ -46,6 +47,11 @@ LENETS: dict[str, tuple[str, dict]] = {
 PARTS = ("resnet50", "residual", "lenet5")
 RESIDUAL = {"resnet20": (3, 32, 32), "wrn18": (1, 28, 28)}
 MEGA = 1e6
+LENET_HEAD = (
+    "training", "live shapes", "parameters", "fewer", "predictions changed", "max. difference",
+    "dense / self-expanding file, kB", "pack fp16 / clean / int8 clean, kB",
+    "accuracy fp32 / int8", "batch 1, all units / live / int8", "batch 64",
+)  # fmt: skip
 
 
 def entropy(density: float) -> float:
@@ -167,47 +173,46 @@ def residual(name: str) -> dict[str, object]:
 
 def text(found: dict) -> str:
     """All tables."""
-    lines = [
-        "Self-expanding ONNX on the shapes of ResNet-50 (Kaiming-normal weights, global cut), MB.",
-        "",
-        "| zeros | dense file | self-expanding, fp32 | bound, fp32 | × bound | fp16 | same bits |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['sparsity']:.0%} | {r['dense'] / MEGA:.2f} | {r['gaps'] / MEGA:.3f} "
-        f"| {r['bound'] / MEGA:.3f} | {r['gaps'] / r['bound']:.3f} "
-        f"| {r['gaps fp16'] / MEGA:.3f} | {r['weights equal'] and r['outputs equal']} |"
-        for r in found["resnet50"]
-    ]
-    lines += [
-        "",
-        "LeNet-5 on MNIST at 125×, five epochs, without its dead units. Times in ms, one thread.",
-        "",
-        "| training | live shapes | parameters | fewer | predictions changed | max. difference "
-        "| dense / self-expanding file, kB | pack fp16 / clean / int8 clean, kB "
-        "| accuracy fp32 / int8 | batch 1, all units / live / int8 | batch 64 |",
-        "|---" * 11 + "|",
-    ]
-    lines += [_lenet_row(name, runs) for name, runs in found["lenet5"].items()]
-    lines += [
-        "",
-        "Sparse at random (95 % zeros, two rows of five zero), BatchNorm at random.",
-        "",
-        "| network | parameters | multiply-adds | max. difference, PyTorch / ONNX "
-        "| predictions changed |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {r['parameters'][0]:,} → {r['parameters'][1]:,} "
-        f"| {r['multiply_adds'][0]:,} → {r['multiply_adds'][1]:,} "
-        f"| {r['torch difference']:.1e} / {r['onnx difference']:.1e} "
-        f"| {r['changed']} of {r['inputs']:,} |"
-        for name, r in found["residual"].items()
-    ]
-    return "\n".join(lines)
+    return "\n\n".join(
+        [
+            "Self-expanding ONNX on the shapes of ResNet-50 (Kaiming-normal weights, global cut), "
+            "MB.",
+            _sizes(found["resnet50"]),
+            "LeNet-5 on MNIST at 125×, five epochs, without its dead units. Times in ms, one "
+            "thread.",
+            table(LENET_HEAD, [_lenet_row(name, runs) for name, runs in found["lenet5"].items()]),
+            "Sparse at random (95 % zeros, two rows of five zero), BatchNorm at random.",
+            _residuals(found["residual"]),
+        ]
+    )
 
 
-def _lenet_row(name: str, runs: dict) -> str:
+def _sizes(rows: list[dict]) -> str:
+    head = ["zeros", "dense file", "self-expanding, fp32", "bound, fp32", "× bound", "fp16",
+            "same bits"]  # fmt: skip
+    cells = [
+        [f"{r['sparsity']:.0%}", f"{r['dense'] / MEGA:.2f}", f"{r['gaps'] / MEGA:.3f}",
+         f"{r['bound'] / MEGA:.3f}", f"{r['gaps'] / r['bound']:.3f}",
+         f"{r['gaps fp16'] / MEGA:.3f}", str(r["weights equal"] and r["outputs equal"])]
+        for r in rows
+    ]  # fmt: skip
+    return table(head, cells)
+
+
+def _residuals(found: dict[str, dict]) -> str:
+    head = ["network", "parameters", "multiply-adds", "max. difference, PyTorch / ONNX",
+            "predictions changed"]  # fmt: skip
+    cells = [
+        [name, f"{r['parameters'][0]:,} → {r['parameters'][1]:,}",
+         f"{r['multiply_adds'][0]:,} → {r['multiply_adds'][1]:,}",
+         f"{r['torch difference']:.1e} / {r['onnx difference']:.1e}",
+         f"{r['changed']} of {r['inputs']:,}"]
+        for name, r in found.items()
+    ]  # fmt: skip
+    return table(head, cells)
+
+
+def _lenet_row(name: str, runs: dict) -> list[str]:
     dense, int8 = runs["dense"]
     (gaps,) = runs["gaps"]
     old, new = dense["savings"]["parameters"]
@@ -221,11 +226,11 @@ def _lenet_row(name: str, runs: dict) -> str:
     sizes = f"{dense['bytes'] / 1e3:.1f} / {gaps['bytes'] / 1e3:.1f}"
     kinds = ("pack fp16", "pack fp16 clean", "pack int8 clean")
     packs = " / ".join(f"{runs[kind]['bytes'] / 1e3:.2f}" for kind in kinds)
-    return (
-        f"| {name} | {shapes} | {old:,} → {new:,} | {old / new:.1f}× "
-        f"| {dense['changed']} of {dense['compared']:,} | {dense['largest_difference']:.1e} "
-        f"| {sizes} | {packs} | {scores} | {times[0]} | {times[1]} |"
-    )
+    return [
+        name, shapes, f"{old:,} → {new:,}", f"{old / new:.1f}×",
+        f"{dense['changed']} of {dense['compared']:,}", f"{dense['largest_difference']:.1e}",
+        sizes, packs, scores, *times,
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -246,9 +251,8 @@ def main() -> None:
             name: lenet5(method, options, arguments.data_dir, arguments.work)
             for name, (method, options) in LENETS.items()
         }
-    OUT.write_text(json.dumps(found, indent=1) + "\n")
     command = "`python benchmarks/exports.py --data-dir DIR --work FOLDER`"
-    OUT.with_suffix(".md").write_text(f"{command}\n\n{text(found)}\n")
+    write(OUT, found, command, text(found))
     print(text(found))
 
 

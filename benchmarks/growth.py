@@ -12,15 +12,14 @@ size is what benchmarks/oneshot.py measures. Writes benchmarks/results/growth.js
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from step import SGD_NAME, kinds, weights_like
+from tables import FOLDER, table, write
 
 from lpss_cli import engine
 from lpss_cli.api import data_of
@@ -30,7 +29,7 @@ from lpss_cli.models import build
 from lpss_cli.starting import Settings
 from lpss_cli.watching import Watcher
 
-OUT = Path("benchmarks/results/growth.json")
+OUT = FOLDER / "growth.json"
 P = 1.2
 MILLION = 10**6
 LAYERS = 10
@@ -88,11 +87,6 @@ def training(method: str, batch: int) -> float:
     return statistics.median(b - a for a, b in zip(timed.marks, timed.marks[1:], strict=False))
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
-
-
 def summary(found: dict[str, list[dict]]) -> str:
     def row(r: dict) -> list[str]:
         n = r["weights"]
@@ -134,8 +128,7 @@ def main() -> None:
         times = {method: training(method, batch) for method in ("dense", "lpss")}
         found["batch"].append({"batch": batch, **times})
         print(found["batch"][-1], flush=True)
-    OUT.write_text(json.dumps(found, indent=1) + "\n")
-    OUT.with_suffix(".md").write_text(f"`python benchmarks/growth.py`\n\n{summary(found)}\n")
+    write(OUT, found, "`python benchmarks/growth.py`", summary(found))
 
 
 if __name__ == "__main__":

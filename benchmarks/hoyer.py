@@ -10,15 +10,16 @@ benchmarks/results/hoyer.json and .md, and goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 
+from tables import FOLDER, Results
+from training import request_for
+
 from lpss_cli import jobs
 from lpss_cli.loading import read
 from lpss_cli.prediction import predicted_hoyer
-from lpss_cli.request import Request
 
 FASHION_CNN = {"data": "fashion-mnist", "batch_size": 256, "precision": "bf16"}
 CALIBRATION = {
@@ -40,14 +41,10 @@ EXPONENTS = (1.07, 1.15, 1.3, 1.5, 2.0)
 
 def measured(spec: dict, p: float, root: str) -> list[dict]:
     """Train at p without pruning; return what is known of every layer on a sphere."""
-    fields = dict(spec)
-    overrides = {"data_dir": root}
-    if "augment" in fields:
-        overrides["augment"] = fields.pop("augment")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "m.pt"
         options = {"p": (str(p),)}
-        request = Request(out, data_overrides=overrides, method="lpss", options=options, **fields)
+        request = request_for(out, **spec, data_dir=root, method="lpss", options=options)
         report = jobs.train(request).report
         facts = read(out).meta["weights"]
     return [
@@ -93,17 +90,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
     root = parser.parse_args().data_dir
-    out = Path("benchmarks/results/hoyer.json")
-    done = json.loads(out.read_text()) if out.exists() else {}
+    results = Results(FOLDER / "hoyer.json", "`python benchmarks/hoyer.py --data-dir DIR`", summary)
     for name, spec in {**CALIBRATION, **TEST}.items():
         for p in EXPONENTS:
             key = f"{name}, p = {p:g}"
-            if key not in done:
-                done[key] = measured(spec, p, root)
-                out.write_text(json.dumps(done, indent=1) + "\n")
-                text = f"`python benchmarks/hoyer.py --data-dir DIR`\n\n{summary(done)}\n"
-                out.with_suffix(".md").write_text(text)
-                print(key, [f"{x['hoyer']:.3f}" for x in done[key]], flush=True)
+            if key not in results.read():
+                layers = measured(spec, p, root)
+                results.put(key, layers)
+                print(key, [f"{x['hoyer']:.3f}" for x in layers], flush=True)
 
 
 if __name__ == "__main__":

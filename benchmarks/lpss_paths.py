@@ -10,14 +10,13 @@ benchmarks/results/lpss_paths.json and .md.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import tempfile
-from pathlib import Path
+from functools import partial
 
-from lpss_cli import jobs
+from tables import FOLDER, Results, spread
+from tables import table as markdown
+from training import trained
+
 from lpss_cli.errors import RunError
-from lpss_cli.request import Request
 
 PUBLISHED_TIMES = {"begin": 0.2, "end": 0.8, "frequency": 40}
 WAYS = {
@@ -35,13 +34,12 @@ COLLAPSED = 0.2
 SPARSITIES = (0.9, 0.98)
 
 
-def accuracy(method: str, options: dict, sparsity: float, seed: int, root: str) -> float | None:
+def accuracy(method: str, options: dict, sparsity: float, root: str, seed: int) -> float | None:
     """Held-out accuracy of one run; None when it diverged to NaN."""
-    with tempfile.TemporaryDirectory() as folder:
-        request = Request(
-            Path(folder) / "m.pt",
+    try:
+        outcome = trained(
             data="mnist",
-            data_overrides={"data_dir": root},
+            data_dir=root,
             arch="lenet300",
             method=method,
             options=options,
@@ -50,37 +48,34 @@ def accuracy(method: str, options: dict, sparsity: float, seed: int, root: str) 
             seed=seed,
             holdout=0.1,
         )
-        try:
-            return jobs.train(request).after["accuracy"]
-        except RunError:
-            return None
+    except RunError:
+        return None
+    return outcome.after["accuracy"]
+
+
+def table(done: dict[str, list[float | None]]) -> str:
+    """Lay the finished runs out as Markdown."""
+    rows = [[way, *(_cell(done.get(f"{way} at {s}", [])) for s in SPARSITIES)] for way in WAYS]
+    return markdown(["way", *(f"{s:.0%} zeros" for s in SPARSITIES)], rows)
+
+
+def _cell(runs: list[float | None]) -> str:
+    values = [100 * a for a in runs if a is not None and a > COLLAPSED]
+    lost = len(runs) - len(values)
+    return spread(values) + (f" ({lost} of {len(runs)} seeds collapsed)" if lost else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
     root = parser.parse_args().data_dir
-    out = Path("benchmarks/results/lpss_paths.json")
-    done = json.loads(out.read_text()) if out.exists() else {}
-    lines = ["| way | " + " | ".join(f"{s:.0%} zeros" for s in SPARSITIES) + " |", "|---|---|---|"]
+    command = "`python benchmarks/lpss_paths.py --data-dir DIR`"
+    results = Results(FOLDER / "lpss_paths.json", command, table)
     for name, (method, options) in WAYS.items():
-        cells = []
         for sparsity in SPARSITIES:
-            runs = done.setdefault(f"{name} at {sparsity}", [])
-            for seed in SEEDS[len(runs) :]:
-                runs.append(accuracy(method, options, sparsity, seed, root))
-                out.write_text(json.dumps(done, indent=1) + "\n")
-                print(name, sparsity, seed, runs[-1], flush=True)
-            values = [100 * a for a in runs if a is not None and a > COLLAPSED]
-            spread = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-            lost = len(runs) - len(values)
-            cells.append(spread + (f" ({lost} of {len(runs)} seeds collapsed)" if lost else ""))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n".join(lines)
-    out.with_suffix(".md").write_text(
-        f"`python benchmarks/lpss_paths.py --data-dir DIR`\n\n{text}\n"
-    )
-    print(text)
+            measure = partial(accuracy, method, options, sparsity, root)
+            results.fill(f"{name} at {sparsity}", SEEDS, measure)
+    print(table(results.read()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+
+from tables import FOLDER, Results, spread
+from tables import table as markdown
 
 DIGITS = ["--data", "digits"]
 MNIST = ["--data", "mnist", "--arch", "lenet300", "--epochs", "12"]
@@ -37,7 +41,7 @@ def lpss(*args: str) -> dict:
     return json.loads(done.stdout)
 
 
-def measure(train: list[str], sparsify: list[str], seed: int, folder: Path) -> dict:
+def measure(train: list[str], sparsify: list[str], folder: Path, seed: int) -> dict:
     dense = folder / f"{'-'.join(train).replace('/', '_')}-{seed}.pt"
     if not dense.exists():
         lpss("train", *train, "--seed", str(seed), "--out", str(dense))
@@ -55,44 +59,32 @@ def measure(train: list[str], sparsify: list[str], seed: int, folder: Path) -> d
 
 
 def table(rows: dict[str, list[dict]]) -> str:
-    lines = [
-        "| run | seeds | dense | sparse (90 % zeros) | sparse - dense, points | Hoyer |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, runs in rows.items():
-        dense, sparse = ([100 * r[k] for r in runs] for k in ("dense", "sparse"))
-        change = [s - d for s, d in zip(sparse, dense, strict=True)]
-        lines.append(
-            f"| {name} | {len(runs)} | {spread(dense)} | {spread(sparse)} | {spread(change, '+')} "
-            f"| {statistics.mean(r['hoyer'] for r in runs):.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
+    head = ["run", "seeds", "dense", "sparse (90 % zeros)", "sparse - dense, points", "Hoyer"]
+    lines = []
+    for name, *_ in ROWS:
+        if runs := rows.get(name):
+            dense, sparse = ([100 * r[k] for r in runs] for k in ("dense", "sparse"))
+            change = [s - d for s, d in zip(sparse, dense, strict=True)]
+            hoyer = statistics.mean(r["hoyer"] for r in runs)
+            cells = [spread(dense), spread(sparse), spread(change, "+"), f"{hoyer:.2f}"]
+            lines.append([name, str(len(runs)), *cells])
+    return markdown(head, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/main_job"))
+    parser.add_argument("--out", type=Path, default=FOLDER / "main_job")
     arguments = parser.parse_args()
-    file = arguments.out.with_suffix(".json")
-    done = json.loads(file.read_text()) if file.exists() else {}
+    command = "`python benchmarks/main_job.py --data-dir DIR`"
+    results = Results(arguments.out.with_suffix(".json"), command, table)
     with tempfile.TemporaryDirectory() as folder:
         for name, train, sparsify, seeds in ROWS:
+            # The data folder is this machine's own: it is passed on, not recorded.
             where = ["--data-dir", arguments.data_dir] if "mnist" in train else []
-            runs = done.setdefault(name, [])
-            for seed in range(len(runs), seeds):
-                # The data folder is this machine's own: it is passed on, not recorded.
-                runs.append(measure([*train, *where], [*sparsify, *where], seed, Path(folder)))
-                file.write_text(json.dumps(done, indent=1) + "\n")
-                print(name, seed, runs[-1], flush=True)
-    rows = table({name: done[name] for name, *_ in ROWS})
-    text = f"`{' '.join(['python', *sys.argv[:1]])} --data-dir DIR`\n\n{rows}\n"
-    arguments.out.with_suffix(".md").write_text(text)
-    print(text)
+            pair = partial(measure, [*train, *where], [*sparsify, *where], Path(folder))
+            results.fill(name, range(seeds), pair)
+    print(table(results.read()))
 
 
 if __name__ == "__main__":

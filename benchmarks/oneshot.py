@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tables import FOLDER, table, write
 
-RESULTS = Path("benchmarks/results")
 _SIDE = 4096  # 64 MB of float32
 
 
@@ -67,15 +67,13 @@ def main() -> None:
         "bytes": size, "weights": found["weights"], "zeros": found["zeros"], "seconds": seconds,
         "copy_seconds": copied, "peak_bytes": peak,
     }  # fmt: skip
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "oneshot.json").write_text(json.dumps(row, indent=1) + "\n")
-    text = (
-        "`python benchmarks/oneshot.py`\n\n"
-        "| file | zeros | time | rate | a plain copy | peak memory |\n|---|---|---|---|---|---|\n"
-        f"| {size / 1e9:.2f} GB | {found['zeros']:,} of {found['weights']:,} | {seconds:.1f} s "
-        f"| {size / 1e6 / seconds:.0f} MB/s | {copied:.1f} s | {peak / 1e6:.0f} MB |\n"
-    )
-    (RESULTS / "oneshot.md").write_text(text)
+    head = ["file", "zeros", "time", "rate", "a plain copy", "peak memory"]
+    cells = [
+        f"{size / 1e9:.2f} GB", f"{found['zeros']:,} of {found['weights']:,}", f"{seconds:.1f} s",
+        f"{size / 1e6 / seconds:.0f} MB/s", f"{copied:.1f} s", f"{peak / 1e6:.0f} MB",
+    ]  # fmt: skip
+    text = table(head, [cells])
+    write(FOLDER / "oneshot.json", row, "`python benchmarks/oneshot.py`", text)
     print(text)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from tables import FOLDER, table, write
 from torch import Tensor
 
 from lpss_cli import jobs, sizes
@@ -44,7 +45,7 @@ Network = tuple[str, dict[str, Tensor], list[str], dict]
 
 def trained(root: str) -> Iterator[Network]:
     """Train what is not there yet, and read it."""
-    folder = Path("benchmarks/artefacts")
+    folder = Path(__file__).parent / "artefacts"
     folder.mkdir(exist_ok=True)
     for name, spec in TRAINED.items():
         out = folder / f"pack-{spec['arch']}.pt"
@@ -113,20 +114,18 @@ def measured(network: Network, values: str) -> dict:
 
 
 def summary(rows: list[dict]) -> str:
-    lines = [
-        "| network | values | dense fp32, kB | bound, kB | pack without zstd, kB | pack, kB "
-        "| without zstd / bound | pack / bound | dense / pack | pack, CPU s | unpack, CPU s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["network", "values", "dense fp32, kB", "bound, kB", "pack without zstd, kB", "pack, kB",
+            "without zstd / bound", "pack / bound", "dense / pack", "pack, CPU s",
+            "unpack, CPU s"]  # fmt: skip
+    cells = []
     for row in rows:
         kilo = [f"{row[key] / 1000:,.1f}" for key in
                 ("dense_bytes", "bound_bytes", "plain_bytes", "bytes")]  # fmt: skip
         ratios = [f"{row[key]:.3f}" for key in ("plain_over_bound", "over_bound")]
         seconds = [f"{row[key]:.2f}" for key in ("pack_seconds", "unpack_seconds")]
         ratios.append(f"{row['dense_over_pack']:.1f}")
-        cells = [row["network"], row["values"], *kilo, *ratios, *seconds]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells.append([row["network"], row["values"], *kilo, *ratios, *seconds])
+    return table(head, cells)
 
 
 def main() -> None:
@@ -134,16 +133,14 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     root = parser.parse_args().data_dir
     torch.set_num_threads(1)
-    out = Path("benchmarks/results/pack.json")
     rows = []
     for networks in (trained(root), resnet50()):
         for network in networks:
             for values in CHOICES:
                 rows.append(measured(network, values))
                 print(json.dumps(rows[-1]), flush=True)
-    out.write_text(json.dumps(rows, indent=1) + "\n")
-    text = f"`python benchmarks/pack.py --data-dir DIR`\n\n{summary(rows)}\n"
-    out.with_suffix(".md").write_text(text)
+    command = "`python benchmarks/pack.py --data-dir DIR`"
+    write(FOLDER / "pack.json", rows, command, summary(rows))
 
 
 if __name__ == "__main__":

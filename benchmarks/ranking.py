@@ -15,16 +15,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from tables import FOLDER, table, write
 from torch import Tensor
 
 from lpss_cli.masks import select
 from lpss_cli.models import build
 from lpss_cli.weights import prunable
 
-OUT = Path("benchmarks/results/ranking.json")
 NETWORKS = {
     "lenet300": ((1, 28, 28), 10),
     "torchvision:resnet18": ((3, 224, 224), 1000),
@@ -74,14 +73,15 @@ def measured(network: str, rounds: int) -> dict:
 
 
 def summary(rows: list[dict]) -> str:
-    lines = [
-        "| network | weights | lamp, ms | magnitude, ms | sorting, ms |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        times = [f"{row[key]:,.1f}" for key in ("lamp_ms", "magnitude_ms", "sort_ms")]
-        lines.append(f"| {row['network']} | {row['weights']:,} | {' | '.join(times)} |")
-    return "\n".join(lines)
+    head = ["network", "weights", "lamp, ms", "magnitude, ms", "sorting, ms"]
+    keys = ("lamp_ms", "magnitude_ms", "sort_ms")
+    return table(
+        head,
+        [
+            [row["network"], f"{row['weights']:,}", *(f"{row[key]:,.1f}" for key in keys)]
+            for row in rows
+        ],
+    )
 
 
 def main() -> None:
@@ -93,9 +93,7 @@ def main() -> None:
     for network in NETWORKS:
         rows.append(measured(network, rounds))
         print(json.dumps(rows[-1]), flush=True)
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
-    text = f"`python benchmarks/ranking.py`\n\n{summary(rows)}\n"
-    OUT.with_suffix(".md").write_text(text)
+    write(FOLDER / "ranking.json", rows, "`python benchmarks/ranking.py`", summary(rows))
 
 
 if __name__ == "__main__":

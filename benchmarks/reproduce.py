@@ -20,19 +20,18 @@ from fnmatch import fnmatch
 from itertools import chain, count, islice
 from pathlib import Path
 
+from tables import FOLDER, spread, table
+from tables import write as write_results
+
 from lpss_cli import given, jobs, loading, recipes
 from lpss_cli.data.spec import KNOWN
 from lpss_cli.errors import InputError, LpssError, RunError
-from lpss_cli.files import replacing
 from lpss_cli.job import JobWatcher
 from lpss_cli.recipes import Recipe
 from lpss_cli.reporting import report
 
 HERE = Path(__file__).parent
-HEAD = (
-    "| data | network | sparsity | epochs | published | ours mean ± sd (seeds) | Δ points |\n"
-    "|---|---|---|---|---|---|---|\n"
-)
+HEAD = ("data", "network", "sparsity", "epochs", "published", "ours mean ± sd (seeds)", "Δ points")
 
 
 class Printed(JobWatcher):
@@ -110,7 +109,7 @@ def run(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> dict:
     }
 
 
-def row(recipe: Recipe, runs: dict[str, dict]) -> str:
+def row(recipe: Recipe, runs: dict[str, dict]) -> list[str]:
     """One line of the table."""
     parts = stages(recipe)
     last = list(parts.values())[-1]
@@ -121,23 +120,22 @@ def row(recipe: Recipe, runs: dict[str, dict]) -> str:
     good = [100 * r[r["primary"]] for r in runs.values() if "failed" not in r]
     ours, change = "not yet run", ""
     if good:
-        spread = f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else ""
-        ours = f"{statistics.mean(good):.2f}{spread} ({len(good)})"
+        ours = f"{spread(good)} ({len(good)})"
         if recipe.published is not None:
             change = f"{statistics.mean(good) - 100 * recipe.published:+.2f}"
     if len(good) < len(runs):
         ours = f"{ours if good else ''} {len(runs) - len(good)} of {len(runs)} diverged".strip()
     cells = [*what, f"{last.get('sparsity', 0.9 if 'sparsify' in parts else 0):.4g}", epochs]
-    return f"| {' | '.join([*cells, published, ours, change])} |"
+    return [*cells, published, ours, change]
 
 
-def of_table(table: str, folder: Path, only: str) -> tuple[list[Recipe], list[Recipe]]:
+def of_table(name: str, folder: Path, only: str) -> tuple[list[Recipe], list[Recipe]]:
     """All recipes of a table, by data, network and sparsity, and those of them to run."""
     found = [recipes.read(str(path)) for path in sorted(folder.glob("*.toml"))]
-    found = [recipe for recipe in found if recipe.table == table]
+    found = [recipe for recipe in found if recipe.table == name]
     chosen = [recipe for recipe in found if fnmatch(recipe.name, only)]
     if not chosen:
-        what = f"--only {only!r} matches no recipe" if found else f"no table {table!r}"
+        what = f"--only {only!r} matches no recipe" if found else f"no table {name!r}"
         raise InputError(what, f"recipes: {', '.join(r.name for r in found) or folder}")
     return found, chosen
 
@@ -148,23 +146,22 @@ def seeds(recipe: Recipe, number: int | None) -> Iterator[int]:
     return islice(more, len(recipe.seeds) if number is None else number)
 
 
-def write(results: Path, table: str, all_of_it: list[Recipe], done: dict) -> None:
+def write(results: Path, name: str, all_of_it: list[Recipe], done: dict) -> None:
     """Write the numbers and the table in one piece each."""
     rows = (row(recipe, done.get(recipe.name, {}).get("runs", {})) for recipe in all_of_it)
-    command = f"`python benchmarks/reproduce.py {table} --data-dir DIR`"
-    text = f"{command}\n\nTest accuracy in %.\n\n{HEAD}" + "\n".join(rows) + "\n"
-    for suffix, content in (("json", json.dumps(done, indent=1) + "\n"), ("md", text)):
-        with replacing(results / f"{table}.{suffix}") as temporary:
-            temporary.write_text(content)
+    command = f"`python benchmarks/reproduce.py {name} --data-dir DIR`"
+    write_results(
+        results / f"{name}.json", done, f"{command}\n\nTest accuracy in %.", table(HEAD, rows)
+    )
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """Run what is missing."""
-    table, results = arguments.table, arguments.results
-    found, chosen = of_table(table, arguments.recipes, arguments.only)
+    name, results = arguments.table, arguments.results
+    found, chosen = of_table(name, arguments.recipes, arguments.only)
     for folder in (results, arguments.work):
         folder.mkdir(parents=True, exist_ok=True)
-    file = results / f"{table}.json"
+    file = results / f"{name}.json"
     done = json.loads(file.read_text()) if file.exists() else {}
     for recipe in chosen:
         options = json.loads(json.dumps(stages(recipe)))
@@ -183,9 +180,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
             except InputError as error:  # mostly data that are not at hand
                 print(f"  not run: {error.what}: {error.do}")
                 break
-            write(results, table, found, done)
-    write(results, table, found, done)
-    print((results / f"{table}.md").read_text())
+            write(results, name, found, done)
+    write(results, name, found, done)
+    print((results / f"{name}.md").read_text())
 
 
 def main() -> None:
@@ -196,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="so many; default: the recipe's own")
     parser.add_argument("--recipes", type=Path, default=recipes.FOLDER)
     parser.add_argument("--work", type=Path, default=HERE / "artefacts")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     try:
         reproduce(parser.parse_args())
     except LpssError as error:

@@ -10,34 +10,28 @@ run goes on where it was.
 
 from __future__ import annotations
 
-import json
-import statistics
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
-from lpss_cli import jobs
+from tables import FOLDER, Results, spread
+from tables import table as markdown
+from training import trained
+
 from lpss_cli.errors import RunError
-from lpss_cli.request import Request
 
 PS = (0.5, 0.8, 1.07, 1.15, 1.3, 1.5, 2.0)
 SPARSITIES = (0.5, 0.9, 0.98)
 SEEDS = range(20)
-OUT = Path("benchmarks/results/stability.json")
 
 
 def accuracy(p: float | None, sparsity: float, seed: int) -> float:
     """Test accuracy of one run; 0 when its loss became NaN."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = {} if p is None else {"p": (str(p),)}
-        method = "dense" if p is None else "lpss"
-        request = Request(
-            Path(folder) / "m.pt", method=method, options=options, sparsity=sparsity, seed=seed
-        )
-        try:
-            return jobs.train(request).after["accuracy"]
-        except RunError:
-            return 0.0
+    options = {} if p is None else {"p": (str(p),)}
+    method = "dense" if p is None else "lpss"
+    try:
+        outcome = trained(method=method, options=options, sparsity=sparsity, seed=seed)
+    except RunError:
+        return 0.0
+    return outcome.after["accuracy"]
 
 
 def one_seed(seed: int) -> dict[str, float]:
@@ -49,32 +43,33 @@ def one_seed(seed: int) -> dict[str, float]:
     return runs
 
 
-def main() -> None:
-    done = json.loads(OUT.read_text()) if OUT.exists() else {}
-    missing = [seed for seed in SEEDS if str(seed) not in done]
-    with ProcessPoolExecutor(2) as pool:
-        for seed, runs in zip(missing, pool.map(one_seed, missing), strict=True):
-            done[str(seed)] = runs
-            OUT.write_text(json.dumps(done, indent=1) + "\n")
-            print(seed, runs, flush=True)
-    failed = 0
-    lines = ["| p | " + " | ".join(f"{s:.0%} zeros" for s in SPARSITIES) + " |", "|---" * 4 + "|"]
+def table(done: dict[str, dict[str, float]]) -> str:
+    """Lay the finished runs out as Markdown, and count those that failed."""
+    failed, rows = 0, []
     for p in PS:
         cells = []
         for sparsity in SPARSITIES:
-            values = [runs[f"{p} at {sparsity}"] for runs in done.values()]
-            bad = sum(runs[f"{p} at {sparsity}"] < 0.9 * runs["dense"] for runs in done.values())
+            found = [(runs[f"{p} at {sparsity}"], runs["dense"]) for runs in done.values()]
+            bad = sum(sparse < 0.9 * dense for sparse, dense in found)
             failed += bad
-            spread = f"{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f}"
-            cells.append(spread + (f" ({bad} failed)" if bad else ""))
-        lines.append(f"| {p:g} | {' | '.join(cells)} |")
-    dense = [100 * runs["dense"] for runs in done.values()]
-    text = "\n".join(lines) + (
-        f"\n\nDense: {statistics.mean(dense):.2f} ± {statistics.stdev(dense):.2f}. "
+            text = spread([100 * sparse for sparse, _ in found])
+            cells.append(text + (f" ({bad} failed)" if bad else ""))
+        rows.append([f"{p:g}", *cells])
+    return (
+        f"{markdown(['p', *(f'{s:.0%} zeros' for s in SPARSITIES)], rows)}\n\n"
+        f"Dense: {spread([100 * runs['dense'] for runs in done.values()])}. "
         f"{failed} of {len(done) * len(PS) * len(SPARSITIES)} runs failed."
     )
-    OUT.with_suffix(".md").write_text(f"`python benchmarks/stability.py`\n\n{text}\n")
-    print(text)
+
+
+def main() -> None:
+    results = Results(FOLDER / "stability.json", "`python benchmarks/stability.py`", table)
+    missing = [seed for seed in SEEDS if str(seed) not in results.read()]
+    with ProcessPoolExecutor(2) as pool:
+        for seed, runs in zip(missing, pool.map(one_seed, missing), strict=True):
+            results.put(str(seed), runs)
+            print(seed, runs, flush=True)
+    print(table(results.read()))
 
 
 if __name__ == "__main__":

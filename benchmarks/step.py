@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from tables import FOLDER, table, write
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
@@ -29,7 +30,7 @@ from lpss_cli.lpsgd import LpSGD
 from lpss_cli.models import build
 from lpss_cli.weights import prunable
 
-OUT = Path("benchmarks/results/step.json")
+OUT = FOLDER / "step.json"
 EVERY_P = (1.0714, 1.15, 1.3, 1.5, 2.0, 0.5)
 SGD_NAME = "SGD, fused"
 
@@ -124,17 +125,15 @@ def measured(network: str, rounds: int) -> Iterator[dict]:
 
 
 def summary(rows: list[dict]) -> str:
-    lines = [
-        "| network | weights | p | step | ms | × fused SGD | lowest to highest | peak memory, MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-        cells = [row["network"], f"{row['weights']:,}", f"{row['p']:g}", row["step"],
-                 f"{row['median_ms']:.1f}", f"{row['ratio']:.2f}", spread,
-                 f"{row['peak_bytes'] / 1e6:.0f}"]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    head = ["network", "weights", "p", "step", "ms", "× fused SGD", "lowest to highest",
+            "peak memory, MB"]  # fmt: skip
+    cells = [
+        [row["network"], f"{row['weights']:,}", f"{row['p']:g}", row["step"],
+         f"{row['median_ms']:.1f}", f"{row['ratio']:.2f}",
+         f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, cells)
 
 
 def main() -> None:
@@ -148,9 +147,7 @@ def main() -> None:
     for row in measured(chosen.network, chosen.rounds):
         rows.append(row)
         print(json.dumps(row), flush=True)
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
-    text = f"`python benchmarks/step.py`\n\n{summary(rows)}\n"
-    OUT.with_suffix(".md").write_text(text)
+    write(OUT, rows, "`python benchmarks/step.py`", summary(rows))
 
 
 if __name__ == "__main__":

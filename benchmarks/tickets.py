@@ -12,15 +12,15 @@ benchmarks/results/tickets.json and .md after every run and goes on where it was
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reproduce import HERE, artefacts
+from tables import FOLDER, Results, spread
+from tables import table as markdown
 
 from lpss_cli import given, jobs, recipes
-from lpss_cli.files import replacing
 from lpss_cli.recipes import Recipe
 from lpss_cli.tickets import ticket
 
@@ -47,7 +47,7 @@ def sparse(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) -> 
     return out
 
 
-def measure(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) -> dict[str, Any]:
+def measure(recipe: Recipe, mask: str, data_dir: Path, work: Path, seed: int) -> dict[str, Any]:
     """Train a ticket; accuracy of its source, of itself and, for GSM, of a random mask."""
     source = sparse(recipe, mask, seed, data_dir, work)
     training = recipe.options("train")
@@ -70,25 +70,19 @@ def measure(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) ->
 
 def table(done: dict[str, Any]) -> str:
     """Lay the finished runs out as Markdown."""
-    lines = [
-        "| recipe | mask | kept weights | sparse network, % | ticket, % | random mask, % |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["recipe", "mask", "kept weights", "sparse network, %", "ticket, %", "random mask, %"]
+    rows = []
     for key, runs in done.items():
-        name, mask = key.split(", ")
         first = runs[0]
         kept = f"{first['prunable'] - first['zeros']:,} of {first['prunable']:,}"
-        cells = [_mean([r[column] for r in runs]) for column in ("source", "ticket", "random")]
-        lines.append(f"| {name} | {mask} | {kept} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        columns = ("source", "ticket", "random")
+        rows.append([*key.split(", "), kept, *(_mean([r[c] for r in runs]) for c in columns)])
+    return markdown(head, rows)
 
 
 def _mean(values: list[float | None]) -> str:
     good = [100 * v for v in values if v is not None]
-    if not good:
-        return "-"
-    spread = f" ± {statistics.stdev(good):.2f}" if len(good) > 1 else ""
-    return f"{statistics.mean(good):.2f}{spread} ({len(good)})"
+    return f"{spread(good)} ({len(good)})" if good else "-"
 
 
 def main() -> None:
@@ -97,27 +91,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="recipes whose name contains this text")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--work", type=Path, default=HERE / "artefacts")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    out = arguments.results / "tickets.json"
+    command = "`python benchmarks/tickets.py --data-dir DIR`"
+    results = Results(arguments.results / "tickets.json", command, table)
     for name in CASES:
         for mask in ("magnitude", "gsm", "lpss") if arguments.only in name else ():
-            for seed in range(arguments.seeds):
-                done = json.loads(out.read_text()) if out.exists() else {}
-                runs = done.setdefault(f"{name}, {mask}", [])
-                if len(runs) > seed:
-                    continue
-                recipe = recipes.read(name)
-                runs.append(measure(recipe, mask, seed, arguments.data_dir, arguments.work))
-                print(name, mask, seed, runs[-1], flush=True)
-                text = f"`python benchmarks/tickets.py --data-dir DIR`\n\n{table(done)}\n"
-                for path, content in (
-                    (out, json.dumps(done, indent=1) + "\n"),
-                    (out.with_suffix(".md"), text),
-                ):
-                    with replacing(path) as temporary:
-                        temporary.write_text(content)
+            train = partial(measure, recipes.read(name), mask, arguments.data_dir, arguments.work)
+            results.fill(f"{name}, {mask}", range(arguments.seeds), train)
 
 
 if __name__ == "__main__":

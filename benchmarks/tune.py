@@ -13,14 +13,14 @@ import argparse
 import itertools
 import json
 import statistics
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from lpss_cli import jobs
+from tables import FOLDER, Results
+from training import trained
+
 from lpss_cli.errors import RunError
-from lpss_cli.request import Request
 
 LENET300 = {"arch": "lenet300", "data": "mnist", "epochs": 12, "batch_size": 256}
 LENET5 = {"arch": "lenet5", "data": "mnist", "batch_size": 256, "precision": "bf16"}
@@ -94,28 +94,16 @@ def runs(grids: dict[str, list[dict[str, tuple]]]) -> Iterator[tuple[str, dict[s
                 yield method, dict(zip(grid, values, strict=True))
 
 
-def held_out(base: dict[str, Any], method: str, options: dict[str, Any], seed: int, root: str):
+def held_out(base: dict[str, Any], method: str, options: dict[str, Any], seed: int) -> float:
     """Held-out accuracy of one run; 0 when it diverged."""
     fields = dict(base)
-    overrides = {"data_dir": root}
-    if "augment" in fields:
-        overrides["augment"] = fields.pop("augment")
     if method == "dense":
         fields.pop("sparsity")
-    with tempfile.TemporaryDirectory() as folder:
-        request = Request(
-            Path(folder) / "m.pt",
-            data_overrides=overrides,
-            method=method,
-            options=options,
-            seed=seed,
-            holdout=0.1,
-            **fields,
-        )
-        try:
-            return jobs.train(request).after["accuracy"]
-        except RunError:
-            return 0.0
+    try:
+        outcome = trained(**fields, method=method, options=options, seed=seed, holdout=0.1)
+    except RunError:
+        return 0.0
+    return outcome.after["accuracy"]
 
 
 def main() -> None:
@@ -124,15 +112,12 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     given = parser.parse_args()
     base, seeds, grids = CASES[given.case]
-    out = Path(f"benchmarks/results/tune_{given.case}.json")
-    done = json.loads(out.read_text()) if out.exists() else {}
+    base = {**base, "data_dir": given.data_dir}
+    results = Results(FOLDER / f"tune_{given.case}.json")
     for method, options in runs(grids):
         label = f"{method} {json.dumps(options)}"
-        values = done.setdefault(label, [])
-        for seed in seeds[len(values) :]:
-            values.append(held_out(base, method, options, seed, given.data_dir))
-            out.write_text(json.dumps(done, indent=1) + "\n")
-        print(f"{label}: {100 * statistics.mean(values):.2f}", flush=True)
+        results.fill(label, seeds, partial(held_out, base, method, options))
+        print(f"{label}: {100 * statistics.mean(results.read()[label]):.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class KilledError(Exception):
 @pytest.fixture
 def reproduce(monkeypatch, tmp_path):
     """Call the script with recipes of a folder; returns what it wrote."""
+    monkeypatch.syspath_prepend(PATH.parent)
     spec = importlib.util.spec_from_file_location("reproduce", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -115,3 +116,35 @@ def test_a_diverged_run_is_in_the_table(reproduce, tmp_path):
     numbers, text = reproduce("--only", "dense")
     assert "loss" in numbers["dense"]["runs"]["4"]["failed"]
     assert "1 of 1 diverged" in text
+
+
+def test_rows_of_a_benchmark_are_filled_once_beside_those_of_others(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(PATH.parent)
+    from tables import Results, spread, table
+
+    def layout(rows):
+        runs = {name: row["runs"] if "x" in name else row for name, row in rows.items()}
+        return table(["row", "mean"], [[name, spread(values)] for name, values in runs.items()])
+
+    results = Results(tmp_path / "t.json", "`command`", layout)
+    seen = []
+
+    def measure(seed):
+        seen.append(seed)
+        if seed == 1:
+            results.put("other", [4.0])  # as another process might, meanwhile
+        if len(seen) == 3:
+            raise KilledError
+        return 1.0 + 2 * seed
+
+    with pytest.raises(KilledError):
+        results.fill("x", range(3), measure, options={"lr": 0.1})
+    results.fill("x", range(3), measure, options={"lr": 0.2})
+    results.fill("x", range(3), measure)
+    assert seen == [0, 1, 2, 2]
+    row = {"options": {"lr": 0.1}, "runs": [1.0, 3.0, 5.0]}
+    assert results.read() == {"x": row, "other": [4.0]}
+    assert (tmp_path / "t.md").read_text() == (
+        "`command`\n\n| row | mean |\n|---|---|\n| x | 3.00 ± 2.00 |\n| other | 4.00 |\n"
+    )
+    assert capsys.readouterr().out == "x 0 1.0\nx 1 3.0\nx 2 5.0\n"

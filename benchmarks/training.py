@@ -1,0 +1,30 @@
+"""One training, asked for by plain options."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lpss_cli import jobs
+from lpss_cli.outcome import Outcome
+from lpss_cli.request import Request
+
+# What a person types beside the data, by the names of the options.
+_OF_DATA = ("data_dir", "augment", "target", "drop", "split_seed")
+
+
+def trained(**options: Any) -> Outcome:
+    """Train from scratch; ``options`` are those of :func:`request_for`.
+
+    Raises:
+        RunError: training diverged.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return jobs.train(request_for(Path(folder) / "m.pt", **options))
+
+
+def request_for(out: Path, **options: Any) -> Request:
+    """Ask for a file by fields of a request and options of the data (``augment``, ``target``…)."""
+    overrides = {name: options.pop(name) for name in _OF_DATA if name in options}
+    return Request(out, data_overrides=overrides, **options)
