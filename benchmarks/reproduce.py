@@ -17,11 +17,11 @@ import json
 import statistics
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 
-from tables import FOLDER, spread, table
-from tables import write as write_results
+from tables import FOLDER, Results, spread, table
 
 from lpss_cli import given, jobs, loading, recipes
 from lpss_cli.data.spec import KNOWN
@@ -146,43 +146,40 @@ def seeds(recipe: Recipe, number: int | None) -> Iterator[int]:
     return islice(more, len(recipe.seeds) if number is None else number)
 
 
-def write(results: Path, name: str, all_of_it: list[Recipe], done: dict) -> None:
-    """Write the numbers and the table in one piece each."""
-    rows = (row(recipe, done.get(recipe.name, {}).get("runs", {})) for recipe in all_of_it)
-    command = f"`python benchmarks/reproduce.py {name} --data-dir DIR`"
-    write_results(
-        results / f"{name}.json", done, f"{command}\n\nTest accuracy in %.", table(HEAD, rows)
-    )
+def layout(all_of_it: list[Recipe], done: dict) -> str:
+    """The table of all recipes, with what was run of them."""
+    rows = [row(recipe, done.get(recipe.name, {}).get("runs", {})) for recipe in all_of_it]
+    return table(HEAD, rows)
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """Run what is missing."""
-    name, results = arguments.table, arguments.results
+    name = arguments.table
     found, chosen = of_table(name, arguments.recipes, arguments.only)
-    for folder in (results, arguments.work):
+    for folder in (arguments.results, arguments.work):
         folder.mkdir(parents=True, exist_ok=True)
-    file = results / f"{name}.json"
-    done = json.loads(file.read_text()) if file.exists() else {}
+    head = f"`python benchmarks/reproduce.py {name} --data-dir DIR`\n\nTest accuracy in %."
+    results = Results(arguments.results / f"{name}.json", head, partial(layout, found))
     for recipe in chosen:
         options = json.loads(json.dumps(stages(recipe)))
-        if done.get(recipe.name, {}).get("options") != options:
-            done[recipe.name] = {"options": options, "runs": {}}
-        runs = done[recipe.name]["runs"]
+        with results.changed() as done:
+            if done.get(recipe.name, {}).get("options") != options:
+                done[recipe.name] = {"options": options, "runs": {}}
         for seed in seeds(recipe, arguments.seeds):
-            if str(seed) in runs:
+            if str(seed) in results.read()[recipe.name]["runs"]:
                 continue
             print(f"{recipe.name}, seed {seed}", flush=True)
             try:
-                runs[str(seed)] = run(recipe, seed, arguments.data_dir, arguments.work)
+                measured = run(recipe, seed, arguments.data_dir, arguments.work)
             except RunError as error:
-                runs[str(seed)] = {"failed": error.what}
+                measured = {"failed": error.what}
                 print(f"  failed: {error.what}")
             except InputError as error:  # mostly data that are not at hand
                 print(f"  not run: {error.what}: {error.do}")
                 break
-            write(results, name, found, done)
-    write(results, name, found, done)
-    print((results / f"{name}.md").read_text())
+            with results.changed() as done:
+                done[recipe.name]["runs"][str(seed)] = measured
+    print(results.path.with_suffix(".md").read_text())
 
 
 def main() -> None:

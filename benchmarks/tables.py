@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,19 @@ class Results:
         """Return the rows by name."""
         return json.loads(self.path.read_text()) if self.path.exists() else {}
 
+    @contextmanager
+    def changed(self) -> Iterator[dict[str, Any]]:
+        """Give the rows to be changed, read anew, and write them: nobody else does meanwhile."""
+        with FileLock(self.path.with_suffix(".lock")):
+            rows = self.read()
+            yield rows
+            text = None if self.layout is None else self.layout(rows)
+            write(self.path, rows, self.head, text)
+
     def put(self, name: str, row: Any) -> None:
         """Write one row; those of others stay."""
-        with FileLock(self.path.with_suffix(".lock")):
-            self._write({**self.read(), name: row})
+        with self.changed() as rows:
+            rows[name] = row
 
     def fill(
         self, name: str, seeds: Iterable[int], measure: Callable[[int], Any], **facts: Any
@@ -58,16 +68,9 @@ class Results:
             if len(_runs(self.read().get(name, []))) > seed:
                 continue
             run = measure(seed)
-            with FileLock(self.path.with_suffix(".lock")):
-                rows = self.read()  # anew: another process may have been at other rows
-                row = rows.setdefault(name, {**facts, "runs": []} if facts else [])
-                _runs(row).append(run)
-                self._write(rows)
+            with self.changed() as rows:
+                _runs(rows.setdefault(name, {**facts, "runs": []} if facts else [])).append(run)
             print(name, seed, run, flush=True)
-
-    def _write(self, rows: dict[str, Any]) -> None:
-        text = None if self.layout is None else self.layout(rows)
-        write(self.path, rows, self.head, text)
 
 
 def _runs(row: Any) -> list[Any]:

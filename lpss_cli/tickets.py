@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lpss_cli import amenable, models
+from lpss_cli.data import Data
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_writable, output
@@ -95,13 +96,10 @@ def ticket(
     with output(request.out, *held, force=request.force or halfway):
         trained, arch, data = restore(checkpoint, request, watcher.on_note)
         weights, zeros, total = _sparse(checkpoint, trained)
-        device = device_of(request.device)
-        source = evaluate(trained, data.test, data.task, device=device)
+        source = evaluate(trained, data.test, data.task, device=device_of(request.device))
         watcher.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
         settings = settings_for(request, data, zeros / total, TRAIN_BUDGET, keep_zeros=True)
-        # Not the stream the source itself began from, or random would be rewind.
-        torch.manual_seed(request.seed + (start == "random"))
-        fresh = models.build(arch, data.input_shape, data.outputs)
+        fresh = _untrained(arch, data, start, request.seed)
         stored = _begin(fresh, start, checkpoint, weights, arch, request, begun)
         began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
         # Without its record: the start is not what the checkpoint's metrics speak of.
@@ -109,8 +107,8 @@ def ticket(
         job = Job(request, watcher, arch, data, method, settings, anonymous, {"ticket": start})
         outcome = _finished(request.out, checkpoint, start) if halfway else job.run(fresh)
         after = _control(job, fresh, began, weights, second) if control else None
-        size = stored.stat().st_size if stored else None
-        return Ticket(start, source, outcome, after, str(stored) if stored else None, size)
+        file, size = (str(stored), stored.stat().st_size) if stored else (None, None)
+        return Ticket(start, source, outcome, after, file, size)
 
 
 def _sparse(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
@@ -165,6 +163,12 @@ def _control(
     after = replace(job, request=request, notes=notes).run(model).after
     out.unlink()
     return after
+
+
+def _untrained(arch: str, data: Data, start: str, seed: int) -> nn.Module:
+    # Not the stream the source itself began from, or random would be rewind.
+    torch.manual_seed(seed + (start == "random"))
+    return models.build(arch, data.input_shape, data.outputs)
 
 
 @torch.no_grad()
