@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from lpss_cli.onnxfile import checked_bytes, export_onnx, to_onnx
 from lpss_cli.onnxjob import OnnxOptions
 from lpss_cli.onnxruntimes import run
 from lpss_cli.request import Request
+from lpss_cli.sizes import entropy
 from lpss_cli.weights import prunable
 
 OUT = FOLDER / "exports.json"
@@ -52,11 +52,6 @@ LENET_HEAD = (
     "dense / self-expanding file, kB", "pack fp16 / clean / int8 clean, kB",
     "accuracy fp32 / int8", "batch 1, all units / live / int8", "batch 64",
 )  # fmt: skip
-
-
-def entropy(density: float) -> float:
-    """Bits a weight that saying which weights are kept takes at least."""
-    return -sum(p * math.log2(p) for p in (density, 1 - density) if p > 0)
 
 
 def cut(model: nn.Module, sparsity: float) -> None:

@@ -23,7 +23,6 @@ from lpss_cli.onnxruntimes import open_session
 
 Array = np.ndarray[Any, Any]
 
-VALUES = ("fp32", "fp16")
 # Name of every node and tensor of the expansion, so that a reader sees what it is.
 _PREFIX = "sparse/"
 # Bytes that unfolding one more weight costs: its shape, its names, its node.
@@ -74,15 +73,6 @@ def _split(distances: Array, kind: type[np.unsignedinteger[Any]]) -> Array:
     gaps = np.full(ends[-1], escape, kind)
     gaps[ends - 1] = distances - escapes * (escape - 1)
     return gaps
-
-
-def decode(stored: Gaps, count: int) -> Array:
-    """Put the values back into a row of ``count`` numbers: what the operators do."""
-    flat = np.zeros(count, stored.values.dtype)
-    steps = stored.gaps.astype(np.int64)
-    places = np.cumsum(np.minimum(steps, stored.escape - 1))
-    flat[places[steps < stored.escape]] = stored.values
-    return flat
 
 
 def rounded(proto: Any, values: str) -> Any:

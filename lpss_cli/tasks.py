@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpss_cli.errors import InputError, nearest
+from lpss_cli.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metrics = Callable[[Tensor, Tensor], dict[str, float]]
@@ -138,15 +138,3 @@ def regression(unit: float) -> Task:
         unit: the standard deviation the targets were divided by, > 0. R² does not depend on it.
     """
     return Task("regression", _squared_error, partial(_regression_metrics, unit=unit), primary="r2")
-
-
-def get(name: str) -> Task:
-    """Return the task of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    known = {task.name: task for task in (CLASSIFICATION, REGRESSION)}
-    if name not in known:
-        raise InputError(f"no task called {name!r}", nearest(name, tuple(known)))
-    return known[name]

@@ -177,7 +177,7 @@ def gap_files(tmp_path_factory):
     """Every model's self-expanding export: (model, result, options)."""
     made = []
     for name, (make, shape) in MODELS.items():
-        for values in gaps.VALUES:
+        for values in ("fp32", "fp16"):
             torch.manual_seed(0)
             model, inputs = make().eval(), torch.randn(5, *shape)
             path = tmp_path_factory.mktemp("onnx") / f"{name}.onnx"

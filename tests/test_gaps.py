@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from lpss_cli.gaps import decode, encode, fold_weights, rounded, unfolded
+from lpss_cli.gaps import encode, fold_weights, rounded, unfolded
 from lpss_cli.onnxruntimes import open_session
 
 
@@ -17,6 +17,19 @@ def row(count, places):
     """``count`` zeros but 1, 2, 3, … at these places."""
     flat = np.zeros(count, np.float32)
     flat[places] = np.arange(1, len(places) + 1)
+    return flat
+
+
+def decode(stored, count):
+    """The row, one gap after the other."""
+    flat, place = np.zeros(count, stored.values.dtype), 0
+    values = iter(stored.values)
+    for gap in stored.gaps.tolist():
+        if gap == stored.escape:
+            place += gap - 1
+        else:
+            place += gap
+            flat[place] = next(values)
     return flat
 
 

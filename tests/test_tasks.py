@@ -71,11 +71,3 @@ def test_shapes_that_do_not_fit_are_refused(task, outputs, targets):
     with pytest.raises(InputError) as caught:
         task.metrics(outputs, targets)
     assert caught.value.do
-
-
-def test_tasks_are_found_by_name():
-    assert tasks.get("classification") is tasks.CLASSIFICATION
-    assert tasks.get("regression") is tasks.REGRESSION
-    with pytest.raises(InputError, match="no task called 'regresion'") as caught:
-        tasks.get("regresion")
-    assert "did you mean 'regression'?" in caught.value.do

@@ -20,11 +20,6 @@ def printer(values: dict[str, Any]) -> Out:
     return _current
 
 
-def current() -> Out:
-    """Return what the running command prints with, before it has begun too."""
-    return _current
-
-
 def fail(what: str, do: str) -> None:
     """Print an error, once for all processes of a run."""
     if launch.place().size == 1:
