@@ -25,7 +25,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpss_cli import jobs
 from lpss_cli.compacting import compact
-from lpss_cli.exporting import Exported
 from lpss_cli.exportjob import Options, export_file
 from lpss_cli.gaps import fold_weights, rounded, unfolded
 from lpss_cli.models import build
@@ -105,30 +104,25 @@ def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, o
         jobs.train(request)
     found: dict[str, object] = {}
     for encoding in ("dense", "gaps"):
-        with tempfile.TemporaryDirectory() as folder:
-            onnx = OnnxOptions(encoding=encoding, int8=encoding == "dense")
-            options = Options(("onnx",), onnx=onnx)
-            request = Request(path, data_overrides=data)
-            files = export_file(path, request, options, Path(folder))
-        found[encoding] = [described(file) for file in files]
+        onnx = OnnxOptions(encoding=encoding, int8=encoding == "dense")
+        found[encoding] = described(path, data, Options(("onnx",), onnx=onnx))
     for clean in (False, True):
         for values in ("fp16", "int8"):
-            with tempfile.TemporaryDirectory() as folder:
-                choice = Options(("pack",), values, clean=clean)
-                (file,) = export_file(
-                    path, Request(path, data_overrides=data), choice, Path(folder)
-                )
-            found[f"pack {values}{' clean' if clean else ''}"] = described(file)
+            (packed,) = described(path, data, Options(("pack",), values, clean=clean))
+            found[f"pack {values}{' clean' if clean else ''}"] = packed
     return found
 
 
-def described(file: Exported) -> dict[str, object]:
-    """The export without the place it was written to."""
-    facts = file.to_dict()
-    facts["path"] = Path(file.path).name
-    for row in facts["latency"]:
-        row["network"] = Path(row["network"]).name
-    return facts
+def described(path: Path, data: dict[str, str], options: Options) -> list[dict[str, object]]:
+    """Export to nowhere in particular; what is said of each file, without its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = export_file(path, Request(path, data_overrides=data), options, Path(folder))
+    found = [file.to_dict() for file in files]
+    for facts in found:
+        facts["path"] = Path(facts["path"]).name
+        for row in facts["latency"]:
+            row["network"] = Path(row["network"]).name
+    return found
 
 
 def disturb(model: nn.Module) -> None:
