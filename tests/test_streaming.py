@@ -135,6 +135,13 @@ def test_blocks_change_nothing(values, columns, block):
     whole = measure("w", tensor)
     assert replace(found, hoyer=None, survivors=None) == replace(whole, hoyer=None, survivors=None)
     assert found.hoyer == pytest.approx(whole.hoyer)
+    # Longer numbers are looked at in another way.
+    longer = measure("w", tensor.double())
+    assert replace(longer, hoyer=None, survivors=None) == replace(whole, hoyer=None, survivors=None)
+    assert longer.hoyer == pytest.approx(whole.hoyer)
+    assert bool(longer.survivors) == bool(whole.survivors)
+    if longer.survivors and whole.survivors:
+        assert longer.survivors.counts == whole.survivors.counts
     nonzero = tensor[tensor != 0]
     assert found.zeros == tensor.numel() - len(nonzero)
     if not len(nonzero):
