@@ -166,7 +166,7 @@ def summary(rows: list[dict]) -> str:
         compiled = "yes" if row["compiled"] else "no"
         cells = [row["case"], row["method"], compiled if "lpss" in row["method"] else "-",
                  f"{row['median_s']:.2f}", f"{row['ratio']:.2f}", spread,
-                 f"{row['ratio_alone']:.2f}",
+                 f"{row['ratio_alone']:.2f}" if "ratio_alone" in row else "-",
                  "-" if row["cut_s"] is None else f"{row['cut_s']:.2f}"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
