@@ -66,7 +66,7 @@ def fan_in(weight: Tensor, row_dim: int = 0) -> int:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """``x ** exponent`` for x ≥ 0, as a new tensor.
+    """``x ** exponent`` for x ≥ 0, as a new tensor; no gradient flows through it.
 
     Integer exponents up to 64 are squarings and multiplications, half-integers one square root
     more; everything else is ``torch.pow``, about ten times dearer on a CPU.
