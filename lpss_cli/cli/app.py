@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import sys
 from typing import Annotated, Any
 
@@ -23,9 +21,6 @@ class _Root(TyperGroup):
         super().__init__(**{**options, "rich_markup_mode": None})
 
 
-# What is left at the end goes with the process: looking through all of PyTorch for cycles takes a
-# quarter of the time of a short command.
-atexit.register(gc.freeze)
 # The commands that several processes may share.
 _SHARED = ("train", "sparsify")
 
