@@ -4,10 +4,12 @@
 
 Each round trains the same network with every method in turn, from scratch, with everything the
 engine does: batches, schedules, masks, topology updates. The median of the rounds counts, and the
-ratio is the median of the rounds' own ratios to dense. The step of the exact cut is shown apart: it
-comes once, however long the run, and re-estimates BatchNorm's statistics on 50 batches. Times are
-the process's own (CPU) on one thread, so that other programs of a shared machine disturb them
-through caches and memory alone. Under LPSS_COMPILE=0 LpSGD is measured without a compiler.
+ratio is the median of the rounds' own ratios to dense. A second ratio is that to the forward and
+backward passes alone, of the same network on the same batches, augmented beforehand: what loading,
+augmentation, optimizer and masks add. The step of the exact cut is shown apart: it comes once,
+however long the run, and re-estimates BatchNorm's statistics on 50 batches. Times are the process's
+own (CPU) on one thread, so that other programs of a shared machine disturb them through caches and
+memory alone. Under LPSS_COMPILE=0 LpSGD is measured without a compiler.
 Writes benchmarks/results/epoch.json and .md; the rows of other cases in it stay.
 """
 
@@ -19,12 +21,13 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 from tables import FOLDER, table, write
 
-from lpss_cli import engine, method, models, native
+from lpss_cli import compute, engine, method, models, native
 from lpss_cli.data import DataSpec, load
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
@@ -33,6 +36,7 @@ from lpss_cli.watching import Watcher
 OUT = FOLDER / "epoch.json"
 SPARSITY = 0.9
 DENSE = "dense"
+ALONE = "forward and backward alone"
 LPSS = {"lpss": ("lpss", {}), "lpss, p = 0.5": ("lpss", {"p": ("0.5",)})}
 
 
@@ -104,35 +108,56 @@ def timed(case: Case, data: Any, name: str, options: dict[str, Any]) -> Clock:
     return clock
 
 
+def alone(case: Case, data: Any) -> Clock:
+    """Take the forward and backward passes of a run, one less for its cut, and nothing else."""
+    torch.manual_seed(0)
+    model = models.build(case.arch, data.input_shape, data.outputs).train()
+    compute.channels_last(model)
+    order = torch.randperm(len(data.train))
+    source = data.train.batches(256, order=order, drop_last=True, augment=data.augment)
+    batches, clock = list(source), Clock()
+    began = time.process_time()
+    for x, y in islice(cycle(batches), case.epochs * len(batches) - 1):
+        model.zero_grad(set_to_none=True)
+        with compute.autocast(x.device, case.precision):
+            outputs = model(x)
+        data.task.loss(outputs.float(), y).backward()
+    clock.run = time.process_time() - began
+    return clock
+
+
 def measured(case: Case, rounds: int, root: str) -> Iterator[dict]:
     data = load(DataSpec(case.data, data_dir=root))
     if case.steps is not None:
         data = replace(data, train=data.train.subset(torch.arange(256 * case.steps)))
     methods = {DENSE: (DENSE, {}), **case.methods}
-    clocks: dict[str, list[Clock]] = {label: [] for label in methods}
+    clocks: dict[str, list[Clock]] = {label: [] for label in (ALONE, *methods)}
     timed(case, data, DENSE, {})  # what is loaded once counts for nothing
     for _ in range(rounds):
+        clocks[ALONE].append(alone(case, data))
         for label, (name, options) in methods.items():
             clocks[label].append(timed(case, data, name, options))
         print({label: round(own[-1].run, 2) for label, own in clocks.items()}, flush=True)
     for label, own in clocks.items():
         ratios = [a.run / b.run for a, b in zip(own, clocks[DENSE], strict=True)]
+        against_alone = [a.run / b.run for a, b in zip(own, clocks[ALONE], strict=True)]
         yield {
             "case": case.name,
             "method": label,
             "compiled": native.library() is not None,
             "rounds": rounds,
             "median_s": statistics.median(clock.run for clock in own),
-            "cut_s": statistics.median(clock.cut for clock in own),
+            "cut_s": None if label == ALONE else statistics.median(clock.cut for clock in own),
             "ratio": statistics.median(ratios),
             "ratio_low": min(ratios),
             "ratio_high": max(ratios),
+            "ratio_alone": statistics.median(against_alone),
         }
 
 
 def summary(rows: list[dict]) -> str:
     head = ["run", "method", "LpSGD compiled", "s", "× dense", "lowest to highest",
-            "exact cut, s"]  # fmt: skip
+            "× forward and backward", "exact cut, s"]  # fmt: skip
     cells = []
     for row in rows:
         compiled = "yes" if row["compiled"] else "no"
@@ -140,6 +165,7 @@ def summary(rows: list[dict]) -> str:
             [row["case"], row["method"], compiled if "lpss" in row["method"] else "-",
              f"{row['median_s']:.2f}", f"{row['ratio']:.2f}",
              f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+             f"{row['ratio_alone']:.2f}" if "ratio_alone" in row else "-",
              "-" if row["cut_s"] is None else f"{row['cut_s']:.2f}"]
         )  # fmt: skip
     return table(head, cells)

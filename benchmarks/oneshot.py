@@ -1,17 +1,19 @@
-"""One cut of a file larger than memory should be: time and peak memory of the command.
+"""A file larger than memory should be, cut once and reported: time and peak memory of the commands.
 
     python benchmarks/oneshot.py [--gigabytes 4] [--folder DIR]
 
 Makes a safetensors file of normal weights (float32, square matrices of 64 MB), runs
-`lpss sparsify FILE --epochs 0` on it in a process of its own, and a plain copy beside it.
-Writes benchmarks/results/oneshot.json and .md.
+`lpss sparsify FILE --epochs 0` and `lpss report FILE` on it in processes of their own, and beside
+them a plain copy and an `import torch`, whose time and memory are a part of the report's. Times are
+those of the wall and of the CPU (user and system): where other programs share the machine, the
+latter alone says something. Writes benchmarks/results/oneshot.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tables import FOLDER, table, write
+from tables import FOLDER, write
 
 _SIDE = 4096  # 64 MB of float32
 
@@ -43,37 +45,79 @@ def make(path: Path, count: int) -> None:
             file.write(generator.standard_normal(_SIDE * _SIDE, np.float32).tobytes())
 
 
+def run(arguments: list[str]) -> tuple[dict, str]:
+    """Run Python with these arguments: its times, its peak memory, and what it printed."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as text:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=text)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, arguments)
+        text.seek(0)
+        output = text.read()
+    cpu = used.ru_utime + used.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": used.ru_maxrss * 1024}, output
+
+
+def copied(path: Path) -> dict:
+    """Copy a file and remove the copy."""
+    began, cpu = time.perf_counter(), time.process_time()
+    shutil.copyfile(path, path.with_name("copy"))
+    row = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    path.with_name("copy").unlink()
+    return row
+
+
+def measured(path: Path) -> dict:
+    """Run everything there is to compare on one file."""
+    out = path.with_name("out.safetensors")
+    lpss = ["-m", "lpss_cli"]
+    rows = {"a plain copy": copied(path)}
+    rows["import torch"], _ = run(["-c", "import torch"])
+    cut = [*lpss, "sparsify", str(path), "--epochs", "0", "--out", str(out), "--json", "--quiet"]
+    rows["lpss sparsify --epochs 0"], text = run(cut)
+    out.unlink()
+    found = json.loads(text)
+    rows["lpss report"], text = run([*lpss, "report", str(path), "--json", "--quiet"])
+    if json.loads(text)["prunable"] != found["weights"]:
+        raise SystemExit("the two commands do not agree on what there is")
+    size = path.stat().st_size
+    return {"bytes": size, "weights": found["weights"], "zeros": found["zeros"], "rows": rows}
+
+
+def summary(found: dict) -> str:
+    cut = f"{found['zeros']:,} of {found['weights']:,} weights"
+    lines = [
+        f"{found['bytes'] / 1e9:.2f} GB, {cut} cut",
+        "",
+        "| command | s | MB/s | CPU s | MB a CPU s | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    size = found["bytes"] / 1e6
+    for name, row in found["rows"].items():
+        reads = "torch" not in name
+        rates = [f"{size / row[key]:.0f}" if reads else "-" for key in ("seconds", "cpu_seconds")]
+        peak = f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else "-"
+        lines.append(
+            f"| {name} | {row['seconds']:.1f} | {rates[0]} | {row['cpu_seconds']:.1f} "
+            f"| {rates[1]} | {peak} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        path, out = Path(folder) / "big.safetensors", Path(folder) / "out.safetensors"
+        path = Path(folder) / "big.safetensors"
         make(path, max(1, round(given.gigabytes * 1e9 / (_SIDE * _SIDE * 4))))
-        size = path.stat().st_size
-        began = time.perf_counter()
-        shutil.copyfile(path, Path(folder) / "copy")
-        copied = time.perf_counter() - began
-        (Path(folder) / "copy").unlink()
-        command = [sys.executable, "-m", "lpss_cli", "sparsify", str(path), "--epochs", "0",
-                   "--out", str(out), "--json", "--quiet"]  # fmt: skip
-        began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        found = json.loads(done.stdout)
-    row = {
-        "bytes": size, "weights": found["weights"], "zeros": found["zeros"], "seconds": seconds,
-        "copy_seconds": copied, "peak_bytes": peak,
-    }  # fmt: skip
-    head = ["file", "zeros", "time", "rate", "a plain copy", "peak memory"]
-    cells = [
-        f"{size / 1e9:.2f} GB", f"{found['zeros']:,} of {found['weights']:,}", f"{seconds:.1f} s",
-        f"{size / 1e6 / seconds:.0f} MB/s", f"{copied:.1f} s", f"{peak / 1e6:.0f} MB",
-    ]  # fmt: skip
-    text = table(head, [cells])
-    write(FOLDER / "oneshot.json", row, "`python benchmarks/oneshot.py`", text)
+        found = measured(path)
+    text = summary(found)
+    write(FOLDER / "oneshot.json", found, "`python benchmarks/oneshot.py`", text)
     print(text)
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
-from lpss_cli.sphere import hoyer
-from lpss_cli.weights import not_finite
+from lpss_cli.tally import Tally, finite
 
 _BINS = 40
 # Entries that are looked at together: what is computed from them stays in the cache.
@@ -75,34 +74,28 @@ def measure(
 ) -> Layer:
     """Count and measure one weight; ``fact`` is what its training noted: ``p``, ``travel``."""
     fact = fact or {}
-    zeros, dead, bad = 0, 0, 0
-    # Sums alone: small tensors kept from each block would keep the memory around them from use.
-    total, live = 0.0, 0
+    tensor = tensor.detach().cpu()
+    seen = Tally()
     for rows in _blocks(tensor, row_dim):
-        kept = rows.count_nonzero(1)
-        zeros += rows.numel() - int(kept.sum())
-        dead += int((kept == 0).sum())
-        bad += not_finite(rows)
-        known = hoyer(rows)
-        known = known[known.isfinite()]
-        total, live = total + float(known.sum()), live + len(known)
+        seen.add(rows)
+    zeros = tensor.numel() - seen.kept
     return Layer(
         name=name,
         shape=tuple(tensor.shape),
         weights=tensor.numel(),
         zeros=zeros,
-        hoyer=total / live if live else None,
-        dead=dead,
+        hoyer=seen.hoyer / seen.live if seen.live else None,
+        dead=seen.dead,
         p=fact.get("p"),
         predicted=_predicted(tensor, row_dim, zeros, fact),
-        survivors=_survivors(tensor, row_dim),
-        not_finite=bad,
+        survivors=_survivors(tensor, row_dim, seen),
+        not_finite=seen.not_finite,
     )
 
 
 def _blocks(tensor: Tensor, row_dim: int) -> Iterator[Tensor]:
     """Yield the rows of a weight, (rows, fan-in) of them at a time, never less than one."""
-    rows = tensor.detach().movedim(row_dim, 0)
+    rows = tensor.movedim(row_dim, 0)
     for block in rows.split(max(1, _BLOCK // max(1, rows[:1].numel()))):
         # PyTorch does not calculate with numbers of 8 bits.
         yield (block.float() if block.element_size() == 1 else block).flatten(1)
@@ -116,39 +109,21 @@ def _predicted(tensor: Tensor, row_dim: int, zeros: int, fact: Mapping[str, Any]
     return predicted_hoyer(p, fan_in, zeros / tensor.numel(), travel)
 
 
-def _survivors(tensor: Tensor, row_dim: int) -> Survivors | None:
-    ends: list[float] = []
-    sums, numbers = [0.0, 0.0], [0, 0]
-    for values in _finite(tensor, row_dim):
-        ends += _ends(values)
-        for sign, part in enumerate((values.clamp_min(0), values.clamp_max(0))):
-            sums[sign] += float(part.sum(dtype=torch.float64))
-            numbers[sign] += int(part.count_nonzero())
-    if not ends:
+def _survivors(tensor: Tensor, row_dim: int, seen: Tally) -> Survivors | None:
+    """Read the weight once more, now that the ends of the histogram are known."""
+    if not seen.above + seen.below:
         return None
-    low, high = min(ends), max(ends)
     counts = torch.zeros(_BINS, dtype=torch.int64)
-    for values in _finite(tensor, row_dim):
-        counts += _histogram(values, low, high)
-    counts[_bin_of(torch.zeros(1), low, high)] -= tensor.numel() - sum(numbers)
-    up, down = (s / n if n else None for s, n in zip(sums, numbers, strict=True))
-    return Survivors(low, high, tuple(counts.tolist()), (up, down))
-
-
-def _finite(tensor: Tensor, row_dim: int) -> Iterator[Tensor]:
-    """Yield the values of each block in float32; 0 in place of what is not finite."""
+    # A value of float64 may be too large for float32.
+    with_care = seen.not_finite > 0 or tensor.dtype == torch.float64
     for rows in _blocks(tensor, row_dim):
-        values = rows.float()
-        yield values.nan_to_num(0.0, 0.0, 0.0) if not_finite(values) else values
-
-
-def _ends(values: Tensor) -> list[float]:
-    """Return the smallest and the largest value that is not 0; nothing where all are."""
-    low, high = (float(end) for end in values.aminmax()) if values.numel() else (0.0, 0.0)
-    if low < 0 < high:
-        return [low, high]
-    values = values[values != 0]  # rare: all are of one sign
-    return [float(end) for end in values.aminmax()] if len(values) else []
+        values = finite(rows) if with_care else rows.float()
+        counts += _histogram(values, seen.low, seen.high)
+    zeros = tensor.numel() - seen.above - seen.below
+    counts[_bin_of(torch.zeros(1), seen.low, seen.high)] -= zeros
+    up = seen.up / seen.above if seen.above else None
+    down = -seen.down / seen.below if seen.below else None
+    return Survivors(seen.low, seen.high, tuple(counts.tolist()), (up, down))
 
 
 def _bin_of(values: Tensor, low: float, high: float) -> Tensor:
@@ -158,4 +133,4 @@ def _bin_of(values: Tensor, low: float, high: float) -> Tensor:
 
 
 def _histogram(values: Tensor, low: float, high: float) -> Tensor:
-    return torch.bincount(_bin_of(values, low, high).flatten().cpu(), minlength=_BINS)
+    return torch.bincount(_bin_of(values, low, high).flatten(), minlength=_BINS)

@@ -29,14 +29,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.optim.sgd import sgd
 
-from lpss_cli import native, rowstep
-from lpss_cli.errors import InputError
+from lpss_cli import groups, native, rowstep
 from lpss_cli.rowstep import Rows, Rule
-from lpss_cli.rules import default_eta, show, to_sphere
+from lpss_cli.rules import show, to_sphere
 from lpss_cli.sharding import check_rows, local, numbers_of_rows
-from lpss_cli.sphere import check_p, dual_exponents, fan_in, row_dims, snap_p
-
-GAINS = ("fixed", "learned", "unit")
+from lpss_cli.sphere import dual_exponents, row_dims
 
 
 class LpSGD(Optimizer):
@@ -104,23 +101,8 @@ class LpSGD(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, split into its sphere part and its ordinary part."""
-        group = {**self.defaults, **param_group}
-        _check(group)
-        group["p"] = None if group["p"] is None else snap_p(group["p"])
-        params = group["params"]
-        named = [
-            item if isinstance(item, tuple) else (None, item)
-            for item in ([params] if isinstance(params, Tensor) else list(params))
-        ]
-        on: list[tuple[str | None, Tensor]] = []
-        off: list[tuple[str | None, Tensor]] = []
-        for item in named:
-            (on if _on_sphere(item[1], group) else off).append(item)
-        eta = default_eta(group["p"]) if group["eta"] is None and on else group["eta"]
-        for part, options in ((on, {"lr": eta}), (off, {"p": None})):
-            if part or (not named and options.get("p", 0) is None):
-                items = [p if name is None else (name, p) for name, p in part]
-                super().add_param_group({**group, **options, "params": items})
+        for part in groups.divide({**self.defaults, **param_group}):
+            super().add_param_group(part)
         for added in self.param_groups[-2:]:
             added.setdefault("peak_lr", added["lr"])
 
@@ -197,7 +179,7 @@ class LpSGD(Optimizer):
             if group["p"] is None:
                 self._ordinary_step(weights, group)
                 continue
-            rule = _rule(group)
+            rule = groups.rule_of(group)
             for weight in weights:
                 self._sphere_step(weight, group, rule)
         return loss
@@ -245,30 +227,6 @@ class LpSGD(Optimizer):
         rowstep.step(rows, rule)
 
 
-def _rule(group: dict[str, Any]) -> Rule:
-    """Return what is the same for all weights of a group in the coming step."""
-    # A schedule that drives the group's lr drives its radii too.
-    part = group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0
-    return Rule(
-        p=group["p"],
-        eta=group["lr"],
-        momentum=group["momentum"],
-        dampening=group["dampening"],
-        nesterov=group["nesterov"],
-        gain_rate=group["gain_lr"] * part,
-        unit=group["gain"] == "unit",
-    )
-
-
-def _on_sphere(weight: Tensor, group: dict[str, Any]) -> bool:
-    return (
-        group["p"] is not None
-        and weight.dim() > max(1, group["row_dim"])
-        and fan_in(weight, group["row_dim"]) > 1
-        and weight.is_floating_point()
-    )
-
-
 def _zero_rows(radius: Tensor) -> Tensor:
     """Return the indices of rows of zeros: without a direction, they wait for a gradient.
 
@@ -279,26 +237,3 @@ def _zero_rows(radius: Tensor) -> Tensor:
 
 def _state_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
-
-
-def _check(group: dict[str, Any]) -> None:
-    if group["p"] is not None:
-        check_p(group["p"])
-    for name in ("lr", "eta", "weight_decay", "gain_lr"):
-        if group[name] is not None and not 0 <= group[name] < float("inf"):
-            raise InputError(f"{name} = {group[name]} is not a step", f"give a {name} ≥ 0")
-    if group["eta"] is not None and group["p"] is not None and group["eta"] >= 1:
-        raise InputError(
-            f"eta = {group['eta']} moves a row by more than its radius", "give an eta below 1"
-        )
-    if not 0 <= group["momentum"] < 1 or not 0 <= group["dampening"] < 1:
-        raise InputError("momentum and dampening lie in [0, 1)", "0.9 and 0 are the defaults")
-    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-        raise InputError("Nesterov needs a momentum above 0 and no dampening", "set nesterov=False")
-    if group["gain"] not in GAINS:
-        raise InputError(f"unknown gain {group['gain']!r}", f"choose one of {', '.join(GAINS)}")
-    if group["fused"] and native.library() is None:
-        raise InputError(
-            "fused=True needs a C++ compiler, and none works here",
-            f"install g++ or clang++, do not set {native.SWITCH}=0, or leave fused out",
-        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpss_cli.rules import dual_step, power_step, show, to_sphere
+from lpss_cli.rules import dual_step, largest_of, power_step, show, to_sphere
 from lpss_cli.sphere import Dims, fan_in, power, row_dims
 
 # A gradient may be of any size, and exp() of it would be of any size too.
@@ -91,7 +91,7 @@ def blocks(row_dim: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _block_step(rows: Rows, rule: Rule, dims: Dims) -> None:
     latent = rows.latent
     g = rows.grad.to(latent.dtype)
-    live = _largest(g, dims) > 0
+    live = largest_of(g, dims) > 0
     slope = (g * rows.weight).sum(dims, keepdim=True) if rows.gain_momentum is not None else None
     scaled = None
     if rule.p > 1:
@@ -125,10 +125,6 @@ def wake(rows: Rows, zero_rows: Tensor, rule: Rule) -> None:
     radius = torch.ones_like(radius) if rule.unit else radius
     rows.latent.index_copy_(dim, zero_rows, torch.where(waking, direction, latent))
     rows.gain.index_copy_(dim, zero_rows, torch.where(waking, radius, gain))
-
-
-def _largest(x: Tensor, dims: Dims) -> Tensor:
-    return x.abs().amax(dims, keepdim=True)
 
 
 def _momentum(buffer: Tensor, g: Tensor, rule: Rule) -> Tensor:

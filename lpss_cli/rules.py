@@ -33,16 +33,17 @@ def dual_step(
         ``|v|^q = |v|·|v|^a``, one power serves the norm ``S = Σ|v|^q`` and the weight.
     """
     q, a = dual_exponents(p)
-    magnitude = d.abs()
-    largest = magnitude.amax(dims, keepdim=True)
+    largest = largest_of(d, dims)
     live = largest > 0 if live is None else live & (largest > 0)
     # The row's own η, in its number format: torch.where on two scalars would round to fp32.
     step = live.to(v.dtype).mul_(eta)
     largest = torch.where(live, largest, 1)
+    d = d.div(largest)
+    magnitude = d.abs()
     # At least 1, but for rows of zeros.
-    norm = power(magnitude.div_(largest), q).sum(dims, keepdim=True).pow_(1.0 / q).clamp_min_(1.0)
+    norm = power(magnitude, q).sum(dims, keepdim=True).pow_(1.0 / q).clamp_min_(1.0)
     # (1-η)v - ηd/‖d‖, divided by 1-η: it is renormalised anyway.
-    v.addcmul_(d.div(largest), step / norm.mul_(step - 1.0))
+    v.addcmul_(d, step / norm.mul_(step - 1.0))
     torch.abs(v, out=magnitude)
     w0 = power(magnitude, a)
     total = magnitude.mul_(w0).sum(dims, keepdim=True)
@@ -56,17 +57,19 @@ def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims, live: Tensor | None
 
     Rows that are not ``live`` keep their u.
     """
-    largest = d.abs().amax(dims, keepdim=True)
+    largest = largest_of(d, dims)
     d = d / torch.where(largest > 0, largest, 1)
-    before = d.square().sum(dims, keepdim=True)
-    tangent = d.sub_(u * (d * u).sum(dims, keepdim=True))
-    after = tangent.square().sum(dims, keepdim=True)
+    scratch = d.square()
+    before = scratch.sum(dims, keepdim=True)
+    along = torch.mul(d, u, out=scratch).sum(dims, keepdim=True)
+    tangent = d.addcmul_(u, along.neg_())
+    after = torch.square(tangent, out=scratch).sum(dims, keepdim=True)
     # What a gradient along u leaves behind is rounding noise; it has no direction.
     noise = (8 * torch.finfo(u.dtype).eps) ** 2
     moving = after > noise * before
     live = moving if live is None else live & moving
     u.addcmul_(tangent, torch.where(live, -eta * after.rsqrt(), 0.0))
-    u.mul_(u.square().sum(dims, keepdim=True).rsqrt().where(live, 1.0))
+    u.mul_(torch.square(u, out=scratch).sum(dims, keepdim=True).rsqrt().where(live, 1.0))
 
 
 def show(
@@ -85,6 +88,11 @@ def show(
     # forward pass the slow arithmetic of denormals.
     tiny = torch.finfo(weight.dtype).tiny
     torch.mul(magnitude.mul_(gain * factor).clamp_min_(tiny), latent.sign(), out=weight)
+
+
+def largest_of(x: Tensor, dims: Dims) -> Tensor:
+    """Largest magnitude of every row; two readings cost less than a copy of magnitudes."""
+    return torch.maximum(x.amax(dims, keepdim=True), x.amin(dims, keepdim=True).neg_())
 
 
 def to_sphere(w: Tensor, p: float, dims: Dims) -> tuple[Tensor, Tensor]:

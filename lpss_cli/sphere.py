@@ -66,7 +66,7 @@ def fan_in(weight: Tensor, row_dim: int = 0) -> int:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """``x ** exponent`` for x ≥ 0, as a new tensor.
+    """``x ** exponent`` for x ≥ 0, as a new tensor; no gradient flows through it.
 
     Integer exponents up to 64 are squarings and multiplications, half-integers one square root
     more; everything else is ``torch.pow``, about ten times dearer on a CPU.
@@ -79,12 +79,17 @@ def power(x: Tensor, exponent: float) -> Tensor:
     base = x
     while whole:
         if whole & 1:
-            result = base if result is None else result * base
+            result = base if result is None else _times(result, base, x)
         whole >>= 1
         if whole:
-            base = base * base
+            base = base.square() if base is x or base is result else base.square_()
     assert result is not None  # doubled >= 1
     return result.clone() if result is x else result
+
+
+def _times(result: Tensor, base: Tensor, x: Tensor) -> Tensor:
+    """Multiply in place what is not the caller's: new memory costs as much as the product."""
+    return result * base if result is x else result.mul_(base)
 
 
 def lp_norm(x: Tensor, p: float, dims: Dims) -> Tensor:
@@ -106,13 +111,17 @@ def hoyer(weight: Tensor, row_dim: int = 0) -> Tensor:
         is undefined: rows of zeros (dead neurons) and rows of one entry.
     """
     rows = weight.detach().movedim(row_dim, 0).flatten(1).double()
-    n = rows.shape[1]
-    if n < 2:
-        return torch.full((rows.shape[0],), math.nan, dtype=torch.float64)
-    if weight.dtype == torch.float64:
+    if weight.dtype == torch.float64 and rows.shape[1]:
         # Scaled by the row maximum so that the squares of tiny weights do not underflow; those of
         # shorter numbers do not.
         rows = rows / rows.abs().amax(1, keepdim=True)
-    ratio: Tensor = torch.linalg.vector_norm(rows, 1, 1) / torch.linalg.vector_norm(rows, 2, 1)
+    norm = torch.linalg.vector_norm(rows, 2, 1)
+    return hoyer_of(rows.abs().sum(1), norm, rows.shape[1])
+
+
+def hoyer_of(length: Tensor, norm: Tensor, n: int) -> Tensor:
+    """Hoyer's measure of rows of n entries with these norms ``‖w‖₁`` and ``‖w‖₂``, in float64."""
+    if n < 2:
+        return torch.full_like(length, math.nan)
     # A flat row may round to -1e-17.
-    return ((math.sqrt(n) - ratio) / (math.sqrt(n) - 1.0)).clamp_min(0.0)
+    return ((math.sqrt(n) - length / norm) / (math.sqrt(n) - 1.0)).clamp_min(0.0)

@@ -84,3 +84,9 @@ def test_scripts_and_files_that_are_named_exist(document):
     text = document.read_text(encoding="utf-8")
     for name in re.findall(r"`(?:python )?((?:benchmarks|tests|lpss_cli|docs)/[\w./-]+)", text):
         assert (ROOT / name).exists(), name
+
+
+def test_every_benchmark_is_in_their_list():
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    programs = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r"`python benchmarks/(\w+\.py)", text)) == programs

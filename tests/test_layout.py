@@ -26,7 +26,7 @@ TIERS = (
     " interrupts randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
-    " bisection",
+    " bisection tally groups",
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",

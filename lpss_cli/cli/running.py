@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ def fail(what: str, do: str) -> None:
     with turn() as mine:
         if mine:
             _current.error(what, do)
+
+
+def load_torch() -> None:
+    """Import PyTorch, and tell Python that what comes with it is no garbage.
+
+    It stays to the end, where a look through all of it would take a fifth of a short command's
+    time. Not for commands that load more extensions later: some complain of what is left then.
+    """
+    if "torch" not in sys.modules:
+        import torch  # noqa: F401  # for what follows
+
+        gc.freeze()
 
 
 def request(

@@ -12,6 +12,7 @@ from lpss_cli.method import Method, MethodConfig, option
 from lpss_cli.schedule import warmup_steps
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -186,9 +187,18 @@ class GSM(Method):
         if sum(sizes) > _SAMPLE:
             counts = allocate(_SAMPLE, sizes, sizes)  # every layer by its size: less variance
             parts = [
-                part[torch.randint(size, (count,), generator=run.rng).to(part.device)]
+                part[_places(run, size, count, part.device)]
                 for part, size, count in zip(parts, sizes, counts, strict=True)
             ]
         sample = torch.cat(parts)
         rank = max(1, round(sample.numel() * kept))
         return sample.kthvalue(sample.numel() - rank + 1).values
+
+
+def _places(run: RunState, size: int, count: int, device: torch.device) -> Tensor:
+    """Draw so many places out of ``size``; out of pinned memory a GPU gets them without a wait."""
+    import torch
+
+    pinned = device.type == "cuda"
+    drawn = torch.randint(size, (count,), generator=run.rng, pin_memory=pinned)
+    return drawn.to(device, non_blocking=True)

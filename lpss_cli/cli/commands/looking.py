@@ -29,6 +29,7 @@ def report(
     ] = None,
 ) -> None:
     """Count zeros and measure Hoyer sparsity, layer by layer."""
+    run.load_torch()
     from lpss_cli.cli import report_views as views
     from lpss_cli.cli.wording import size
     from lpss_cli.files import check_writable
