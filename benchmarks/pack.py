@@ -27,7 +27,7 @@ from lpss_cli.models import build
 from lpss_cli.packed import CHOICES, pack, unpack
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import Request
-from lpss_cli.weights import prunable
+from lpss_cli.weights import bias_names, prunable
 
 TRAINED = {
     "LeNet-300 MNIST, 12 epochs, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 12},
@@ -83,16 +83,17 @@ def measured(network: Network, values: str) -> dict:
     """Pack, unpack, check, and compare with the bound."""
     name, state, names, meta = network
     start = time.process_time()
-    data = pack(state, meta, names, values)
+    biases = bias_names(state, names)
+    data = pack(state, meta, names, values, biases=biases)
     middle = time.process_time()
     back = unpack(data).state_dict
     end = time.process_time()
     for key, tensor in state.items():
-        exact = values == "fp32" or key not in names
+        exact = values == "fp32" or key not in (*names, *biases)
         same = (back[key] == tensor) if exact else ((back[key] == 0) == (tensor == 0))
         assert bool(same.all()), (name, values, key)
     bound = sizes.bound(state, names, values)
-    plain = len(pack(state, meta, names, values, compress=False))
+    plain = len(pack(state, meta, names, values, biases=biases, compress=False))
     return {
         "network": name,
         "values": values,

@@ -22,6 +22,7 @@ from lpss_cli.fitting import load_into
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.packed import DEFAULT_VALUES, Entry, Unpacked, pack, unpack
 from lpss_cli.reporting import weights_of
+from lpss_cli.weights import bias_names
 
 # Real inputs whose outputs are compared.
 _COMPARED = 256
@@ -58,7 +59,8 @@ def export_pack(
     prunable = list(weights_of(checkpoint))
     meta = {key: value for key, value in checkpoint.meta.items() if key != "history"}
     about = {k: v for k, v in provenance(checkpoint).items() if k == "source_sha256"}
-    content = pack(checkpoint.state_dict, meta, prunable, values, about=about)
+    biases = bias_names(checkpoint.state_dict, prunable)
+    content = pack(checkpoint.state_dict, meta, prunable, values, biases=biases, about=about)
     difference, metrics = 0.0, None
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -69,7 +71,7 @@ def export_pack(
             difference, metrics = _try(trial, reread, exact=values == "fp32")
         if values == "fp32" and difference:
             raise RunError(f"{path} gives other outputs", "no file was left; please report it")
-    codes = sorted({entry.values for entry in back.entries if entry.name in prunable} - {"raw"})
+    codes = sorted({entry.values for entry in back.entries} - {"raw"})
     rounding = f"{', '.join(codes)} as rounded" if codes else "bit for bit"
     checked = f"every tensor, {rounding}, and every zero"
     return Exported(str(path), "pack", path.stat().st_size, checked, difference, measured=metrics)
@@ -112,7 +114,7 @@ def compare(checkpoint: Checkpoint, back: Unpacked, path: Path) -> None:
         same = got.dtype == wanted.dtype and got.shape == wanted.shape
         if not same or not torch.equal(_bits(got), _bits(wanted)):
             raise RunError(f"{path} reads back differently at {name}", "no file was left")
-        if line.name in pruned and not torch.equal(got == 0, tensor.detach().cpu() == 0):
+        if not torch.equal(got == 0, tensor.detach().cpu() == 0):
             raise RunError(f"{path} does not hold the zeros of {name}", "no file was left")
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from lpss_cli.layers import Layer, measure
 from lpss_cli.loading import Checkpoint, browse
 from lpss_cli.packed import DEFAULT_VALUES
-from lpss_cli.sizes import bound_of
-from lpss_cli.weights import Weight, not_finite, prunable_names, untied
+from lpss_cli.sizes import bound_of, whole_bound
+from lpss_cli.weights import Weight, bias_names, not_finite, prunable_names, untied
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,18 @@ def report(source: Path | Checkpoint) -> Report:
     values = str(checkpoint.about.get("values")) if packed else DEFAULT_VALUES
     layers: dict[str, Layer] = {}
     broken: dict[str, int] = {}
+    biases = set(bias_names(state, row_dims))
     bound = 0.0
     for name in state:
         # Once each, and one at a time: it may be read from the file only now.
         tensor = checkpoint.tensor(name)
-        kept = None
         if name in row_dims:
             layer = layers[name] = measure(name, tensor, row_dims[name], facts[name])
-            kept, bad = layer.weights - layer.zeros, layer.not_finite
+            bad = layer.not_finite
+            bound += bound_of(tensor, layer.weights - layer.zeros, values)
         else:
             bad = not_finite(tensor)
-        bound += bound_of(tensor, kept, values)
+            bound += whole_bound(tensor, values, bias=name in biases)
         del tensor  # before the next one is there
         if bad:
             broken[name] = bad

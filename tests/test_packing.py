@@ -57,8 +57,11 @@ def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
     assert list(back.state_dict) == list(checkpoint.state_dict)
     for name, tensor in checkpoint.state_dict.items():
         assert torch.equal(back.state_dict[name] == 0, tensor == 0)
-        if name not in META["weights"] or values == "fp32":
+        if name not in (*META["weights"], "0.bias", "4.bias") or values == "fp32":
             assert torch.equal(back.state_dict[name], tensor)
+        elif name.endswith("bias"):
+            kind = torch.bfloat16 if values == "bf16" else torch.float16
+            assert torch.equal(back.state_dict[name], tensor.to(kind).float())
     if values == "fp32":
         assert (result.measured, result.largest_difference) == (None, 0.0)
         assert "bit for bit" in result.checked
@@ -193,6 +196,12 @@ def test_the_bound_in_closed_form(tmp_path):
     weight[:50] = 1.0
     state = {"w": weight, "bias": torch.ones(100), "steps": torch.tensor(1)}
     rest = 4 * 100 + 8
+    biases = {"w.weight": weight, "w.bias": torch.ones(100)}
+    for values in CHOICES:
+        whole = sizes.bound(biases, ["w.weight"], values) - sizes.bound(
+            {"w.weight": weight}, ["w.weight"], values
+        )
+        assert whole == 100 * {"fp32": 4}.get(values, 2)
     for values, size in {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}.items():
         assert sizes.bound(state, ["w"], values) == 1000 + size * 4000 + rest
     assert sizes.bound({"w": weight.half()}, ["w"], "fp32") == 1000 + 2 * 4000
