@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lpss_cli import jobs, sizes
+from lpss_cli import jobs, record, sizes
 from lpss_cli.loading import read
 from lpss_cli.models import build
 from lpss_cli.packed import CHOICES, pack, unpack
@@ -52,7 +52,7 @@ def trained(root: str) -> Iterator[Network]:
             overrides = {"data_dir": root}
             jobs.train(Request(out, data_overrides=overrides, sparsity=0.9, batch_size=256, **spec))
         checkpoint = read(out)
-        meta = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+        meta = record.exported(checkpoint.meta)
         yield name, checkpoint.state_dict, list(weights_of(checkpoint)), meta
 
 

@@ -20,6 +20,7 @@ from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_space
 from lpss_cli.generations import Generations
 from lpss_cli.interrupts import Interrupts, SignalledError, kill_children, listening
+from lpss_cli.layers import survivors
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
 from lpss_cli.outcome import Outcome
@@ -28,6 +29,7 @@ from lpss_cli.request import Request, device_of, preprocessing_notes
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Relay, Watcher
+from lpss_cli.weights import prunable
 
 # An accuracy this far below the checkpoint's own claim means other data or preprocessing.
 _CLAIM_TOLERANCE = 0.02
@@ -115,6 +117,7 @@ class Job:
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
         init = self._init(model)
+        histograms = _histograms(model)
         request = self.request
         with listening(final=world.size > 1) as interrupts:
             keeper = resuming.Keeper(
@@ -143,7 +146,12 @@ class Job:
                     "test" if request.holdout is None else "holdout",
                 )
                 metrics = {"on": part, "before": before, _CUT: cut, "after": after}
-                meta = {**self._record(state), "metrics": metrics, "seconds": seconds}
+                meta = {
+                    **self._record(state),
+                    "histograms": histograms,
+                    "metrics": metrics,
+                    "seconds": seconds,
+                }
                 primary = data.task.primary
                 if world.leads:
                     artifact.save(request.out, dict(model.state_dict()), meta, init)
@@ -253,6 +261,12 @@ class Job:
             **self.notes,
             "source": source and {"file": source.path.name, "sha256": source.sha256},
         }
+
+
+def _histograms(model: nn.Module) -> dict[str, Any]:
+    """Return how each prunable weight is spread before it is trained, where it is not all zeros."""
+    found = {n: survivors(w.tensor.detach(), w.row_dim or 0) for n, w in prunable(model).items()}
+    return {name: one.to_record() for name, one in found.items() if one is not None}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

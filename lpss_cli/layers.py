@@ -32,7 +32,11 @@ class Survivors:
     low: float
     high: float
     counts: tuple[int, ...]
-    centroids: tuple[float | None, float | None]
+    centroids: tuple[float | None, float | None] = (None, None)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what an artefact remembers of it."""
+        return {"low": self.low, "high": self.high, "counts": list(self.counts)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def measure(
         dead=dead,
         p=fact.get("p"),
         predicted=_predicted(tensor, row_dim, zeros, fact),
-        survivors=_survivors(tensor, row_dim),
+        survivors=survivors(tensor, row_dim),
         not_finite=bad,
     )
 
@@ -116,7 +120,8 @@ def _predicted(tensor: Tensor, row_dim: int, zeros: int, fact: Mapping[str, Any]
     return predicted_hoyer(p, fan_in, zeros / tensor.numel(), travel)
 
 
-def _survivors(tensor: Tensor, row_dim: int) -> Survivors | None:
+def survivors(tensor: Tensor, row_dim: int = 0) -> Survivors | None:
+    """Return how the weights that are not zero spread; None where there are none."""
     ends: list[float] = []
     sums, numbers = [0.0, 0.0], [0, 0]
     for values in _finite(tensor, row_dim):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lpss_cli import record
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.evaluation import evaluate
@@ -57,7 +58,7 @@ def export_pack(
         RunError: the file reads back differently; no file is left.
     """
     prunable = list(weights_of(checkpoint))
-    meta = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+    meta = record.exported(checkpoint.meta)
     about = {k: v for k, v in provenance(checkpoint).items() if k == "source_sha256"}
     biases = bias_names(checkpoint.state_dict, prunable)
     content = pack(checkpoint.state_dict, meta, prunable, values, biases=biases, about=about)

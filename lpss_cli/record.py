@@ -20,6 +20,7 @@ from lpss_cli.sphere import P_RANGES
 AGAIN = "take another copy, or make it again"
 # A command line may have 2 MB.
 _DEEPEST, _MOST, _LONGEST = 32, 1_000_000, 4_000_000
+_MOST_BINS = 1000
 # Names of networks, data sets and files; the longest list of MLP widths that makes sense.
 _LONGEST_NAME = 1000
 
@@ -68,6 +69,15 @@ def verify(
         wrong.append("weights")
         del meta["weights"]
     return meta, [f"{path}: its {name!r} is not as lpss writes it: ignored" for name in wrong]
+
+
+#: What is of the training alone: it stays in the artefact when files for others are made of it.
+_OF_TRAINING = ("history", "histograms")
+
+
+def exported(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what files of other formats hold of a record."""
+    return {key: value for key, value in record.items() if key not in _OF_TRAINING}
 
 
 def _fit(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
@@ -167,6 +177,21 @@ def _history(value: Any) -> bool:
     )
 
 
+def _histograms(value: Any) -> bool:
+    """Name → the histogram of a weight before training, see ``layers.Survivors``."""
+    return isinstance(value, dict) and all(
+        isinstance(one, dict)
+        and set(one) == {"low", "high", "counts"}
+        and all(_number(one[end]) and math.isfinite(one[end]) for end in ("low", "high"))
+        and one["low"] <= one["high"]
+        and isinstance(one["counts"], list)
+        and 0 < len(one["counts"]) <= _MOST_BINS
+        and all(map(_count, one["counts"]))
+        and any(one["counts"])
+        for one in value.values()
+    )
+
+
 def _versions(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
@@ -226,6 +251,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "sparsity": _number,
     "weights": _weights,
     "history": _history,
+    "histograms": _histograms,
     "versions": _versions,
     "device": _name,
     "command": lambda value: isinstance(value, str),

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lpss_cli.latency import Latency
 from lpss_cli.layers import Layer, measure
+from lpss_cli.layersizes import Savings
 from lpss_cli.loading import Checkpoint, browse
 from lpss_cli.packed import DEFAULT_VALUES
-from lpss_cli.sizes import bound_of, whole_bound
+from lpss_cli.sizes import Size, bound_of, whole_bound
 from lpss_cli.weights import Weight, bias_names, not_finite, prunable_names, untied
 
 
@@ -22,6 +24,8 @@ class Report:
     name → number of entries that are NaN or infinite, of every tensor that has some.
     ``bound_bytes`` is the information bound (``sizes.bound``) with values of type
     ``bound_values``: those of a packed file, else the ones that are packed by default.
+    ``live`` is what removing dead units saves, ``sizes`` and ``latency`` are those of its files;
+    ``weighing`` adds them.
     """
 
     path: str
@@ -33,6 +37,15 @@ class Report:
     bound_bytes: float = 0.0
     bound_values: str = DEFAULT_VALUES
     not_finite: dict[str, int] = field(default_factory=dict)
+    live: Savings | None = None
+    sizes: tuple[Size, ...] = ()
+    latency: tuple[Latency, ...] = ()
+
+    def live_shape(self, layer: Layer) -> tuple[int, ...] | None:
+        """Return the shape of a layer's weight without dead units; None where it is not known."""
+        if self.live is None:
+            return None
+        return {f"{x.name}.weight": x.shape for x in self.live.after}.get(layer.name)
 
     @property
     def weights(self) -> int:
@@ -83,6 +96,9 @@ class Report:
             "dead": self.dead,
             "not_finite": self.not_finite,
             "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
+            "live": self.live and self.live.to_dict(),
+            "sizes": [size.to_dict() for size in self.sizes],
+            "latency": [asdict(time) for time in self.latency],
             "run": self.meta,
         }
 

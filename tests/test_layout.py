@@ -32,7 +32,7 @@ TIERS = (
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
     " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
-    " drafting searching origins",
+    " drafting searching origins weighing filesizes",
     "cli",
     "__init__ __main__",
 )

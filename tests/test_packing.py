@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import blobs, network
 
-from lpss_cli import jobs, packing, sizes, verifying
+from lpss_cli import jobs, packing, record, sizes, verifying
 from lpss_cli.artifact import sha256
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.exporting import export_safetensors
@@ -28,6 +28,7 @@ META = {
     "method": "lpss",
     "weights": {"0.weight": {"row_dim": 0, "p": 1.2}, "4.weight": {"row_dim": 0}},
     "history": [{"loss": 0.1}] * 50,
+    "histograms": {"0.weight": {"low": -1.0, "high": 1.0, "counts": [1, 2]}},
 }
 
 
@@ -52,7 +53,7 @@ def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
     assert (result.kind, result.bytes) == ("pack", path.stat().st_size)
     back = read(path)
     assert (back.kind, back.notes) == ("pack", [])
-    assert back.meta == {key: value for key, value in META.items() if key != "history"}
+    assert back.meta == record.exported(META)
     assert back.about == {"values": values, "source_sha256": sha256(tmp_path / "m.pt")}
     assert list(back.state_dict) == list(checkpoint.state_dict)
     for name, tensor in checkpoint.state_dict.items():
@@ -160,7 +161,7 @@ def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
     result = unpack_file(tmp_path / "m.lpss")
     assert result.path == str(tmp_path / "m.safetensors")
     back = read(tmp_path / "m.safetensors")
-    assert back.meta == {key: value for key, value in META.items() if key != "history"}
+    assert back.meta == record.exported(META)
     assert all(torch.equal(back.state_dict[n], t) for n, t in checkpoint.state_dict.items())
     with pytest.raises(InputError, match="exists already"):
         unpack_file(tmp_path / "m.lpss")
