@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, manifest, randomness, recording, resuming, threads, trial
+from lpss_cli import (
+    artifact,
+    engine,
+    histograms,
+    manifest,
+    randomness,
+    recording,
+    resuming,
+    threads,
+    trial,
+)
 from lpss_cli.data import Data
 from lpss_cli.distributed import LostError, World
 from lpss_cli.errors import StoppedError
@@ -20,7 +30,6 @@ from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_space
 from lpss_cli.generations import Generations
 from lpss_cli.interrupts import Interrupts, SignalledError, kill_children, listening
-from lpss_cli.layers import survivors
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
 from lpss_cli.outcome import Outcome
@@ -29,7 +38,6 @@ from lpss_cli.request import Request, device_of, preprocessing_notes
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Relay, Watcher
-from lpss_cli.weights import prunable
 
 # An accuracy this far below the checkpoint's own claim means other data or preprocessing.
 _CLAIM_TOLERANCE = 0.02
@@ -117,7 +125,7 @@ class Job:
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
         init = self._init(model)
-        histograms = _histograms(model)
+        began = histograms.of_model(model)
         request = self.request
         with listening(final=world.size > 1) as interrupts:
             keeper = resuming.Keeper(
@@ -148,7 +156,7 @@ class Job:
                 metrics = {"on": part, "before": before, _CUT: cut, "after": after}
                 meta = {
                     **self._record(state),
-                    "histograms": histograms,
+                    histograms.KEY: began,
                     "metrics": metrics,
                     "seconds": seconds,
                 }
@@ -261,12 +269,6 @@ class Job:
             **self.notes,
             "source": source and {"file": source.path.name, "sha256": source.sha256},
         }
-
-
-def _histograms(model: nn.Module) -> dict[str, Any]:
-    """Return how each prunable weight is spread before it is trained, where it is not all zeros."""
-    found = {n: survivors(w.tensor.detach(), w.row_dim or 0) for n, w in prunable(model).items()}
-    return {name: one.to_record() for name, one in found.items() if one is not None}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

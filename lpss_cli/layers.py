@@ -34,10 +34,6 @@ class Survivors:
     counts: tuple[int, ...]
     centroids: tuple[float | None, float | None] = (None, None)
 
-    def to_record(self) -> dict[str, Any]:
-        """Return what an artefact remembers of it."""
-        return {"low": self.low, "high": self.high, "counts": list(self.counts)}
-
 
 @dataclass(frozen=True)
 class Layer:

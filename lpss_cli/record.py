@@ -13,14 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lpss_cli import manifest
+from lpss_cli import histograms, manifest
 from lpss_cli.errors import InputError
 from lpss_cli.sphere import P_RANGES
 
 AGAIN = "take another copy, or make it again"
 # A command line may have 2 MB.
 _DEEPEST, _MOST, _LONGEST = 32, 1_000_000, 4_000_000
-_MOST_BINS = 1000
 # Names of networks, data sets and files; the longest list of MLP widths that makes sense.
 _LONGEST_NAME = 1000
 
@@ -72,7 +71,7 @@ def verify(
 
 
 #: What is of the training alone: it stays in the artefact when files for others are made of it.
-_OF_TRAINING = ("history", "histograms")
+_OF_TRAINING = ("history", histograms.KEY)
 
 
 def exported(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,21 +176,6 @@ def _history(value: Any) -> bool:
     )
 
 
-def _histograms(value: Any) -> bool:
-    """Name → the histogram of a weight before training, see ``layers.Survivors``."""
-    return isinstance(value, dict) and all(
-        isinstance(one, dict)
-        and set(one) == {"low", "high", "counts"}
-        and all(_number(one[end]) and math.isfinite(one[end]) for end in ("low", "high"))
-        and one["low"] <= one["high"]
-        and isinstance(one["counts"], list)
-        and 0 < len(one["counts"]) <= _MOST_BINS
-        and all(map(_count, one["counts"]))
-        and any(one["counts"])
-        for one in value.values()
-    )
-
-
 def _versions(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
@@ -251,7 +235,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "sparsity": _number,
     "weights": _weights,
     "history": _history,
-    "histograms": _histograms,
+    histograms.KEY: histograms.fit,
     "versions": _versions,
     "device": _name,
     "command": lambda value: isinstance(value, str),

@@ -449,7 +449,7 @@ def test_a_report_measures_the_files_that_export_would_write(lpss):
     assert found["sizes"][0]["bytes"] == 4 * 50_610
     assert found["sizes"][4]["against_dense"] > 10
     networks = [(row["network"], row["batch"]) for row in found["latency"]]
-    assert networks == [(n, b) for b in (1, 64) for n in ("with all units", "model.onnx")]
+    assert networks == [(n, b) for n in ("with all units", "model.onnx") for b in (1, 64)]
     page = Path("r.html").read_text()
     for part in ("<h3>Sizes</h3>", "<h3>Times</h3>", "live shape", "with all units", "FLOPs"):
         assert part in page, part

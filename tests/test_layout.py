@@ -24,9 +24,10 @@ TIERS = (
     " threads topology imports rules rowstep native lamp masking compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
-    " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
+    " idle channels wiring constants layersizes cutting compacting onnxruntimes gaps onnxproof"
+    " latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
-    " bisection",
+    " bisection histograms",
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",

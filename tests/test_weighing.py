@@ -9,9 +9,7 @@ import torch
 
 from lpss_cli import models, weighing
 from lpss_cli.errors import InputError
-from lpss_cli.layers import survivors
 from lpss_cli.loading import Checkpoint
-from lpss_cli.record import checked
 from lpss_cli.reporting import report
 
 META = {"arch": "lenet5", "input_shape": [1, 28, 28], "outputs": 10}
@@ -85,32 +83,3 @@ def test_a_network_that_is_not_for_such_numbers_is_not_tried(monkeypatch):
     monkeypatch.setattr(torch.nn.Linear, "forward", words)
     with pytest.raises(InputError, match="cannot be tried: IndexError: no such word"):
         weighing.savings(source)
-
-
-GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {**GOOD, "low": 2.0},
-        {**GOOD, "low": float("nan")},
-        {**GOOD, "high": "1"},
-        {**GOOD, "counts": []},
-        {**GOOD, "counts": [0, 0]},
-        {**GOOD, "counts": [1, -1]},
-        {**GOOD, "counts": [1] * 1001},
-        {"low": 0.0, "counts": [1]},
-        [],
-    ],
-)
-def test_histograms_of_a_record_are_checked(bad):
-    assert checked({"histograms": {"w": GOOD}}) == ({"histograms": {"w": GOOD}}, [])
-    assert checked({"histograms": {"w": bad}}) == ({}, ["histograms"])
-
-
-def test_what_is_remembered_of_a_weight_is_what_the_record_takes():
-    one = survivors(torch.tensor([[0.0, 1.0, 3.0], [-1.0, 0.0, 3.0]]))
-    record = one.to_record()
-    assert (record["low"], record["high"], sum(record["counts"])) == (-1.0, 3.0, 4)
-    assert checked({"histograms": {"w": record}})[1] == []

@@ -87,6 +87,25 @@ def pack(
     if values not in CHOICES:
         raise InputError(f"unknown --values {values!r}", nearest(values, tuple(CHOICES)))
     arrays = {name: _to_array(name, tensor) for name, tensor in state.items()}
+    table = _encoded(arrays, prunable, biases, values, compress)
+    try:
+        return container.write(
+            _plain(meta), {"values": values, **_plain(about or {})}, table, compress
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"the checkpoint's facts cannot be packed: {error}", "use --format safetensors"
+        ) from None
+
+
+def _encoded(
+    arrays: Mapping[str, tuple[str, Array]],
+    prunable: Collection[str],
+    biases: Collection[str],
+    values: str,
+    compress: bool,
+) -> list[Encoded]:
+    """Return the tensors as they go into the file, those that are there twice once."""
     twins = _twins(arrays)
     sparse = {twins[name] for name in prunable if name in twins}
     # A bias may have the bits of a tensor that is not rounded, such as the mean of a norm.
@@ -104,14 +123,7 @@ def pack(
             table.append(tensors.encode_rounded(name, dtype, array, BIAS_VALUES[values]))
         else:
             table.append(tensors.encode_dense(name, dtype, array))
-    try:
-        return container.write(
-            _plain(meta), {"values": values, **_plain(about or {})}, table, compress
-        )
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"the checkpoint's facts cannot be packed: {error}", "use --format safetensors"
-        ) from None
+    return table
 
 
 def check(state: Mapping[str, Tensor]) -> None:

@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from torch import Tensor
 
+from lpss_cli import histograms
 from lpss_cli.files import replacing
-from lpss_cli.layers import Layer, Survivors
+from lpss_cli.layers import Layer
 from lpss_cli.pages import figures
 from lpss_cli.reporting import Report
 from lpss_cli.version import __version__
@@ -66,7 +67,7 @@ def _template() -> Template:
 
 
 def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    meta, began = report.meta, _began(report.meta)
+    meta, began = report.meta, histograms.of_record(report.meta)
     masks = {
         layer.name: figures.mask_picture(tensors[layer.name])
         for layer in report.layers
@@ -114,14 +115,6 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     if report.dead:
         cards.append(("dead neurons", f"{report.dead:,}", "rows without a weight"))
     return cards
-
-
-def _began(meta: Mapping[str, Any]) -> dict[str, Survivors]:
-    """Return how each weight was spread before training, by name, where the artefact says so."""
-    return {
-        name: Survivors(one["low"], one["high"], tuple(one["counts"]))
-        for name, one in (meta.get("histograms") or {}).items()
-    }
 
 
 def _metrics(meta: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
