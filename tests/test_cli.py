@@ -404,7 +404,7 @@ def test_wrong_packs_and_comparisons(sparse_model):
             refused(lpss(*command, f"{name}.lpss"), f"{name}.lpss is a damaged pack", "again")
 
 
-def test_the_forms_of_an_onnx_export(lpss):
+def test_the_forms_of_an_onnx_export_and_what_a_report_says_of_them(lpss):
     lpss("train", *FAST, "--sparsity", "0.95")
     code, out, err = lpss("export", "--format", "onnx", "--int8")
     assert code == 0, err
@@ -429,10 +429,11 @@ def test_the_forms_of_an_onnx_export(lpss):
         assert file["metrics"]["accuracy"] > 0.5
         sizes[encoding] = file["bytes"]
     assert sizes["gaps"] < 0.15 * sizes["dense"]
+    _reported(lpss)
 
 
-def test_a_report_measures_the_files_that_export_would_write(lpss):
-    lpss("train", *FAST, "--sparsity", "0.95")
+def _reported(lpss):
+    """A report measures the files that export would write, and writes none."""
     quick = json.loads(lpss("report", "--json")[1])
     assert (quick["sizes"], quick["latency"]) == ([], [])
     before = sorted(Path().iterdir())
