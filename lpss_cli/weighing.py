@@ -30,12 +30,17 @@ def with_savings(report: Report, checkpoint: Checkpoint, arch: str | None = None
         checkpoint: one of lpss; others come back as they are, and so do larger ones than ``QUICK``
             parameters.
         arch: the network that was typed; code that a file names is not imported without.
+
+    Raises:
+        InputError: the network that was typed does not exist or fit.
     """
     if checkpoint.stream is not None or report.parameters > QUICK:
         return report
     try:
         return replace(report, live=savings(checkpoint, arch))
     except InputError:
+        if arch is not None:
+            raise
         return report  # said where it is asked for
 
 

@@ -51,6 +51,8 @@ def test_a_report_shows_live_shapes_where_the_network_is_known():
         (100, 240),
         (10, 100),
     ]
+    with pytest.raises(InputError, match="nosuch"):
+        weighing.with_savings(report(source), source, "nosuch")
     bare = checkpoint("lenet300", {})
     assert weighing.with_savings(report(bare), bare).live is None
     assert report(bare).live_shape(report(bare).layers[0]) is None
