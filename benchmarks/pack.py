@@ -22,13 +22,13 @@ import torch
 from tables import FOLDER, table, write
 from torch import Tensor
 
-from lpss_cli import jobs, sizes
+from lpss_cli import jobs, record, sizes
 from lpss_cli.loading import read
 from lpss_cli.models import build
 from lpss_cli.packed import CHOICES, pack, unpack
 from lpss_cli.reporting import weights_of
 from lpss_cli.request import Request
-from lpss_cli.weights import prunable
+from lpss_cli.weights import bias_names, prunable
 
 TRAINED = {
     "LeNet-300 MNIST, 12 epochs, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 12},
@@ -53,7 +53,7 @@ def trained(root: str) -> Iterator[Network]:
             overrides = {"data_dir": root}
             jobs.train(Request(out, data_overrides=overrides, sparsity=0.9, batch_size=256, **spec))
         checkpoint = read(out)
-        meta = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+        meta = record.exported(checkpoint.meta)
         yield name, checkpoint.state_dict, list(weights_of(checkpoint)), meta
 
 
@@ -84,16 +84,17 @@ def measured(network: Network, values: str) -> dict:
     """Pack, unpack, check, and compare with the bound."""
     name, state, names, meta = network
     start = time.process_time()
-    data = pack(state, meta, names, values)
+    biases = bias_names(state, names)
+    data = pack(state, meta, names, values, biases=biases)
     middle = time.process_time()
     back = unpack(data).state_dict
     end = time.process_time()
     for key, tensor in state.items():
-        exact = values == "fp32" or key not in names
+        exact = values == "fp32" or key not in (*names, *biases)
         same = (back[key] == tensor) if exact else ((back[key] == 0) == (tensor == 0))
         assert bool(same.all()), (name, values, key)
     bound = sizes.bound(state, names, values)
-    plain = len(pack(state, meta, names, values, compress=False))
+    plain = len(pack(state, meta, names, values, biases=biases, compress=False))
     return {
         "network": name,
         "values": values,

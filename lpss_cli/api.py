@@ -103,22 +103,24 @@ def sparsify(
     chosen = make(method, options)
     data = data_of(train, test, batch_size, loss)
     home = next(model.parameters()).device if device is None else torch.device(device)
+    size = data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size
+    patterns = _patterns(layers), _patterns(skip)
     settings = Settings(
-        epochs,
-        data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size,
-        seed,
-        sparsity,
-        (layers,) if isinstance(layers, str) else tuple(layers),
-        (skip,) if isinstance(skip, str) else tuple(skip),
-        keep_zeros=True,
-        precision=precision,
+        epochs, size, seed, sparsity, *patterns, keep_zeros=True, precision=precision
     )
-    before = evaluate(model, data.test, data.task, device=home) if test is not None else None
-    training = model.training
+
+    def metrics() -> dict[str, float] | None:
+        return None if test is None else evaluate(model, data.test, data.task, device=home)
+
+    before, training = metrics(), model.training
     run = engine.run(model, data, chosen, settings, device=home, watcher=watcher)
-    after = evaluate(model, data.test, data.task, device=home) if test is not None else None
+    after = metrics()
     model.train(training)
     return result_of(model, run, before, after)
+
+
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def result_of(

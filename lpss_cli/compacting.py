@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
@@ -20,16 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from lpss_cli.channels import Indices, is_depthwise, is_plain, shape_of, write_flattens
+from lpss_cli.channels import is_plain, shape_of, write_flattens
 from lpss_cli.constants import Constants
+from lpss_cli.cutting import cut, drop_unused, pick_features
 from lpss_cli.errors import one_line
 from lpss_cli.layersizes import LayerSize, Savings, layer_sizes
-from lpss_cli.wiring import Wiring, wire
+from lpss_cli.wiring import wire
 
 # Largest difference of an output, as a part of the largest |output|.
 TOLERANCE = 1e-5
-# Multiply-adds of an example that picking features must save: about what picking costs.
-_WORTH_PICKING = 20_000
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def dead_ends(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
         traced, kind = _trace(original, example)
         wiring = wire(traced)
         constants = Constants(traced, wiring, new_biases=False)
-        while constants.fold() | _drop_unused(traced, wiring):
+        while constants.fold() | drop_unused(traced, wiring):
             pass
     except Exception:  # tracing runs the network's own code, which may raise anything
         return {}
@@ -140,10 +138,10 @@ def _compact(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, set[str
     _fold_batchnorm(traced)
     wiring = wire(traced)
     constants = Constants(traced, wiring)
-    while constants.fold() | _drop_unused(traced, wiring):
+    while constants.fold() | drop_unused(traced, wiring):
         pass
-    _cut(traced, wiring)
-    _pick_features(traced, wiring)
+    cut(traced, wiring)
+    pick_features(traced, wiring)
     traced.to(kind)
     traced.recompile()
     return traced, wiring.unknown
@@ -175,101 +173,3 @@ def _fold_batchnorm(traced: fx.GraphModule) -> None:
         node.replace_all_uses_with(source)
         traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
-
-
-def _needed(traced: fx.GraphModule, wiring: Wiring) -> Indices:
-    """Return the roots of the channels that must stay."""
-    used = [np.array(sorted(wiring.pinned), dtype=np.int64)]
-    for node, ids in wiring.columns.items():
-        weight = _weight(traced, node)
-        columns = weight.movedim(1, 0).flatten(1).any(1).numpy()
-        used.append(ids[columns])
-    return np.unique(wiring.roots(np.concatenate(used)))
-
-
-def _drop_unused(traced: fx.GraphModule, wiring: Wiring) -> bool:
-    """Zero the rows and biases of channels that nobody needs; say whether any was not zero."""
-    needed, changed = _needed(traced, wiring), False
-    for node in wiring.columns:
-        ids = wiring.roots(wiring.values[node].ids)
-        unused = torch.from_numpy(~np.isin(ids, needed))
-        module = traced.get_submodule(str(node.target))
-        for tensor in (module.weight, module.bias):
-            if isinstance(tensor, Tensor) and bool(tensor[unused].any()):
-                tensor[unused] = 0
-                changed = True
-    return changed
-
-
-def _cut(traced: fx.GraphModule, wiring: Wiring) -> None:
-    """Cut out the rows and columns of channels that nobody needs; every layer keeps one."""
-    needed = _needed(traced, wiring)
-    made = {node: wiring.roots(wiring.values[node].ids) for node in wiring.columns}
-    empty = [ids[:1] for ids in made.values() if not np.isin(ids, needed).any()]
-    needed = np.concatenate([needed, *empty])
-    for node, kind in wiring.kinds.items():
-        if node.op != "call_module" or kind not in ("mix", "each"):
-            continue
-        module = traced.get_submodule(str(node.target))
-        rows = torch.from_numpy(np.isin(wiring.roots(wiring.values[node].ids), needed))
-        if kind == "mix":
-            columns = torch.from_numpy(np.isin(wiring.roots(wiring.columns[node]), needed))
-            _slice_layer(module, rows, columns)
-        elif is_depthwise(module):
-            _slice_layer(module, rows, None)
-        elif isinstance(module, _BatchNorm):
-            _slice_norm(module, rows)
-
-
-def _pick_features(traced: fx.GraphModule, wiring: Wiring) -> None:
-    """Let linear layers whose columns are zero here and there read the other features only.
-
-    Features of one channel (positions behind a flatten), or inputs of the network, cannot be
-    removed where they come from.
-    """
-    for node in wiring.columns:
-        layer, source = traced.get_submodule(str(node.target)), node.all_input_nodes[0]
-        if not isinstance(layer, nn.Linear) or len(shape_of(source) or ()) != 2:
-            continue
-        read = layer.weight.any(0)
-        saved = int((~read).sum()) * layer.out_features
-        if saved < _WORTH_PICKING or not bool(read.any()):
-            continue
-        name = f"{str(node.target).replace('.', '_')}_reads"
-        traced.register_buffer(name, read.nonzero().squeeze(1).int())
-        with traced.graph.inserting_before(node):
-            index = traced.graph.get_attr(name)
-            picked = traced.graph.call_function(torch.index_select, (source, 1, index))
-        node.replace_input_with(source, picked)
-        _slice_layer(layer, torch.ones(layer.out_features, dtype=torch.bool), read)
-
-
-def _slice_layer(module: nn.Module, rows: Tensor, columns: Tensor | None) -> None:
-    """Keep some outputs and some inputs of a layer; None: a depthwise one, which has no columns."""
-    assert isinstance(module, nn.Linear | _ConvNd)
-    weight = module.weight[rows] if columns is None else module.weight[rows][:, columns]
-    module.weight = nn.Parameter(weight.contiguous())
-    if module.bias is not None:
-        module.bias = nn.Parameter(module.bias[rows])
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-        return
-    module.out_channels = len(weight)
-    module.in_channels = len(weight) if columns is None else weight.shape[1]
-    module.groups = len(weight) if columns is None else 1
-
-
-def _slice_norm(module: _BatchNorm, kept: Tensor) -> None:
-    module.num_features = int(kept.sum())
-    for name in ("weight", "bias"):
-        tensor = getattr(module, name)
-        if tensor is not None:
-            setattr(module, name, nn.Parameter(tensor[kept]))
-    for name in ("running_mean", "running_var"):
-        setattr(module, name, getattr(module, name)[kept])
-
-
-def _weight(traced: fx.GraphModule, node: fx.Node) -> Tensor:
-    weight = traced.get_submodule(str(node.target)).weight
-    assert isinstance(weight, Tensor)
-    return weight

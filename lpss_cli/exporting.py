@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpss_cli import record
 from lpss_cli.errors import RunError
 from lpss_cli.files import replacing
 from lpss_cli.latency import Latency
@@ -67,7 +68,7 @@ def export_safetensors(checkpoint: Checkpoint, path: Path) -> Exported:
     from safetensors.torch import save_file
 
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
-    described = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+    described = record.exported(checkpoint.meta)
     with replacing(path) as temporary:
         facts = {"lpss": json.dumps(described), "format": "pt", **provenance(checkpoint)}
         save_file(state, temporary, metadata=facts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
-from lpss_cli import artifact, manifest
+from lpss_cli import artifact, manifest, record
 from lpss_cli.cleaning import clean
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, nearest, one_line
@@ -164,7 +164,7 @@ def _restored(
 def _sealed(checkpoint: Checkpoint) -> Checkpoint:
     """Put the manifest into the record that a file of tensors alone will hold."""
     # The history stays in the artefact, and so do the weights that training began from.
-    kept = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+    kept = record.exported(checkpoint.meta)
     parts = {"state_dict": checkpoint.state_dict, "init": None}
     return replace(checkpoint, meta=manifest.seal(kept, parts))
 

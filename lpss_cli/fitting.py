@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from lpss_cli.errors import InputError
+from lpss_cli import models
+from lpss_cli.errors import InputError, one_line
 from lpss_cli.folding import WRAPPERS
 from lpss_cli.loading import Checkpoint
 from lpss_cli.models.zoo import without_auxiliary
@@ -93,3 +95,24 @@ def _family(tensor: Tensor) -> str:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_fits(
+    arch: str, input_shape: tuple[int, ...], outputs: int, checkpoint: Checkpoint
+) -> None:
+    """Check that the network a file names fits its tensors, before any memory is taken for it.
+
+    Raises:
+        InputError: it does not, or there is no such network.
+    """
+    try:
+        with torch.device("meta"):
+            model = models.build(arch, input_shape, outputs)
+    except InputError:
+        raise
+    except Exception as error:  # sizes beyond anything that can be multiplied
+        raise InputError(
+            f"{checkpoint.path} names a network that cannot be built: {one_line(error)[:200]}",
+            "pass --arch",
+        ) from error
+    refuse_misfits(model.state_dict(), checkpoint.state_dict, checkpoint.path, arch)

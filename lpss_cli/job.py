@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import artifact, engine, manifest, randomness, recording, resuming, threads, trial
+from lpss_cli import (
+    artifact,
+    engine,
+    histograms,
+    manifest,
+    randomness,
+    recording,
+    resuming,
+    threads,
+    trial,
+)
 from lpss_cli.data import Data
 from lpss_cli.distributed import LostError, World
 from lpss_cli.errors import StoppedError
@@ -116,6 +126,7 @@ class Job:
             self.watcher.on_before(before, data.task.primary)
             self._check_claim(before)
         init = self._init(model)
+        began = histograms.of_model(model)
         request = self.request
         with listening(final=world.size > 1) as interrupts:
             keeper = resuming.Keeper(
@@ -144,7 +155,12 @@ class Job:
                     "test" if request.holdout is None else "holdout",
                 )
                 metrics = {"on": part, "before": before, _CUT: cut, "after": after}
-                meta = {**self._record(state), "metrics": metrics, "seconds": seconds}
+                meta = {
+                    **self._record(state),
+                    histograms.KEY: began,
+                    "metrics": metrics,
+                    "seconds": seconds,
+                }
                 primary = data.task.primary
                 if world.leads:
                     artifact.save(request.out, dict(model.state_dict()), meta, init)

@@ -31,7 +31,7 @@ class Survivors:
     low: float
     high: float
     counts: tuple[int, ...]
-    centroids: tuple[float | None, float | None]
+    centroids: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,18 @@ class Savings:
         before, after = (sum(x.multiply_adds for x in part) for part in (self.before, self.after))
         return before, after
 
+    @property
+    def flops(self) -> tuple[int, int]:
+        """Floating-point operations of these layers per example: two for each multiply-add."""
+        before, after = self.multiply_adds
+        return 2 * before, 2 * after
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for JSON."""
         return {
             "parameters": list(self.parameters),
             "multiply_adds": list(self.multiply_adds),
+            "flops": list(self.flops),
             "reason": self.reason,
             "layers": [
                 {"name": old.name, "before": asdict(old), "after": asdict(new)}

@@ -65,25 +65,19 @@ def export_onnx(
             dense = gaps.rounded(dense, values)
         proto = gaps.fold_weights(dense, values) if encoding == "gaps" else dense
         temporary.write_bytes(checked_bytes(proto))
-        tolerance = TOLERANCE if values == "fp32" or encoding == "dense" else _TOLERANCE_FP16
-        outputs = run(temporary, inputs)
-        found = compare(outputs, reference, path, tolerance=tolerance, labels=labels)
+        exact = values == "fp32" or encoding == "dense"
+        tolerance = TOLERANCE if exact else _TOLERANCE_FP16
+        found = compare(run(temporary, inputs), reference, path, tolerance=tolerance, labels=labels)
         # Rounding can make more zeros; it never takes one away.
-        check_zeros(model, dense, path, rounded=tolerance != TOLERANCE)
-        checked = f"{len(inputs):,} real inputs through onnxruntime{found.said}"
-        checked += ", every weight's zeros"
+        check_zeros(model, dense, path, rounded=not exact)
         if encoding == "gaps":
             check_unfolded(dense, temporary, inputs, path)
-            checked += ", unfolded weights and outputs bit for bit those of the dense file"
-    return Exported(
-        str(path),
-        "onnx",
-        path.stat().st_size,
-        checked,
-        found.difference,
-        len(inputs),
-        found.changed,
-    )
+    checked = f"{len(inputs):,} real inputs through onnxruntime{found.said}, every weight's zeros"
+    if encoding == "gaps":
+        checked += ", unfolded weights and outputs bit for bit those of the dense file"
+    size = path.stat().st_size
+    count = len(inputs)
+    return Exported(str(path), "onnx", size, checked, found.difference, count, found.changed)
 
 
 def to_onnx(model: nn.Module, inputs: Tensor, metadata: dict[str, str] | None = None) -> Any:

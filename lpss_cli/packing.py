@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lpss_cli import record
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.evaluation import evaluate
@@ -22,6 +23,7 @@ from lpss_cli.fitting import load_into
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.packed import DEFAULT_VALUES, Entry, Unpacked, pack, unpack
 from lpss_cli.reporting import weights_of
+from lpss_cli.weights import bias_names
 
 # Real inputs whose outputs are compared.
 _COMPARED = 256
@@ -56,9 +58,10 @@ def export_pack(
         RunError: the file reads back differently; no file is left.
     """
     prunable = list(weights_of(checkpoint))
-    meta = {key: value for key, value in checkpoint.meta.items() if key != "history"}
+    meta = record.exported(checkpoint.meta)
     about = {k: v for k, v in provenance(checkpoint).items() if k == "source_sha256"}
-    content = pack(checkpoint.state_dict, meta, prunable, values, about=about)
+    biases = bias_names(checkpoint.state_dict, prunable)
+    content = pack(checkpoint.state_dict, meta, prunable, values, biases=biases, about=about)
     difference, metrics = 0.0, None
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -69,7 +72,7 @@ def export_pack(
             difference, metrics = _try(trial, reread, exact=values == "fp32")
         if values == "fp32" and difference:
             raise RunError(f"{path} gives other outputs", "no file was left; please report it")
-    codes = sorted({entry.values for entry in back.entries if entry.name in prunable} - {"raw"})
+    codes = sorted({entry.values for entry in back.entries} - {"raw"})
     rounding = f"{', '.join(codes)} as rounded" if codes else "bit for bit"
     checked = f"every tensor, {rounding}, and every zero"
     return Exported(str(path), "pack", path.stat().st_size, checked, difference, measured=metrics)
@@ -112,7 +115,7 @@ def compare(checkpoint: Checkpoint, back: Unpacked, path: Path) -> None:
         same = got.dtype == wanted.dtype and got.shape == wanted.shape
         if not same or not torch.equal(_bits(got), _bits(wanted)):
             raise RunError(f"{path} reads back differently at {name}", "no file was left")
-        if line.name in pruned and not torch.equal(got == 0, tensor.detach().cpu() == 0):
+        if not torch.equal(got == 0, tensor.detach().cpu() == 0):
             raise RunError(f"{path} does not hold the zeros of {name}", "no file was left")
 
 

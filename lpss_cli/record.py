@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lpss_cli import manifest
+from lpss_cli import histograms, manifest
 from lpss_cli.errors import InputError
 from lpss_cli.sphere import P_RANGES
 
@@ -68,6 +68,15 @@ def verify(
         wrong.append("weights")
         del meta["weights"]
     return meta, [f"{path}: its {name!r} is not as lpss writes it: ignored" for name in wrong]
+
+
+#: What is of the training alone: it stays in the artefact when files for others are made of it.
+_OF_TRAINING = ("history", histograms.KEY)
+
+
+def exported(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what files of other formats hold of a record."""
+    return {key: value for key, value in record.items() if key not in _OF_TRAINING}
 
 
 def _fit(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
@@ -226,6 +235,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "sparsity": _number,
     "weights": _weights,
     "history": _history,
+    histograms.KEY: histograms.fit,
     "versions": _versions,
     "device": _name,
     "command": lambda value: isinstance(value, str),

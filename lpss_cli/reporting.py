@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lpss_cli.latency import Latency
 from lpss_cli.layers import Layer, measure
+from lpss_cli.layersizes import Savings
 from lpss_cli.loading import Checkpoint, browse
 from lpss_cli.packed import DEFAULT_VALUES
-from lpss_cli.sizes import bound_of
-from lpss_cli.weights import Weight, not_finite, prunable_names, untied
+from lpss_cli.sizes import Size, bound_of, whole_bound
+from lpss_cli.weights import Weight, bias_names, not_finite, prunable_names, untied
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Report:
     name → number of entries that are NaN or infinite, of every tensor that has some.
     ``bound_bytes`` is the information bound (``sizes.bound``) with values of type
     ``bound_values``: those of a packed file, else the ones that are packed by default.
+    ``live`` is what removing dead units saves, ``sizes`` and ``latency`` are those of its files;
+    ``weighing`` adds them.
     """
 
     path: str
@@ -33,6 +37,15 @@ class Report:
     bound_bytes: float = 0.0
     bound_values: str = DEFAULT_VALUES
     not_finite: dict[str, int] = field(default_factory=dict)
+    live: Savings | None = None
+    sizes: tuple[Size, ...] = ()
+    latency: tuple[Latency, ...] = ()
+
+    def live_shape(self, layer: Layer) -> tuple[int, ...] | None:
+        """Return the shape of a layer's weight without dead units; None where it is not known."""
+        if self.live is None:
+            return None
+        return {f"{x.name}.weight": x.shape for x in self.live.after}.get(layer.name)
 
     @property
     def weights(self) -> int:
@@ -83,6 +96,9 @@ class Report:
             "dead": self.dead,
             "not_finite": self.not_finite,
             "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
+            "live": self.live and self.live.to_dict(),
+            "sizes": [size.to_dict() for size in self.sizes],
+            "latency": [asdict(time) for time in self.latency],
             "run": self.meta,
         }
 
@@ -103,17 +119,18 @@ def report(source: Path | Checkpoint) -> Report:
     values = str(checkpoint.about.get("values")) if packed else DEFAULT_VALUES
     layers: dict[str, Layer] = {}
     broken: dict[str, int] = {}
+    biases = set(bias_names(state, row_dims))
     bound = 0.0
     for name in state:
         # Once each, and one at a time: it may be read from the file only now.
         tensor = checkpoint.tensor(name)
-        kept = None
         if name in row_dims:
             layer = layers[name] = measure(name, tensor, row_dims[name], facts[name])
-            kept, bad = layer.weights - layer.zeros, layer.not_finite
+            bad = layer.not_finite
+            bound += bound_of(tensor, layer.weights - layer.zeros, values)
         else:
             bad = not_finite(tensor)
-        bound += bound_of(tensor, kept, values)
+            bound += whole_bound(tensor, values, bias=name in biases)
         del tensor  # before the next one is there
         if bad:
             broken[name] = bad

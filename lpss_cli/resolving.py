@@ -14,8 +14,8 @@ from lpss_cli import artifact, foreign, layertargets, models
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.distillation import check_task
-from lpss_cli.errors import InputError, one_line
-from lpss_cli.fitting import load_into, refuse_misfits
+from lpss_cli.errors import InputError
+from lpss_cli.fitting import check_fits, load_into
 from lpss_cli.loading import Checkpoint
 from lpss_cli.patterns import resolve
 from lpss_cli.request import Request
@@ -57,30 +57,11 @@ def restore(
     arch = models.resolve(arch, data.input_shape, data.outputs)
     # The networks of torchvision and timm are as large as their names say, no larger.
     if request.arch is None and not arch.startswith(("torchvision:", "timm:")):
-        _try_without_memory(arch, data, checkpoint)
+        check_fits(arch, data.input_shape, data.outputs, checkpoint)
     torch.manual_seed(request.seed)
     model = models.build(arch, data.input_shape, data.outputs)
     load_into(model, checkpoint, arch)
     return model, arch, data
-
-
-def _try_without_memory(arch: str, data: Data, checkpoint: Checkpoint) -> None:
-    """Check that the network a file names fits its tensors, before any memory is taken for it.
-
-    Raises:
-        InputError: it does not, or there is no such network.
-    """
-    try:
-        with torch.device("meta"):
-            model = models.build(arch, data.input_shape, data.outputs)
-    except InputError:
-        raise
-    except Exception as error:  # sizes beyond anything that can be multiplied
-        raise InputError(
-            f"{checkpoint.path} names a network that cannot be built: {one_line(error)[:200]}",
-            "pass --arch",
-        ) from error
-    refuse_misfits(model.state_dict(), checkpoint.state_dict, checkpoint.path, arch)
 
 
 def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float) -> float:

@@ -2,9 +2,9 @@
 
 **The information bound.** To say which of a tensor's n weights are kept, when nothing is known but
 how many, takes n·H(d) bits, d the density and H(d) = -d log₂ d - (1-d) log₂(1-d) (Shannon 1948).
-The bound is this for every prunable tensor, and a fixed number of bytes for each kept value, and
-all other tensors at their raw size; metadata is not counted. A file can be smaller, for values and
-masks are not random.
+The bound is this for every prunable tensor, and a fixed number of bytes for each kept value and
+each bias, and all other tensors at their raw size; metadata is not counted. A file can be smaller,
+for values and masks are not random.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lpss_cli.packed import VALUE_BYTES
+from lpss_cli.packed import BIAS_VALUES, VALUE_BYTES
+from lpss_cli.weights import bias_names
 
 #: A plain zstd of the masked file, for comparison: its level, by the file's length.
 _THOROUGH, _LEVELS = 1 << 22, (19, 3)
@@ -60,25 +61,38 @@ def bound(state: Mapping[str, Tensor], prunable: Collection[str], values: str) -
         prunable: names of the tensors whose zeros count.
         values: type of the kept values: ``fp32`` (each tensor's own type), ``fp16``, ….
     """
-    return sum(
-        bound_of(tensor, int((tensor != 0).sum()) if name in prunable else None, values)
-        for name, tensor in state.items()
-    )
+    biases = set(bias_names(state, prunable))
+    found = 0.0
+    for name, tensor in state.items():
+        if name in prunable:
+            found += bound_of(tensor, int((tensor != 0).sum()), values)
+        else:
+            found += whole_bound(tensor, values, bias=name in biases)
+    return found
 
 
-def bound_of(tensor: Tensor, kept: int | None, values: str) -> float:
-    """Return one tensor's part of the information bound in bytes.
+def bound_of(tensor: Tensor, kept: int, values: str) -> float:
+    """Return a prunable tensor's part of the information bound in bytes.
 
     Args:
         tensor: its size counts, its values do not.
-        kept: number of entries that are not zero; None where zeros do not count.
+        kept: number of entries that are not zero.
         values: type of the kept values.
     """
-    count, width = tensor.numel(), tensor.element_size()
-    if kept is None or not count:
-        return float(count * width)
-    width = min(width, VALUE_BYTES.get(values, width))
-    return count * entropy(kept / count) / 8 + width * kept
+    count = tensor.numel()
+    places = count * entropy(kept / count) / 8 if count else 0.0
+    return places + _width(tensor, values) * kept
+
+
+def whole_bound(tensor: Tensor, values: str, *, bias: bool) -> float:
+    """Return the part of a tensor whose zeros do not count; only biases are rounded."""
+    width = _width(tensor, BIAS_VALUES[values]) if bias else tensor.element_size()
+    return float(tensor.numel() * width)
+
+
+def _width(tensor: Tensor, values: str) -> int:
+    """Bytes of one stored value."""
+    return min(tensor.element_size(), VALUE_BYTES.get(values, tensor.element_size()))
 
 
 def dense_bytes(state: Mapping[str, Tensor]) -> int:

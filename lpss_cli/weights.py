@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,20 @@ def prunable_names(state_dict: Mapping[str, Tensor]) -> list[str]:
         name
         for name, tensor in state_dict.items()
         if tensor.dim() >= 2 and tensor.is_floating_point() and speaks_of_weights(name)
+    ]
+
+
+def bias_names(state_dict: Mapping[str, Tensor], prunable: Collection[str]) -> list[str]:
+    """Return the biases that are added to what prunable weights give, in the state_dict's order.
+
+    ``X.bias`` is that of ``X.weight`` and ``X.in_proj_bias`` that of ``X.in_proj_weight``; norms
+    have none of these, for their weights are not prunable.
+    """
+    known = {f"{name.removesuffix('weight')}bias" for name in prunable if name.endswith("weight")}
+    return [
+        name
+        for name, tensor in state_dict.items()
+        if name in known and tensor.dim() == 1 and tensor.is_floating_point()
     ]
 
 

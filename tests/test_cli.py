@@ -404,7 +404,7 @@ def test_wrong_packs_and_comparisons(sparse_model):
             refused(lpss(*command, f"{name}.lpss"), f"{name}.lpss is a damaged pack", "again")
 
 
-def test_the_forms_of_an_onnx_export(lpss):
+def test_the_forms_of_an_onnx_export_and_what_a_report_says_of_them(lpss):
     lpss("train", *FAST, "--sparsity", "0.95")
     code, out, err = lpss("export", "--format", "onnx", "--int8")
     assert code == 0, err
@@ -426,11 +426,39 @@ def test_the_forms_of_an_onnx_export(lpss):
         assert code == 0, err
         (file,) = json.loads(out)["files"]
         assert (file["changed"], file["savings"], file["latency"]) == (0, None, [])
+        assert file["metrics"]["accuracy"] > 0.5
         sizes[encoding] = file["bytes"]
     assert sizes["gaps"] < 0.15 * sizes["dense"]
-    code, out, _ = lpss("export", "--format", "onnx", "--json", "--force")
-    (file,) = json.loads(out)["files"]
-    assert file["savings"]["parameters"][0] == 50_610
-    assert file["savings"]["parameters"][1] < 50_610
-    assert file["metrics"]["accuracy"] > 0.5
-    assert [row["batch"] for row in file["latency"]] == [1, 64, 1, 64]
+    _reported(lpss)
+
+
+def _reported(lpss):
+    """A report measures the files that export would write, and writes none."""
+    quick = json.loads(lpss("report", "--json")[1])
+    assert (quick["sizes"], quick["latency"]) == ([], [])
+    before = sorted(Path().iterdir())
+    code, out, err = lpss("report", "--sizes", "--json", "--html", "r.html")
+    assert code == 0, err
+    found = json.loads(out)
+    assert sorted(path for path in Path().iterdir() if path.name != "r.html") == before
+    assert found["live"] == quick["live"]
+    assert found["live"]["parameters"][0] == 50_610
+    assert found["live"]["parameters"][1] < 50_610
+    assert found["live"]["flops"][0] == 2 * (64 * 300 + 300 * 100 + 100 * 10)
+    names = [row["name"] for row in found["sizes"]]
+    assert names == ["dense fp32", "safetensors", "safetensors + zstd -19", "onnx", "pack"]
+    assert found["sizes"][0]["bytes"] == 4 * 50_610
+    assert found["sizes"][4]["against_dense"] > 10
+    networks = [(row["network"], row["batch"]) for row in found["latency"]]
+    assert networks == [(n, b) for n in ("with all units", "model.onnx") for b in (1, 64)]
+    page = Path("r.html").read_text()
+    for part in ("<h3>Sizes</h3>", "<h3>Times</h3>", "live shape", "with all units", "FLOPs"):
+        assert part in page, part
+    refused(lpss("report", "--mean", "0.5"), "--mean says how to measure", "add --sizes")
+    refused(lpss("report", "--sizes", "--csv"), "--csv has the layers alone", "use --json")
+    torch.save(torch.load("model.pt", weights_only=True)["state_dict"], "bare.pt")
+    code, out, err = lpss("report", "bare.pt", "--sizes")
+    assert code == 0
+    assert "no ONNX file, operations or times: bare.pt" in err
+    assert "pack" in out
+    assert "FLOPs" not in lpss("report", "bare.pt")[1]

@@ -289,7 +289,8 @@ def test_names_from_files_in_errors_stay_on_one_line(tmp_path):
 
 KEYS = ("arch", "data", "data_name", "metrics", "settings", "versions", "weights", "history",
         "command", "preprocessing", "classes", "method", "input_shape", "outputs", "notes",
-        "source", "sparsity", "primary_metric", "config", "task", "seconds", "device")  # fmt: skip
+        "source", "sparsity", "primary_metric", "config", "task", "seconds", "device",
+        "histograms")  # fmt: skip
 USED = ("arch", "data", "weights", "preprocessing")
 VALUES = (7, -1.5, True, "text", "", [], ["x"], [[]], {}, {"name": 3}, {"after": 3},
           {"after": {"accuracy": "high"}}, {"fc1.weight": 3}, {"fc1.weight": {"p": -1}},

@@ -177,6 +177,9 @@ def test_the_record_holds_everything_the_run_used(tmp_path):
     assert {"torch", "lpss", "python"} <= set(meta["versions"])
     assert [w.get("p") for w in meta["weights"].values()] == [0.5, 1.2, 0.5]
     assert [e["epoch"] for e in meta["history"]] == [1, 2]
+    # Before training no weight is zero, and none is far from its start.
+    counts = {name: sum(one["counts"]) for name, one in meta["histograms"].items()}
+    assert counts == {"fc1.weight": 19_200, "fc2.weight": 30_000, "fc3.weight": 1_000}
     assert meta["history"][-1]["sparsity"] == 0.8
 
 

@@ -24,15 +24,16 @@ TIERS = (
     " threads topology imports rules rowstep native lamp masking compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts randomness optimizerstate generations"
-    " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
+    " idle channels wiring constants layersizes cutting compacting onnxruntimes gaps onnxproof"
+    " latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
-    " bisection tally groups",
+    " bisection tally groups histograms",
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request resolving given recipes resuming job jobs tickets comparing plotting verifying pages"
     " api exportjob cleaning doctor oneshot outcome trial measuring sparsifier stephooks recording"
-    " drafting searching warmstart origins",
+    " drafting searching warmstart origins weighing filesizes",
     "cli",
     "__init__ __main__",
 )

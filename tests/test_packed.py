@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,8 +15,19 @@ from hypothesis import strategies as st
 from reference import pack_reference
 
 from lpss_cli.errors import InputError
-from lpss_cli.packed import CHOICES, bits, body, container, pack, sections, unpack, vocabulary
+from lpss_cli.packed import (
+    CHOICES,
+    bits,
+    body,
+    container,
+    pack,
+    sections,
+    split,
+    unpack,
+    vocabulary,
+)
 from lpss_cli.packing import rounded
+from lpss_cli.weights import bias_names
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 positions_of = st.lists(st.integers(0, 3000), unique=True, max_size=200).map(
@@ -93,9 +105,11 @@ def networks(draw):
         weight = torch.randn(shape, generator=generator, dtype=torch.float64)
         weight *= 10.0 ** draw(st.integers(-8, 4))
         density = draw(st.sampled_from([0, 0.02, 0.3, 0.9, 1]))
-        weight *= torch.rand(shape, generator=generator) < density
+        uneven = torch.rand(shape[1:], generator=generator) < draw(st.sampled_from([0.2, 1]))
+        weight *= torch.rand(shape, generator=generator) < density * uneven
         state[f"{place}.weight"] = weight.to(draw(st.sampled_from(DTYPES)))
-        state[f"{place}.bias"] = torch.randn(shape[0], generator=generator)
+        bias = torch.randn(shape[0], generator=generator) * 10.0 ** draw(st.integers(-8, 4))
+        state[f"{place}.bias"] = bias * (torch.rand(shape[0], generator=generator) < 0.7)
     state["steps"] = torch.tensor(draw(st.integers(-(2**63), 2**63 - 1)))
     state["flags"] = torch.rand(5, generator=generator) < 0.5
     return state
@@ -105,9 +119,15 @@ def prunable(state):
     return [name for name in state if name.endswith("weight")]
 
 
-@given(networks(), st.sampled_from(sorted(CHOICES)), st.booleans())
-def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values, compress):
-    data = pack(state, {"arch": "x", "list": [1, None]}, prunable(state), values, compress=compress)
+@given(networks(), st.sampled_from(sorted(CHOICES)), st.booleans(), st.booleans())
+def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values, compress, whole):
+    """In two groups of columns wherever there are any: ``split.COST`` of nothing."""
+    biases = [] if whole else bias_names(state, prunable(state))
+    with mock.patch.object(split, "COST", -10_000 if compress else split.COST):
+        data = pack(
+            state, {"arch": "x", "list": [1, None]}, prunable(state), values, biases=biases,
+            compress=compress,
+        )  # fmt: skip
     back = unpack(data)
     meta, about, literal = pack_reference.read(data)
     assert list(back.state_dict) == list(literal) == list(state)
@@ -120,7 +140,7 @@ def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values,
         assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(got == 0, tensor == 0)
         assert torch.equal(got, rounded(tensor, codes[name]))
-        if values == "fp32" or name not in prunable(state):
+        if values == "fp32" or name not in (*prunable(state), *biases):
             assert codes[name] == "raw"
         dtype, shape, numbers = literal[name]
         assert (dtype, tuple(shape)) == (str(tensor.dtype)[6:], tuple(tensor.shape))
@@ -180,6 +200,32 @@ def test_fp16_and_bf16_round_as_pytorch_does():
     for values, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         back = unpack(pack({"w": weight}, {}, ["w"], values)).state_dict["w"]
         assert torch.equal(back, weight.to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("asked", "bias", "code"),
+    [
+        ("fp16", [0.1, 0.0, -3.0], "fp16"),
+        ("int8", [0.1, 0.0, -3.0], "fp16"),
+        ("bf16", [0.1, 0.0, -3.0], "bf16"),
+        ("fp32", [0.1, 0.0, -3.0], "raw"),
+        ("fp16", [1.0, 1e-9], "raw"),  # would be zero
+        ("fp16", [1.0, 7e4], "raw"),  # would be infinite
+    ],
+)
+def test_a_bias_is_rounded_where_no_entry_is_lost(asked, bias, code):
+    state = {"fc.weight": torch.eye(len(bias)), "fc.bias": torch.tensor(bias)}
+    back = unpack(pack(state, {}, ["fc.weight"], asked, biases=["fc.bias"]))
+    assert back.entries[1].values == code
+    assert torch.equal(back.state_dict["fc.bias"], rounded(state["fc.bias"], code))
+
+
+def test_what_a_norm_shares_with_a_bias_is_not_rounded():
+    same = torch.tensor([0.1, 0.2])
+    state = {"conv.bias": same, "norm.running_mean": same.clone(), "fc.bias": same / 3}
+    back = unpack(pack(state, {}, [], biases=["conv.bias", "fc.bias"]))
+    assert [entry.values for entry in back.entries] == ["raw", "raw", "fp16"]
+    assert torch.equal(back.state_dict["norm.running_mean"], same)
 
 
 def test_the_sign_of_a_zero_goes_in_pruned_tensors_alone():
@@ -258,7 +304,8 @@ def test_the_documented_bounds_are_the_codes():
     assert container.MAGIC.hex(" ") in text
     assert (container.FREE, container.PER_BYTE, container.KEPT_PER_BYTE) == (2**20, 256, 16)
     assert body.BOUNDS == (0, 512, 4096)
-    assert pack_reference.vocabulary() == vocabulary.VOCABULARY
+    for version, words in vocabulary.VOCABULARIES.items():
+        assert pack_reference.vocabulary(version) == words
     assert (container.HEADER_LIMIT, container.HEADER_RATIO, container.START) == (2**24, 64, 60)
 
 

@@ -8,6 +8,7 @@ import json
 import random
 import struct
 import tracemalloc
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from lpss_cli.errors import InputError
 from lpss_cli.loading import read
-from lpss_cli.packed import MalformedError, container, pack, unpack
+from lpss_cli.packed import MalformedError, container, pack, split, unpack
 
 LIMIT = 150e6  # bytes that reading a small file may take, whatever it declares
 
@@ -30,6 +31,7 @@ def small() -> dict[str, torch.Tensor]:
     dead = torch.zeros(60, 80)
     inside = torch.randn(12, 10, generator=generator) * (drawn[:12, :10] < 0.8)
     dead[3:60:5, torch.randperm(80, generator=generator)[:10]] = inside
+    uneven = weight * (drawn < torch.arange(30) % 2 * 0.8 + 0.02)
     steady = torch.zeros(6000)
     steady[torch.randint(130, 250, (24,), generator=generator).cumsum(0)] = 0.5
     return {
@@ -38,6 +40,7 @@ def small() -> dict[str, torch.Tensor]:
         "dense.weight": weight,
         "dead.weight": dead,
         "bytes.weight": steady.reshape(20, 300),
+        "split.weight": uneven,
         "half.weight": (weight * (drawn < 0.2)).bfloat16(),
         "same.weight": weight,
         "bias": weight[0],
@@ -47,8 +50,9 @@ def small() -> dict[str, torch.Tensor]:
 
 
 NAMES = [name for name in small() if name.endswith("weight")]
-WHOLE = pack(small(), {"arch": "x"}, NAMES, "int8")
-PLAIN = pack(small(), {"arch": "x"}, NAMES, "int8", compress=False)
+with mock.patch.object(split, "COST", 13):  # so small a tensor would not be split
+    WHOLE = pack(small(), {"arch": "x"}, NAMES, "int8")
+    PLAIN = pack(small(), {"arch": "x"}, NAMES, "int8", compress=False)
 START = container.START
 
 
@@ -58,10 +62,10 @@ def parts(data: bytes) -> tuple[dict, bytes]:
     return json.loads(data[START : START + size]), data[START + size :]
 
 
-def build(header: dict | bytes, body: bytes) -> bytes:
+def build(header: dict | bytes, body: bytes, version: int = 2) -> bytes:
     """A file with the right lengths and hash, whatever is in it."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    fixed = struct.pack("<8sHHIIQ", container.MAGIC, 1, 0, len(text), len(text), len(body))
+    fixed = struct.pack("<8sHHIIQ", container.MAGIC, version, 0, len(text), len(text), len(body))
     return fixed + hashlib.sha256(fixed + text + body).digest() + text + body
 
 
@@ -74,6 +78,7 @@ def test_the_sample_has_every_coding():
         assert entries["dead.weight"].live_rows.kept == 12
         assert entries["dead.weight"].live_columns.kept == 10
         assert entries["same.weight"].same is not None
+        assert entries["split.weight"].split.kept == 15
     assert parts(PLAIN)[0]["short"] > 0
     assert parts(PLAIN)[0]["joined"]
 
@@ -147,7 +152,7 @@ def test_any_number_of_a_line_may_lie(line):
 @pytest.mark.parametrize("line", range(len(small())))
 def test_any_choice_and_code_may_be_added_or_missing(line):
     choices = (["mask", 3], ["gaps", 2**40, 0, 0], ["bytes", 0, 0], ["mask", 1], [], None, "mask")
-    for key in ("rows", "columns", "places", "values", "sections", "as", "shape"):
+    for key in ("rows", "columns", "split", "places", "rest", "values", "sections", "as", "shape"):
         for value in (*choices, "fp16-rows", "int8-rows", [2**31 - 1, 0], [0, 2**31 - 1], [2**30]):
             header, body = parts(PLAIN)
             header["tensors"][line][key] = value
@@ -242,6 +247,10 @@ BOMBS = {
     "scales of an empty tensor": file(
         line(shape=[2**30, 0], values="int8-rows", sections=[len(BOMB)] * 4), body=BOMB * 4
     ),
+    "a full grid in two": file(
+        line(shape=[2**15, 2**15], split=["mask", 2**14], rest=["mask", 2**28],
+             sections=[9, len(BOMB), 9, 9, 9, 9, 9, 9, 9, 9]), body=bytes(9) + BOMB,
+    ),
     "a full grid": file(
         line(shape=[2**15, 2**15], rows=["mask", 2**15], columns=["mask", 2**15],
              sections=[9, 9, len(BOMB)]), body=bytes(18) + BOMB,
@@ -288,6 +297,9 @@ WRONG = {
     "9 kept ones of 8": line(shape=[4, 4], rows=["mask", 2], places=["mask", 9], sections=[]),
     "a length out of range": line(places=["bytes", 1, 2], sections=[2, 1, 1, 1, 1]),
     "a number out of range in a coding": line(places=["mask", 1, 1], sections=[1, 1, 1, 1, 1]),
+    "the rest of a tensor that": line(rest=["mask", 1], sections=[1, 1, 1, 1, 1]),
+    "5 kept ones of 2": line(shape=[2, 2], split=["mask", 5], sections=[1, 5, 5, 5, 5]),
+    "3 kept ones of 2": line(shape=[2, 2], split=["mask", 1], rest=["mask", 3], sections=[]),
     "a choice or a scale in an empty": line(shape=[0], places=["mask", 0], sections=[0] * 5),
 }  # fmt: skip
 
@@ -324,7 +336,8 @@ def test_what_no_writer_makes_is_named(tmp_path, what):
               body=b"\4\0" + bytes(4)), "2 gaps for 1"),
         (file(line(shape=[4, 1], rows=["mask", 1], sections=[1, 1, 1, 1, 1]), body=bytes(5)),
          "0 bits set for 1"),
-        (WHOLE[:8] + b"\2" + WHOLE[9:], "format 2"),
+        (WHOLE[:8] + b"\3" + WHOLE[9:], "format 3"),
+        (build(*parts(PLAIN), version=1), "a tensor of another version than the file's"),
         (file(gaps([4], 1, 0, 5, 1, 0, 1, 1, 1, 1), body=b"\x10" + bytes(4)), "beyond the end of"),
         (file(gaps([4], 1, 0, 1, 1, 0, 1, 1, 1, 1), body=b"\x03" + bytes(4)), "bits beyond"),
         (file(gaps([4], 1, 0, 3, 1, 0, 1, 1, 1, 1), body=b"\x02" + bytes(4)), "without an end"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from reference import pack_reference
 
-from lpss_cli.packed import CHOICES, bits, container, pack, places, sections, unpack
+from lpss_cli.packed import CHOICES, bits, container, pack, places, sections, split, unpack
 from lpss_cli.packing import rounded
+from lpss_cli.sizes import entropy
 
 
 def test_each_coding_is_taken_where_it_is_the_shortest():
@@ -64,6 +67,71 @@ def test_a_dense_block_costs_its_values_and_a_bit_for_each_row_and_column():
     entry = unpack(data).entries[0]
     assert entry.kept == 50 * 60
     assert sum(entry.sections) <= math.ceil(200 / 8) + math.ceil(300 / 8) + 2 * entry.kept
+
+
+@pytest.mark.parametrize("values", CHOICES)
+def test_much_used_columns_are_coded_apart(values):
+    torch.manual_seed(0)
+    thick = torch.randperm(400) < 200
+    density = torch.where(thick, torch.tensor(0.15), torch.tensor(0.01))
+    weight = torch.randn(200, 400) * (torch.rand(200, 400) < density)
+    data = pack({"w": weight}, {}, ["w"], values)
+    (entry,) = unpack(data).entries
+    assert entry.split is not None
+    assert entry.split.kept == 200
+    assert entry.places.kept == int((weight[:, thick] != 0).sum())
+    assert entry.rest.kept == int((weight[:, ~thick] != 0).sum())
+    assert torch.equal(unpack(data).state_dict["w"], rounded(weight, entry.values))
+    exact = torch.tensor(pack_reference.read(data)[2]["w"][2], dtype=torch.float64)
+    assert torch.equal(exact.float().reshape(weight.shape), unpack(data).state_dict["w"])
+    with mock.patch.object(split, "COST", 10**9):
+        together = pack({"w": weight}, {}, ["w"], values)
+    assert unpack(together).entries[0].split is None
+    # 80,000 · H(0.08) bits against 40,000 · (H(0.15) + H(0.01)) and 400 bits.
+    saved = (80_000 * entropy(0.08) - 40_000 * (entropy(0.15) + entropy(0.01)) - 400) / 8
+    assert len(together) - len(data) > 0.8 * saved > 400
+
+
+def test_columns_that_are_alike_stay_together():
+    torch.manual_seed(0)
+    weight = torch.randn(200, 400) * (torch.rand(200, 400) < 0.1)
+    assert unpack(pack({"w": weight}, {}, ["w"])).entries[0].split is None
+    rows, columns = np.nonzero(weight.numpy())
+    assert split.thick_columns(columns, 200, 400) is None
+    assert split.thick_columns(columns[rows == 0], 1, 400) is None
+    # Four thick columns of a thousand: 4,000 · H(0.5) and 996,000 · H(0.001) against 1M · H(0.003).
+    few = np.concatenate([np.arange(1000).repeat(1), np.arange(4).repeat(500)])
+    assert split.thick_columns(few, 1000, 1000).tolist() == [0, 1, 2, 3]
+
+
+# Written by version 1: a file with a tied weight, an int8 one with dead columns, a norm.
+VERSION_1 = """
+k0xQU1MNChoBAAAAlAAAAPECAAAmAQAAAAAAAMWBZjULEhQIG9PkoakJz3l+i9UI+IGE5Rqa+XEyYPxOKLUv/WDxAVUE
+AMLDDRGQfXbsIFK1vLuMbxMGu/8HIFs1FzN7ckFsXcbzVvpkOFJ/nDghxX+4MF7+hxFCgR9BlGTl1AEbgNBOzCxjuaVA
++kLO25paKuW5UY8EFIl+DkvdE8l5ElCPHCaV0W9xRLm0lQtCvEjMyZDJqSvjFqbmFoYg4SeK3RaILDONtyx3YDJS4Eim
+Aa1BcV3As3BEp0i3Zlm3Ju36duu39AGtQXFdwLNwRKdIt2ZZtybt+nbrt/QByMZHZ6cAJofGBmfIyMZHZ6cAJofGBmfI
+42Kjs9MAk8Nig7Pj42Kjs9MAk8Nig7Pj8THR2emAyeGxwdlx8THR2emAyeGxwdlxOzs7Ozs/Ozs7Ozs7Ozs7Ozs/Ozs7
+Ozs7KLUv/SBCTQEAFAKB3riFc4F/6IFQbDQJf9kETMN/+yB/rmh/LoE9S39xgZIBACGjegIltyUlACUltyVutwAAq6sA
+q1UAVasAVatJbUlJAElJbUnbbQAAqqoAqlUAVaoAVaoS25ISABKS2xI2W4AAqiqAqtUAFSpAVWq/vr6+AD4+Pj8/Pz8A
+Pj8/Pz9AQEBAQEAHAAAAAAAAAA==
+"""
+
+
+def test_a_file_of_version_1_is_read():
+    data = base64.b64decode(VERSION_1)
+    assert data[8] == 1
+    weight = torch.zeros(480)
+    weight[torch.arange(60) * torch.arange(3, 63) * 7 % 480] = (torch.arange(60) - 30) / 32
+    weight = weight.reshape(12, 40)
+    weight[:, 30:] = weight[5] = 0
+    back = unpack(data)
+    assert back.meta["classes"] == ["0", "1"]
+    assert torch.equal(back.state_dict["fc.weight"], rounded(weight, "int8-rows"))
+    assert torch.equal(back.state_dict["fc.bias"], (torch.arange(12) - 4) / 7)
+    assert torch.equal(back.state_dict["tied.weight"], back.state_dict["fc.weight"])
+    meta, _, literal = pack_reference.read(data)
+    assert meta == back.meta
+    assert literal["steps"][2] == [7]
 
 
 def test_scales_are_stored_for_live_rows_alone():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import blobs, network
 
-from lpss_cli import jobs, packing, sizes, verifying
+from lpss_cli import jobs, packing, record, sizes, verifying
 from lpss_cli.artifact import sha256
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.exporting import export_safetensors
@@ -28,6 +28,7 @@ META = {
     "method": "lpss",
     "weights": {"0.weight": {"row_dim": 0, "p": 1.2}, "4.weight": {"row_dim": 0}},
     "history": [{"loss": 0.1}] * 50,
+    "histograms": {"0.weight": {"low": -1.0, "high": 1.0, "counts": [1, 2]}},
 }
 
 
@@ -52,13 +53,16 @@ def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
     assert (result.kind, result.bytes) == ("pack", path.stat().st_size)
     back = read(path)
     assert (back.kind, back.notes) == ("pack", [])
-    assert back.meta == {key: value for key, value in META.items() if key != "history"}
+    assert back.meta == record.exported(META)
     assert back.about == {"values": values, "source_sha256": sha256(tmp_path / "m.pt")}
     assert list(back.state_dict) == list(checkpoint.state_dict)
     for name, tensor in checkpoint.state_dict.items():
         assert torch.equal(back.state_dict[name] == 0, tensor == 0)
-        if name not in META["weights"] or values == "fp32":
+        if name not in (*META["weights"], "0.bias", "4.bias") or values == "fp32":
             assert torch.equal(back.state_dict[name], tensor)
+        elif name.endswith("bias"):
+            kind = torch.bfloat16 if values == "bf16" else torch.float16
+            assert torch.equal(back.state_dict[name], tensor.to(kind).float())
     if values == "fp32":
         assert (result.measured, result.largest_difference) == (None, 0.0)
         assert "bit for bit" in result.checked
@@ -157,7 +161,7 @@ def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
     result = unpack_file(tmp_path / "m.lpss")
     assert result.path == str(tmp_path / "m.safetensors")
     back = read(tmp_path / "m.safetensors")
-    assert back.meta == {key: value for key, value in META.items() if key != "history"}
+    assert back.meta == record.exported(META)
     assert all(torch.equal(back.state_dict[n], t) for n, t in checkpoint.state_dict.items())
     with pytest.raises(InputError, match="exists already"):
         unpack_file(tmp_path / "m.lpss")
@@ -193,6 +197,12 @@ def test_the_bound_in_closed_form(tmp_path):
     weight[:50] = 1.0
     state = {"w": weight, "bias": torch.ones(100), "steps": torch.tensor(1)}
     rest = 4 * 100 + 8
+    biases = {"w.weight": weight, "w.bias": torch.ones(100)}
+    for values in CHOICES:
+        whole = sizes.bound(biases, ["w.weight"], values) - sizes.bound(
+            {"w.weight": weight}, ["w.weight"], values
+        )
+        assert whole == 100 * {"fp32": 4}.get(values, 2)
     for values, size in {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}.items():
         assert sizes.bound(state, ["w"], values) == 1000 + size * 4000 + rest
     assert sizes.bound({"w": weight.half()}, ["w"], "fp32") == 1000 + 2 * 4000

@@ -150,6 +150,22 @@ def test_a_histogram_by_hand():
     assert marks == ["195.0", "0.0"]  # three quarters of 260, and the left end
 
 
+def test_a_histogram_before_training_shares_the_axis():
+    after, before = Survivors(-1.0, 1.0, (1, 1)), Survivors(-3.0, 1.0, (10, 40))
+    picture = figures.histogram(after, before)
+    # From -3 to 1 on 260: the bars begin in the middle, the outline at the left end.
+    assert re.findall(r'class="bar" x="([\d.]+)"', picture) == ["130.0", "195.0"]
+    assert 'points="0.0,120 0.0,90.0 130.0,90.0 130.0,0.0 260.0,0.0 260.0,120"' in picture
+    assert ">-3</text>" in picture
+    assert "2 weights from -1 to 1; 50 from -3 to 1 before" in picture
+    began = {"fc.weight": {"low": -3.0, "high": 1.0, "counts": [10, 40]}}
+    text = page(checkpoint({**META, "histograms": began}))
+    parse(text)
+    assert 'class="before"' in text
+    assert "The outline is the layer before training" in text
+    assert 'class="before"' not in page(checkpoint())
+
+
 def test_curves_by_hand():
     picture = figures.curve("loss", [(1, 1.0), (2, 0.5), (3, 0.0)])
     assert 'points="0.0,0.0 130.0,60.0 260.0,120.0"' in picture
@@ -229,7 +245,8 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium to render with")
 def test_a_browser_renders_and_sorts_it(tmp_path):
-    wide = checkpoint({"weights": {"a": {}, "b": {}}}, "a", torch.ones(2, 2))
+    began = {"b": {"low": -1.0, "high": 2.0, "counts": [3, 1]}}
+    wide = checkpoint({"weights": {"a": {}, "b": {}}, "histograms": began}, "a", torch.ones(2, 2))
     wide.state_dict["b"] = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     text = page(wide)
     # A click on the title "kept", twice: then the smallest is first.
@@ -242,10 +259,12 @@ def test_a_browser_renders_and_sorts_it(tmp_path):
     file.write_text(text)
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()],
+         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert "<title>ERROR" not in done.stdout
     names = re.findall(r'<td class="name">(\w)</td>', done.stdout)
     assert names == ["b", "a"]
     assert 'aria-sort="ascending"' in done.stdout
+    assert done.stdout.count('<polyline class="before"') == 1
+    assert "CONSOLE" not in done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,11 @@ from lpss_cli.cli.wording import metric, size
 
 if TYPE_CHECKING:
     from lpss_cli.exporting import Exported
+    from lpss_cli.latency import Latency
     from lpss_cli.layersizes import Savings
+
+
+NO_SKIPPING = "onnxruntime does not skip zeros; only removed units make it faster"
 
 
 def savings_table(written: Sequence[Exported]) -> list[Table]:
@@ -48,24 +52,36 @@ def _savings(savings: Savings) -> Table:
 
 def networks_table(written: Sequence[Exported]) -> list[Table]:
     """Set the ONNX files side by side: what they get right, and how long a batch takes."""
-    rows = [time for item in written for time in item.latency]
-    files = {item.path: item for item in written if item.kind == "onnx"}
+    files = {item.path: item.metrics or {} for item in written if item.kind == "onnx"}
     if not files:
         return []
+    return [times_table([time for item in written for time in item.latency], files)]
+
+
+def times_table(
+    rows: Sequence[Latency], files: Mapping[str, Mapping[str, float]] | None = None
+) -> Table:
+    """Set networks in onnxruntime side by side.
+
+    Args:
+        rows: how long a batch takes.
+        files: metrics by network, where they were measured; some may be without times.
+    """
+    files = files or {}
     title = "in onnxruntime"
     if rows:
         threads = f"{rows[0].threads} thread{'s' if rows[0].threads > 1 else ''}"
         title = f"{rows[0].runtime}, CPU, {threads}; ms a batch (median, half the quartile range)"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("network", overflow="fold", min_width=14)
-    measured = next(iter(next(iter(files.values())).metrics or {}), "")
+    measured = next((name for metrics in files.values() for name in metrics), "")
     if measured:
         table.add_column(measured.replace("_", " "), justify="right", no_wrap=True)
     batches = sorted({row.batch for row in rows})
     for batch in batches:
         table.add_column(f"batch {batch}", justify="right", no_wrap=True)
     for name in dict.fromkeys((*(row.network for row in rows), *files)):
-        metrics = (files[name].metrics if name in files else None) or {}
+        metrics = files.get(name, {})
         score = metric(measured, metrics[measured]) if measured in metrics else ""
         cells = {
             row.batch: f"{row.median:.3g} ± {(row.high - row.low) / 2:.1g}"
@@ -74,7 +90,7 @@ def networks_table(written: Sequence[Exported]) -> list[Table]:
         }
         times = (cells.get(batch, "-") for batch in batches)
         table.add_row(plain(Path(name).name), *([score] if measured else []), *times)
-    return [table]
+    return table
 
 
 def onnx_notes(written: Sequence[Exported]) -> list[str]:
@@ -87,7 +103,7 @@ def onnx_notes(written: Sequence[Exported]) -> list[str]:
         if savings is not None and savings.reason:
             notes.append(savings.reason)
     if any(item.latency for item in written):
-        notes.append("onnxruntime does not skip zeros; only removed units make it faster")
+        notes.append(NO_SKIPPING)
     return notes
 
 

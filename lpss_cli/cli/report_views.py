@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from lpss_cli.cli.export_views import NO_SKIPPING, times_table
+from lpss_cli.cli.file_views import size_table
 from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import metric, number, share, size
 
 if TYPE_CHECKING:
     from lpss_cli.layers import Layer
+    from lpss_cli.layersizes import Savings
     from lpss_cli.planning import Plan
     from lpss_cli.reporting import Report
 
 # Columns that a narrow terminal goes without, the least missed first.
-_DISPENSABLE = ("shape", "weights", "zeros", "predicted", "dead", "p")
+_DISPENSABLE = ("shape", "weights", "zeros", "predicted", "live shape", "dead", "p")
 
 
 def warnings(report: Report) -> list[str]:
@@ -36,6 +39,7 @@ def layer_table(report: Report, width: int) -> Table:
     """Lay out a report layer by layer, with totals; names are folded only as a last resort."""
     columns: dict[str, tuple[str, Callable[[Layer], str]]] = {
         "shape": ("", lambda layer: "×".join(map(str, layer.shape))),
+        "live shape": ("", lambda layer: "×".join(map(str, report.live_shape(layer) or "-"))),
         "weights": (f"{report.weights:,}", lambda layer: f"{layer.weights:,}"),
         "zeros": (f"{report.zeros:,}", lambda layer: f"{layer.zeros:,}"),
         "sparsity": (share(report.sparsity), lambda layer: share(layer.sparsity)),
@@ -44,6 +48,8 @@ def layer_table(report: Report, width: int) -> Table:
         "p": ("", lambda layer: "-" if layer.p is None else f"{layer.p:.4g}"),
         "predicted": (_error(report), _prediction),
     }
+    if report.live is None or not report.live.changed:
+        del columns["live shape"]
     for name in ("p", "predicted"):
         if all(getattr(layer, name) is None for layer in report.layers):
             del columns[name]
@@ -61,7 +67,7 @@ def layer_table(report: Report, width: int) -> Table:
     )
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
     for name, (footer, _) in columns.items():
-        justify: Literal["left", "right"] = "left" if name == "shape" else "right"
+        justify: Literal["left", "right"] = "left" if name.endswith("shape") else "right"
         table.add_column(name, footer, justify=justify, no_wrap=True)
     for name, layer in zip(names, report.layers, strict=True):
         table.add_row(name, *(cell(layer) for _, cell in columns.values()))
@@ -131,6 +137,8 @@ def origin_table(report: Report) -> Table:
     if report.kind == "pack":
         bound += f"; the file is {report.file_bytes / max(1, report.bound_bytes):.3f} of it"
     rows.add_row("bound", bound)
+    if report.live is not None:
+        rows.add_row("live", live_text(report.live))
     if not meta:
         return rows
     settings: Mapping[str, Any] = meta.get("settings") or {}
@@ -160,6 +168,25 @@ def origin_table(report: Report) -> Table:
     for name, text in lines.items():
         rows.add_row(name, plain(text))
     return rows
+
+
+def live_text(live: Savings) -> str:
+    """Say what is left without dead units: parameters, and operations of an example."""
+    old, new = live.parameters
+    before, after = live.flops
+    if not live.changed:
+        text = f"no unit is without input or use; {before:,} FLOPs an example"
+    else:
+        text = f"{old:,} → {new:,} parameters, {before:,} → {after:,} FLOPs an example"
+    return f"{text} ({live.reason})" if live.reason else text
+
+
+def measured_tables(report: Report) -> list[Table | str]:
+    """Return the tables of sizes and times, where they were measured."""
+    shown: list[Table | str] = [size_table(report.sizes)] if report.sizes else []
+    if report.latency:
+        shown += [times_table(report.latency), NO_SKIPPING]
+    return shown
 
 
 def _walked(search: Mapping[str, Any]) -> str:

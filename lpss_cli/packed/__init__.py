@@ -26,6 +26,7 @@ from .tensors import Encoded
 from .values import CHOICES, DTYPES, FLOATS
 
 __all__ = [
+    "BIAS_VALUES",
     "CHOICES",
     "DEFAULT_VALUES",
     "MAGIC",
@@ -41,6 +42,8 @@ __all__ = [
 DEFAULT_VALUES = "fp16"
 #: Bytes of one stored value, by choice; those of the tensor's own type for ``fp32``.
 VALUE_BYTES = {"fp16": 2, "bf16": 2, "int8": 1}
+#: The choice for biases: they have no rows of which 8 bits could be a part.
+BIAS_VALUES = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def pack(
     prunable: Collection[str],
     values: str = DEFAULT_VALUES,
     *,
+    biases: Collection[str] = (),
     about: Mapping[str, Any] | None = None,
     compress: bool = True,
 ) -> bytes:
@@ -68,9 +72,10 @@ def pack(
         state: finite tensors by name, on any device.
         meta: plain containers; numbers that are not finite become null.
         prunable: names of the tensors whose zeros are left out and whose values may be rounded;
-            all others are kept bit for bit.
+            all others but the biases are kept bit for bit.
         values: a name of ``CHOICES``; ``fp32`` keeps the prunable ones bit for bit too, but for
             the sign of zeros.
+        biases: names of short tensors that are stored whole and may be rounded, to 16 bits at most.
         about: what the file says of itself, like the hash of its source; the choice of values is
             added.
         compress: use zstd where it makes a part shorter.
@@ -82,18 +87,7 @@ def pack(
     if values not in CHOICES:
         raise InputError(f"unknown --values {values!r}", nearest(values, tuple(CHOICES)))
     arrays = {name: _to_array(name, tensor) for name, tensor in state.items()}
-    twins = _twins(arrays)
-    sparse = {twins[name] for name in prunable if name in twins}
-    table: list[Encoded] = []
-    numbers = {name: number for number, name in enumerate(arrays)}
-    for name, (dtype, array) in arrays.items():
-        if twins[name] != name:
-            copy = whole(name, dtype, array.shape, same=numbers[twins[name]])
-            table.append(Encoded(copy, [], []))
-        elif name in sparse and dtype in FLOATS:
-            table.append(tensors.encode_sparse(name, dtype, array, values, compress))
-        else:
-            table.append(tensors.encode_dense(name, dtype, array))
+    table = _encoded(arrays, prunable, biases, values, compress)
     try:
         return container.write(
             _plain(meta), {"values": values, **_plain(about or {})}, table, compress
@@ -102,6 +96,34 @@ def pack(
         raise InputError(
             f"the checkpoint's facts cannot be packed: {error}", "use --format safetensors"
         ) from None
+
+
+def _encoded(
+    arrays: Mapping[str, tuple[str, Array]],
+    prunable: Collection[str],
+    biases: Collection[str],
+    values: str,
+    compress: bool,
+) -> list[Encoded]:
+    """Return the tensors as they go into the file, those that are there twice once."""
+    twins = _twins(arrays)
+    sparse = {twins[name] for name in prunable if name in twins}
+    # A bias may have the bits of a tensor that is not rounded, such as the mean of a norm.
+    short = {twins[name] for name in biases if name in twins}
+    short -= {twins[name] for name in arrays if name not in biases}
+    table: list[Encoded] = []
+    numbers = {name: number for number, name in enumerate(arrays)}
+    for name, (dtype, array) in arrays.items():
+        if twins[name] != name:
+            copy = whole(name, dtype, array.shape, same=numbers[twins[name]])
+            table.append(Encoded(copy, [], []))
+        elif name in sparse and dtype in FLOATS:
+            table.append(tensors.encode_sparse(name, dtype, array, values, compress))
+        elif name in short and dtype in FLOATS:
+            table.append(tensors.encode_rounded(name, dtype, array, BIAS_VALUES[values]))
+        else:
+            table.append(tensors.encode_dense(name, dtype, array))
+    return table
 
 
 def check(state: Mapping[str, Tensor]) -> None:

@@ -19,10 +19,12 @@ from .body import BOUNDS, Body, shared_lengths
 from .entry import Entry, parse
 from .sections import load_header, store_header
 from .tensors import Encoded, decode
+from .vocabulary import VOCABULARIES
 
 #: A byte that is no text, then signs that a transfer as text would change.
 MAGIC = b"\x93LPSS\r\n\x1a"
-VERSION = 1
+#: What is written; 1 is read too: without ``split`` and ``rest``, and with other words.
+VERSION = 2
 # magic, version, reserved (0), stored and plain length of the header, length of the body.
 _FIXED = struct.Struct("<8sHHIIQ")
 _HASH = 32
@@ -75,7 +77,7 @@ def write(
     text = json.dumps(lines, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     plain = text.encode()
     need(len(plain) <= HEADER_LIMIT, f"a header of {len(plain):,} bytes")
-    header = store_header(plain, compress)
+    header = store_header(plain, VERSION, compress)
     if len(plain) > HEADER_RATIO * len(header):
         header = plain
     size = START + len(header) + len(made.content)
@@ -109,15 +111,18 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Any], Body]:
     need(len(data) >= START, "a file that ends before its header")
     magic, version, reserved, stored, plain, length = _FIXED.unpack_from(data)
     need(magic == MAGIC, "no magic number of a pack")
-    need(version == VERSION and reserved == 0, f"format {version}, of another lpss than this one")
+    known = version in VOCABULARIES and reserved == 0
+    need(known, f"format {version}, of another lpss than this one")
     need(len(data) == START + stored + length, "a file of another length than it declares")
     rest = memoryview(data)[START:]
     digest = hashlib.sha256(data[: _FIXED.size])
     digest.update(rest)
     need(digest.digest() == data[_FIXED.size : START], "content that does not have its hash")
     need(plain <= min(HEADER_LIMIT, HEADER_RATIO * stored), "a header that is too long")
-    meta, about, content = _table(load_header(bytes(rest[:stored]), plain))
+    meta, about, content = _table(load_header(bytes(rest[:stored]), plain, version))
     entries = content.entries
+    split = any(entry.split is not None for entry in entries)
+    need(version > 1 or not split, "a tensor of another version than the file's")
     need(_least_size(entries) <= len(data), "more weights than a file of this length holds")
     used = sum(sum(entry.sections) for entry in entries) + sum(content.joined)
     need(used <= length, "sections beyond the end of the file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import places
@@ -15,7 +15,7 @@ from .values import DTYPES, FLOATS, STORED, has_scales, stored_type
 LARGEST = 2**31 - 1
 _COPY = {"name", "dtype", "shape", "as"}
 _NEEDED = {"name", "dtype", "shape", "values", "sections"}
-_CHOICES = {"rows", "columns", "places"}
+_CHOICES = {"rows", "columns", "places", "split", "rest"}
 #: What planes of different tensors must have in common to be joined.
 Kind = tuple[str, str, bool, str, int]
 
@@ -31,6 +31,8 @@ class Entry:
         live_rows: the rows that are stored; the others are zero.
         live_columns: the columns that are stored.
         places: the entries that are stored, of the matrix of live rows and columns.
+        split: the live columns that are a matrix of their own, the first one, where there are two.
+        rest: the entries that are stored of the second one.
         values: the code of the values.
         sections: stored lengths in bytes of the sections that are this tensor's own.
         same: place in the table of the tensor that this one equals, if there is one.
@@ -45,6 +47,8 @@ class Entry:
     values: str = "raw"
     sections: tuple[int, ...] = field(default=())
     same: int | None = None
+    split: Places | None = None
+    rest: Places | None = None
 
     @property
     def count(self) -> int:
@@ -62,34 +66,39 @@ class Entry:
         return self.count // max(1, self.rows)
 
     @property
-    def grid(self) -> int:
-        """Entries of the live rows and columns."""
-        return self.live_rows.kept * self.live_columns.kept
-
-    @property
     def kept(self) -> int:
         """Stored values; none for a copy."""
-        return 0 if self.same is not None else self.places.kept
+        return 0 if self.same is not None else sum(places.kept for places, _ in self.blocks())
+
+    def blocks(self) -> list[tuple[Places, int]]:
+        """Return the matrices of live rows and columns: the stored entries, and the columns."""
+        columns = self.live_columns.kept
+        if self.split is None or self.rest is None:
+            return [(self.places, columns)]
+        return [(self.places, self.split.kept), (self.rest, columns - self.split.kept)]
 
     def choices(self) -> list[tuple[Places, int]]:
-        """Return what is chosen, and from how many: rows, columns, entries."""
-        return [
-            (self.live_rows, self.rows),
-            (self.live_columns, self.width),
-            (self.places, self.grid),
-        ]
+        """Return what is chosen, and from how many: rows, columns, of these, entries."""
+        sides = [(self.live_rows, self.rows), (self.live_columns, self.width)]
+        split = [(self.split, self.live_columns.kept)] if self.split is not None else []
+        rows = self.live_rows.kept
+        return [*sides, *split, *((places, rows * columns) for places, columns in self.blocks())]
 
     def planes(self) -> list[tuple[Kind, int]]:
         """Return kind and plain length of each plane: of the scales, then of the values."""
         if self.same is not None:
             return []
-        dense = self.places.coding == "all"
         size = stored_type(self.values, self.dtype).itemsize
         of_type = self.dtype if self.values == "raw" else ""
-        kind = (self.values, of_type, dense)
-        scales = [((*kind, "scale", i), self.live_rows.kept) for i in range(4)]
-        values = [((*kind, "value", i), self.kept) for i in range(size)]
-        return (scales if has_scales(self.values) else []) + values
+        found: list[tuple[Kind, int]] = []
+        if has_scales(self.values):
+            dense = self.places.coding == "all"
+            scale = (self.values, of_type, dense, "scale")
+            found = [((*scale, i), self.live_rows.kept) for i in range(4)]
+        for stored, _ in self.blocks():
+            value = (self.values, of_type, stored.coding == "all", "value")
+            found += [((*value, i), stored.kept) for i in range(size)]
+        return found
 
     @property
     def parts(self) -> int:
@@ -111,6 +120,8 @@ class Entry:
         if self.same is not None:
             return line | {"as": self.same}
         ways = {"rows": self.live_rows, "columns": self.live_columns, "places": self.places}
+        if self.split is not None and self.rest is not None:
+            ways |= {"split": self.split, "rest": self.rest}
         line |= {key: way.to_list() for key, way in ways.items() if way.coding != "all"}
         return line | {"values": self.values, "sections": list(self.sections)}
 
@@ -162,10 +173,25 @@ def _chosen(line: dict[str, Any], entry: Entry) -> Entry:
         rows = places.parse(line["rows"], entry.rows)
     if "columns" in line:
         columns = places.parse(line["columns"], entry.width)
-    grid = rows.kept * columns.kept
-    found = places.parse(line["places"], grid) if "places" in line else Places("all", grid)
-    lengths = tuple(_number(line, size, 2**62) for size in sections)
-    return Entry(entry.name, entry.dtype, entry.shape, rows, columns, found, values, lengths)
+    entry = replace(entry, live_rows=rows, live_columns=columns, values=values)
+    entry = _blocks(line, entry)
+    return replace(entry, sections=tuple(_number(line, size, 2**62) for size in sections))
+
+
+def _blocks(line: dict[str, Any], entry: Entry) -> Entry:
+    """Add the stored entries of the one or the two matrices of live rows and columns."""
+    need("split" in line or "rest" not in line, "the rest of a tensor that is not split")
+    split = places.parse(line["split"], entry.live_columns.kept) if "split" in line else None
+    first = entry.live_columns.kept if split is None else split.kept
+    sizes = {"places": first, "rest": entry.live_columns.kept - first}
+    found = {
+        key: places.parse(line[key], entry.live_rows.kept * columns)
+        if key in line
+        else Places("all", entry.live_rows.kept * columns)
+        for key, columns in sizes.items()
+    }
+    rest = None if split is None else found["rest"]
+    return replace(entry, places=found["places"], split=split, rest=rest)
 
 
 def _number(line: dict[str, Any], value: Any, highest: int) -> int:

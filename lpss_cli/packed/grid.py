@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from . import places
+from . import places, split
 from .bits import Array
 from .entry import Entry
 from .places import Places
@@ -41,20 +41,23 @@ class Chosen:
     Attributes:
         entry: with the choices in it.
         parts: their stored sections.
-        inside: (K,) indices of the kept weights in the matrix of live rows and columns.
+        blocks: for each matrix of live rows and columns: which of the kept weights are in it, and
+            their indices there.
         rows: the live rows; None for all.
+        cost: bytes in the file, about.
     """
 
     entry: Entry
     parts: list[bytes]
-    inside: Array
+    blocks: list[tuple[Array, Array]]
     rows: Array | None
+    cost: int
 
 
 def encode(
     entry: Entry, positions: Array, value_bytes: int, row_bytes: int, compress: bool
 ) -> Chosen:
-    """Choose the shortest of four ways: with or without naming live rows, and live columns.
+    """Choose the shortest way: live rows and columns named or not, in one matrix or in two.
 
     Args:
         entry: of the whole tensor, which is not empty.
@@ -64,18 +67,59 @@ def encode(
         compress: use zstd where it helps.
     """
     rows, columns = np.divmod(positions, entry.width)
-    found: list[tuple[int, Chosen]] = []
+    found: list[Chosen] = []
     sides = (_sides(rows, entry.rows, compress), _sides(columns, entry.width, compress))
     for row_side, column_side in product(*sides):
-        inside = _number(rows, row_side) * column_side.way.kept + _number(columns, column_side)
-        count = row_side.way.kept * column_side.way.kept
-        way, parts = places.shortest(inside, count, value_bytes, compress)
-        fill = value_bytes * (way.kept - len(positions)) + row_bytes * row_side.way.kept
-        cost = row_side.cost + column_side.cost + sum(map(len, parts)) + fill
-        chosen = replace(entry, live_rows=row_side.way, live_columns=column_side.way, places=way)
-        parts = [*row_side.parts, *column_side.parts, *parts]
-        found.append((cost, Chosen(chosen, parts, inside, row_side.live)))
-    return min(found, key=lambda one: one[0])[1]
+        live = replace(entry, live_rows=row_side.way, live_columns=column_side.way)
+        inside = _number(rows, row_side), _number(columns, column_side)
+        cost = row_side.cost + column_side.cost + row_bytes * row_side.way.kept
+        start = Chosen(live, [*row_side.parts, *column_side.parts], [], row_side.live, cost)
+        whole = _in_blocks(start, inside, None, value_bytes, compress)
+        found.append(whole)
+        thick = split.thick_columns(inside[1], row_side.way.kept, column_side.way.kept)
+        if thick is not None:
+            found.append(_in_blocks(start, inside, thick, value_bytes, compress))
+    return min(found, key=lambda one: one.cost)
+
+
+def _in_blocks(
+    start: Chosen,
+    inside: tuple[Array, Array],
+    thick: Array | None,
+    value_bytes: int,
+    compress: bool,
+) -> Chosen:
+    """Add to rows and columns where the kept weights are, in one matrix or in two.
+
+    Args:
+        start: rows and columns, and what they cost.
+        inside: (K,) rows and (K,) columns of the kept weights among the live ones.
+        thick: rising numbers of the columns of the first matrix; None for a single one.
+        value_bytes: bytes of a stored value.
+        compress: use zstd where it helps.
+    """
+    entry, parts, cost = start.entry, list(start.parts), start.cost
+    second = np.zeros(entry.live_columns.kept, np.bool_)
+    if thick is not None:
+        way, stored = places.shortest(thick, entry.live_columns.kept, None, compress)
+        entry, cost = replace(entry, split=way), cost + split.COST + sum(map(len, stored))
+        parts += stored
+        second[:] = True
+        second[thick] = False
+    rows, columns = inside
+    blocks, ways = [], []
+    for group in [second] if thick is None else [second, ~second]:
+        numbers = np.cumsum(~group) - 1
+        members = np.flatnonzero(~group[columns])
+        indices = rows[members] * int((~group).sum()) + numbers[columns[members]]
+        count = entry.live_rows.kept * int((~group).sum())
+        way, stored = places.shortest(indices, count, value_bytes, compress)
+        cost += sum(map(len, stored)) + value_bytes * (way.kept - len(members))
+        parts += stored
+        blocks.append((members, indices))
+        ways.append(way)
+    entry = replace(entry, places=ways[0], rest=None if thick is None else ways[1])
+    return Chosen(entry, parts, blocks, start.rows, cost)
 
 
 def _sides(indices: Array, count: int, compress: bool) -> list[_Side]:
@@ -119,15 +163,43 @@ def decode(entry: Entry, parts: Sequence[bytes]) -> Found:
     chosen, start = [], 0
     for way, count in entry.choices():
         end = start + len(way.lengths(count))
-        whole = way.coding == "all" and way is not entry.places
-        chosen.append(None if whole else places.decode(way, parts[start:end], count))
+        chosen.append(None if way.coding == "all" else places.decode(way, parts[start:end], count))
         start = end
-    live_rows, live_columns, inside = chosen
-    assert inside is not None
-    rows = inside // max(1, entry.live_columns.kept)
-    if live_rows is None and live_columns is None:
+    blocks = entry.blocks()
+    live_rows, live_columns, *thick = chosen[: -len(blocks)]
+    sides = [live_columns]
+    if thick:
+        live = np.arange(entry.width) if live_columns is None else live_columns
+        first = np.arange(len(live)) if thick[0] is None else thick[0]
+        sides = [live[first], np.delete(live, first)]
+    found = [
+        _found(entry, np.arange(way.kept) if inside is None else inside, live_rows, side, width)
+        for (way, width), inside, side in zip(blocks, chosen[-len(blocks) :], sides, strict=True)
+    ]
+    if len(found) == 1:
+        return found[0]
+    return Found(
+        np.concatenate([one.positions for one in found]),
+        np.concatenate([one.rows for one in found]),
+    )
+
+
+def _found(
+    entry: Entry, inside: Array, live_rows: Array | None, columns: Array | None, width: int
+) -> Found:
+    """Return where the stored values of one matrix are.
+
+    Args:
+        entry: the tensor's line.
+        inside: indices in the matrix.
+        live_rows: of the tensor; None for all.
+        columns: of the tensor that the matrix has; None for all.
+        width: number of these.
+    """
+    rows = inside // max(1, width)
+    if live_rows is None and columns is None:
         return Found(inside, rows)
-    columns = inside - rows * entry.live_columns.kept
-    columns = columns if live_columns is None else live_columns[columns]
+    own = inside - rows * width
+    own = own if columns is None else columns[own]
     full = rows if live_rows is None else live_rows[rows]
-    return Found(full * entry.width + columns, rows)
+    return Found(full * entry.width + own, rows)

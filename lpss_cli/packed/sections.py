@@ -9,11 +9,14 @@ from __future__ import annotations
 import zstandard
 
 from .bits import MalformedError, need
-from .vocabulary import VOCABULARY
+from .vocabulary import VOCABULARIES
 
 # Beyond this the slow search for repetitions is left out.
 _SEARCHED = 1 << 16
-_WORDS = zstandard.ZstdCompressionDict(VOCABULARY, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+_WORDS = {
+    version: zstandard.ZstdCompressionDict(words, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    for version, words in VOCABULARIES.items()
+}
 
 
 def store(data: bytes, compress: bool = True) -> bytes:
@@ -23,11 +26,12 @@ def store(data: bytes, compress: bool = True) -> bytes:
     return min([data, *(made.compress(data) for made in _compressors(len(data)))], key=len)
 
 
-def store_header(text: bytes, compress: bool = True) -> bytes:
+def store_header(text: bytes, version: int, compress: bool = True) -> bytes:
     """Return what the file holds of its header: as it is, or as a frame with the vocabulary."""
     if not compress:
         return text
-    return min(text, zstandard.ZstdCompressor(level=19, dict_data=_WORDS).compress(text), key=len)
+    made = zstandard.ZstdCompressor(level=19, dict_data=_WORDS[version])
+    return min(text, made.compress(text), key=len)
 
 
 def _compressors(length: int) -> list[zstandard.ZstdCompressor]:
@@ -45,9 +49,9 @@ def _compressors(length: int) -> list[zstandard.ZstdCompressor]:
     ]
 
 
-def load_header(stored: bytes, length: int) -> bytes:
+def load_header(stored: bytes, length: int, version: int) -> bytes:
     """Return the plain header; as ``load``."""
-    return _load(stored, length, zstandard.ZstdDecompressor(dict_data=_WORDS))
+    return _load(stored, length, zstandard.ZstdDecompressor(dict_data=_WORDS[version]))
 
 
 def load(stored: bytes, length: int) -> bytes:

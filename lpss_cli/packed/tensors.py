@@ -33,6 +33,25 @@ def encode_dense(name: str, dtype: str, array: Array) -> Encoded:
     return Encoded(whole(name, dtype, array.shape), [], values.planes(array.reshape(-1)))
 
 
+def encode_rounded(name: str, dtype: str, array: Array, choice: str) -> Encoded:
+    """Store every entry in the type of a choice, where no entry becomes zero or infinite by it.
+
+    Args:
+        name: of the tensor.
+        dtype: a name of ``values.FLOATS``.
+        array: finite, of any shape.
+        choice: a name of ``values.WHOLE_CHOICES``.
+    """
+    flat = array.reshape(-1)
+    if not flat.size:
+        return encode_dense(name, dtype, array)
+    # No code of whole tensors has scales, so that all may be one row.
+    rows = np.zeros(flat.size, np.int64)
+    coded = values.encode(flat, dtype, rows, 1, values.WHOLE_CHOICES[choice])
+    entry = replace(whole(name, dtype, array.shape), values=coded.code)
+    return Encoded(entry, [], values.planes(coded.stored))
+
+
 def encode_sparse(name: str, dtype: str, array: Array, choice: str, compress: bool) -> Encoded:
     """Store where the kept weights are and their values; ``-0.0`` is a zero like the other.
 
@@ -49,17 +68,20 @@ def encode_sparse(name: str, dtype: str, array: Array, choice: str, compress: bo
     entry = whole(name, dtype, array.shape)
     positions = np.flatnonzero(flat & 0x7FFF if dtype == "bfloat16" else flat)
     rows = positions // entry.width
-    coded = values.encode(flat[positions], dtype, rows, entry.rows, choice)
+    coded = values.encode(flat[positions], dtype, rows, entry.rows, values.CHOICES[choice])
     entry = replace(entry, values=coded.code)
     scaled = values.has_scales(coded.code)
     chosen = grid.encode(entry, positions, coded.stored.itemsize, 4 if scaled else 0, compress)
-    stored = coded.stored
-    if chosen.entry.kept > len(stored):  # zeros are stored as values like the others
-        stored = np.zeros(chosen.entry.kept, stored.dtype)
-        stored[chosen.inside] = coded.stored
     scales = coded.scales if chosen.rows is None or not scaled else coded.scales[chosen.rows]
     planes = values.planes(scales) if scaled else []
-    return Encoded(chosen.entry, chosen.parts, planes + values.planes(stored))
+    for (way, _), (members, inside) in zip(chosen.entry.blocks(), chosen.blocks, strict=True):
+        stored = coded.stored if len(members) == len(coded.stored) else coded.stored[members]
+        if way.kept > len(stored):  # zeros are stored as values like the others
+            filled = np.zeros(way.kept, stored.dtype)
+            filled[inside] = stored
+            stored = filled
+        planes += values.planes(stored)
+    return Encoded(chosen.entry, chosen.parts, planes)
 
 
 def decode(
@@ -84,7 +106,7 @@ def decode(
         return copied
     coded = _values(entry, planes)
     everything = all(way.coding == "all" for way, _ in entry.choices())
-    if everything and not values.has_scales(entry.values):
+    if everything and entry.split is None and not values.has_scales(entry.values):
         return _finite(entry, values.decode(coded, entry.dtype, coded.scales)).reshape(entry.shape)
     found = grid.decode(entry, parts)
     # Asked of the kept ones alone: the memory of zeros is not touched and so not taken yet.
@@ -103,5 +125,7 @@ def _values(entry: Entry, planes: list[bytes]) -> Coded:
     kind = stored_type(entry.values, entry.dtype)
     scales = np.zeros(0, np.float32)
     if values.has_scales(entry.values):
-        scales = values.join(planes[:4], np.dtype("<f4"))
-    return Coded(entry.values, values.join(planes[-kind.itemsize :], kind), scales)
+        scales, planes = values.join(planes[:4], np.dtype("<f4")), planes[4:]
+    size = kind.itemsize
+    blocks = [values.join(planes[i : i + size], kind) for i in range(0, len(planes), size)]
+    return Coded(entry.values, blocks[0] if len(blocks) == 1 else np.concatenate(blocks), scales)

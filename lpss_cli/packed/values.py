@@ -6,6 +6,7 @@ infinite is not taken, and the next, more accurate one is tried.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fp16": ("fp16", "fp16-rows", "bf16", "raw"),
     "bf16": ("bf16", "raw"),
     "int8": ("int8-rows", "fp16", "fp16-rows", "bf16", "raw"),
+}
+#: The same for tensors that are stored whole, such as biases.
+WHOLE_CHOICES: dict[str, tuple[str, ...]] = {
+    "fp32": ("raw",),
+    "fp16": ("fp16", "raw"),
+    "bf16": ("bf16", "raw"),
 }
 #: Code -> type that is stored; ``raw`` stores the tensor's own.
 STORED = {"fp16": "<f2", "fp16-rows": "<f2", "bf16": "<u2", "int8-rows": "|i1"}
@@ -64,20 +71,20 @@ def stored_type(code: str, dtype: str) -> np.dtype[np.generic]:
     return np.dtype(DTYPES[dtype] if code == "raw" else STORED[code])
 
 
-def encode(values: Array, dtype: str, rows: Array, count: int, choice: str) -> Coded:
-    """Store values that are not zero by the first code of the choice that keeps them so.
+def encode(values: Array, dtype: str, rows: Array, count: int, codes: Collection[str]) -> Coded:
+    """Store values by the first code under which those that are not zero stay so.
 
     Args:
-        values: (K,) finite and not zero, bits of the tensor type.
+        values: (K,) finite, bits of the tensor type.
         dtype: a name of ``FLOATS``.
         rows: (K,) row of each value, in [0, count).
         count: number of rows.
-        choice: a name of ``CHOICES``.
+        codes: those of a choice; ``raw`` is taken where none of them does.
     """
-    for code in CHOICES[choice]:
+    for code in codes:
         if code != "raw" and stored_type(code, dtype).itemsize < np.dtype(DTYPES[dtype]).itemsize:
             coded = _encode(code, to_float(values, dtype), rows, count)
-            if coded is not None and _keeps(decode(coded, dtype, rows), dtype):
+            if coded is not None and _keeps(decode(coded, dtype, rows), values, dtype):
                 return coded
     return Coded("raw", values, np.zeros(0, np.float32))
 
@@ -145,8 +152,10 @@ def _encode(code: str, values: Array, rows: Array, count: int) -> Coded | None:
     return Coded(code, steps.astype(np.int8), scales)
 
 
-def _keeps(values: Array, dtype: str) -> bool:
-    return finite(values, dtype) and bool((to_float(values, dtype) != 0).all())
+def _keeps(stored: Array, values: Array, dtype: str) -> bool:
+    """Whether values come back finite, and zero where they were zero and nowhere else."""
+    same = (to_float(stored, dtype) == 0) == (to_float(values, dtype) == 0)
+    return finite(stored, dtype) and bool(same.all())
 
 
 def finite(values: Array, dtype: str) -> bool:

@@ -1,12 +1,12 @@
 """What headers are likely to say: a zstd dictionary of raw content for the header alone.
 
 A small network's header would be a tenth of its file, and most of it is the same in all files.
-docs/format.md holds this text too: it belongs to the format and changes with its version only.
+docs/format.md holds these texts too: they belong to the format and change with its version only.
 """
 
 from __future__ import annotations
 
-VOCABULARY = (
+_FIRST = (
     b'"off_sphere":[],"path":"cubic","initial_sparsity":0.2,"drop_threshold":0.2,"delta":0.1},'
     b'"nesterov":true,"rounds":1,"begin":0.1,"end":0.7,"frequency":20,"ranking":"balanced",'
     b'"magnitude""lamp""uniform""erk","p":[],"eta":null,"gain":"learned","gain_lr":0.03,'
@@ -38,3 +38,39 @@ VOCABULARY = (
     b'"float32","shape":[10,100],"places":["gaps",100,2,300],"values":"fp16","sections":[1,2]},'
     b'{"name":"fc1.bias","dtype":"float32","shape":[10],"values":"raw","sections":[]}]}'
 )
+
+_SECOND = (
+    b'"T-shirt/top","Trouser","Pullover","Dress","Coat","Sandal","Shirt","Sneaker","Bag",'
+    b'"Ankle boot"],"airplane","automobile","bird","cat","deer","dog","frog","horse","ship",'
+    b'"truck"],"name":"digits","data_dir":"data","resize":256,"interpolation":"bilinear",'
+    b'"kind":"table""text","columns":[],"notes":["gsm: learning rate 0.09, momentum 0.95, decay '
+    b'0.004: a redundant weight fades to 3e-05 of its start"],"nesterov":false,"settle":0.4,'
+    b'"peak":null},"lr":null,"momentum":null,"weight_decay":null,"clip":1.0,"warmup":0.02,'
+    b'"begin":0.1,"end":1.0,"file":"model.pt","sha256":""},"search":{},"threads":"2"},'
+    b'"input_shape":[1,28,28],"outputs":10,"task":"classification","primary_metric":"accuracy",'
+    b'"higher_is_better":true,"data":{"name":"mnist","data_dir":null,"target":null,"drop":[],'
+    b'"image_size":null,"resize":null,"interpolation":null,"mean":[0.1307],"std":[0.3081],'
+    b'"workers":0,"split_seed":0,"augment":"none"},"classes":["0 - zero","1 - one","2 - two",'
+    b'"3 - three","4 - four","5 - five","6 - six","7 - seven","8 - eight","9 - nine"],'
+    b'"preprocessing":{"kind":"image","divide_by":255,"image_size":[28,28],"mean":[0.1307],'
+    b'"std":[0.3081]},"method":"lpss","config":{"lr":0.05,"momentum":0.9,"weight_decay":0.0,'
+    b'"clip":2.0,"warmup":0.05,"begin":0.1,"end":0.7,"frequency":20,"ranking":"lamp","p":[],'
+    b'"eta":null,"gain":"learned","gain_lr":0.03,"off_sphere":[],"path":"cubic",'
+    b'"initial_sparsity":0.2,"drop_threshold":0.2,"delta":0.1},"notes":[],"settings":{"epochs":12,'
+    b'"batch_size":256,"seed":0,"sparsity":0.9,"layers":[],"skip":[],"keep_zeros":false,'
+    b'"precision":"fp32","distill":0.0,"temperature":4.0},"sparsity":0.9,"weights":{"fc1.weight":{'
+    b'"row_dim":0,"p":1.2222222222222223,"travel":14.0},"fc2.weight":{"row_dim":0,"p":1.2,'
+    b'"travel":14.0}},"versions":{"lpss":"0.1.0","torch":"2.15.0+cpu","python":"3.12.",'
+    b'"threads":"1"},"device":"cpu","command":"lpss train ","source":null,"metrics":{"on":"test",'
+    b'"before":null,"before_cut":null,"after":{"accuracy":0.98,"balanced_accuracy":0.98}},'
+    b'"seconds":1},"about":{"values":"fp16","source_sha256":"'
+    b'"},"short":512,"joined":[4],"tensors":[{"name":"fc1.weight","dtype":"float32",'
+    b'"shape":[300,784],"rows":["mask",298],"places":["bytes",1,1],"split":["gaps",1,0,1],'
+    b'"rest":["bytes",1,1],"values":"fp16","sections":[1]},{"name":"fc1.bias",'
+    b'"dtype":"float32","shape":[300],"values":"fp16","sections":[]},{"name":"conv1.weight",'
+    b'"dtype":"float32","shape":[20,1,5,5],"places":["mask",204],"values":"fp16","sections":[1]},{'
+    b'"name":"conv1.bias","dtype":"float32","shape":[20],"values":"fp16","sections":[]}]}'
+)
+
+#: By version of the format.
+VOCABULARIES = {1: _FIRST, 2: _FIRST + _SECOND}

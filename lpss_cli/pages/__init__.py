@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from torch import Tensor
 
+from lpss_cli import histograms
 from lpss_cli.files import replacing
 from lpss_cli.layers import Layer
 from lpss_cli.pages import figures
@@ -55,12 +56,18 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "size": size, "number": number, "metric": metric}
+    environment.filters |= {
+        "product": math.prod,
+        "percent": percent,
+        "size": size,
+        "number": number,
+        "metric": metric,
+    }
     return environment.get_template("report.html")
 
 
 def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    meta = report.meta
+    meta, began = report.meta, histograms.of_record(report.meta)
     masks = {
         layer.name: figures.mask_picture(tensors[layer.name])
         for layer in report.layers
@@ -73,10 +80,11 @@ def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "metrics": _metrics(meta),
         "masks": {name: picture for name, picture in masks.items() if picture is not None},
         "histograms": [
-            (layer, figures.histogram(layer.survivors))
+            (layer, figures.histogram(layer.survivors, began.get(layer.name)))
             for layer in report.layers
             if layer.survivors
         ],
+        "began": any(layer.name in began for layer in report.layers),
         "agreement": figures.agreement(_predicted(report.layers)),
         "curves": _curves(meta),
         "origin": _origin(meta),
@@ -96,6 +104,14 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     )
     cards.append(("Hoyer", number(report.hoyer), "0 all equal, 1 one weight a neuron"))
     cards.append(("file", size(report.file_bytes), f"{report.parameters:,} parameters"))
+    if report.live is not None:
+        (before, after), (old, new) = report.live.flops, report.live.parameters
+        changed = report.live.changed
+        cards.append(
+            ("FLOPs", count(after), f"an example; was {count(before)}" if changed else "an example")
+        )
+        if changed:
+            cards.append(("live parameters", count(new), f"of {old:,}"))
     if report.dead:
         cards.append(("dead neurons", f"{report.dead:,}", "rows without a weight"))
     return cards
@@ -184,6 +200,14 @@ def size(count: int) -> str:
     while value >= 1000 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
     return f"{value:.4g} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+def count(value: float) -> str:
+    """Write a number of things with three digits."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:g}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

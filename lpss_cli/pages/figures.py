@@ -16,27 +16,59 @@ _LARGEST, _LONGEST = 1 << 19, 2048
 _WIDTH, _HEIGHT = 260, 120
 
 
-def histogram(survivors: Survivors) -> Markup:
-    """Draw how the weights that are not zero spread, with the centroids of both signs."""
-    low, high, counts = survivors.low, survivors.high, survivors.counts
+def histogram(after: Survivors, before: Survivors | None = None) -> Markup:
+    """Draw how the weights that are not zero spread, with the centroids of both signs.
+
+    Args:
+        after: now: bars.
+        before: before training: a line on the same axis. Each is as tall as the page at its
+            fullest bin, for one has more weights than the other.
+    """
+    low = min(after.low, before.low) if before else after.low
+    high = max(after.high, before.high) if before else after.high
     span = (high - low) or 1.0
-    top = max(counts)
-    step = _WIDTH / len(counts)
-    bars = [
-        f'<rect class="bar" x="{i * step:.1f}" y="{_HEIGHT * (1 - c / top):.1f}" '
-        f'width="{step - 0.6:.1f}" height="{_HEIGHT * c / top:.1f}"/>'
-        for i, c in enumerate(counts)
-        if c
-    ]
-    marks = [
-        f'<line class="mark" x1="{_WIDTH * (c - low) / span:.1f}" '
-        f'x2="{_WIDTH * (c - low) / span:.1f}" y1="0" y2="{_HEIGHT}"/>'
-        for c in survivors.centroids
+
+    def across(value: float) -> float:
+        return _WIDTH * (value - low) / span
+
+    bars = "".join(
+        f'<rect class="bar" x="{across(left):.1f}" y="{_HEIGHT * (1 - part):.1f}" '
+        f'width="{max(across(right) - across(left) - 0.6, 0.5):.1f}" '
+        f'height="{_HEIGHT * part:.1f}"/>'
+        for left, right, part in _bins(after)
+        if part
+    )
+    marks = "".join(
+        f'<line class="mark" x1="{across(c):.1f}" x2="{across(c):.1f}" y1="0" y2="{_HEIGHT}"/>'
+        for c in after.centroids
         if c is not None
+    )
+    title = f"{sum(after.counts):,} weights from {after.low:.3g} to {after.high:.3g}"
+    line = ""
+    if before is not None:
+        line = _steps([(across(a), across(b), part) for a, b, part in _bins(before)])
+        title += f"; {sum(before.counts):,} from {before.low:.3g} to {before.high:.3g} before"
+    return _svg(title, bars + line + marks + _ends(f"{low:.3g}", f"{high:.3g}"))
+
+
+def _bins(survivors: Survivors) -> list[tuple[float, float, float]]:
+    """Return both ends of each bin, and its count as a part of the fullest one's."""
+    counts, top = survivors.counts, max(survivors.counts)
+    width = ((survivors.high - survivors.low) or 1.0) / len(counts)
+    return [
+        (survivors.low + i * width, survivors.low + (i + 1) * width, count / top)
+        for i, count in enumerate(counts)
     ]
-    ends = _ends(f"{low:.3g}", f"{high:.3g}")
-    title = f"{sum(counts):,} weights from {low:.3g} to {high:.3g}"
-    return _svg(title, "".join(bars + marks) + ends)
+
+
+def _steps(bins: Sequence[tuple[float, float, float]]) -> str:
+    """Draw the outline of bars: (left, right, part of the full height)."""
+    points = [f"{bins[0][0]:.1f},{_HEIGHT}"]
+    for left, right, part in bins:
+        y = f"{_HEIGHT * (1 - part):.1f}"
+        points += [f"{left:.1f},{y}", f"{right:.1f},{y}"]
+    points.append(f"{bins[-1][1]:.1f},{_HEIGHT}")
+    return f'<polyline class="before" points="{" ".join(points)}"/>'
 
 
 def agreement(points: Sequence[tuple[str, float, float]]) -> Markup | None:

@@ -17,11 +17,12 @@ import zstandard
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 
 
-def vocabulary() -> bytes:
-    """The dictionary of headers, as the docs print it: lines that are joined."""
-    block = re.search(r"^## The vocabulary$.*?^```text\n(.*?)^```", FORMAT.read_text(), re.M | re.S)
-    assert block is not None
-    return block[1].replace("\n", "").encode()
+def vocabulary(version: int) -> bytes:
+    """The dictionary of headers, as the docs print it: lines that are joined, up to a version."""
+    _, text = FORMAT.read_text().split("## The vocabulary\n")
+    blocks = re.findall(r"^```text\n(.*?)^```", text, re.M | re.S)
+    assert len(blocks) == 2
+    return "".join(blocks[:version]).replace("\n", "").encode()
 
 
 def read(data: bytes) -> tuple[dict, dict, dict[str, tuple[str, list[int], list]]]:
@@ -32,10 +33,11 @@ def read(data: bytes) -> tuple[dict, dict, dict[str, tuple[str, list[int], list]
     assert data[0:8] == bytes.fromhex("93 4c 50 53 53 0d 0a 1a")
     version, reserved = struct.unpack("<HH", data[8:12])
     stored, plain, body_length = struct.unpack("<IIQ", data[12:28])
-    assert (version, reserved) == (1, 0)
+    assert version in (1, 2)
+    assert reserved == 0
     assert len(data) == 60 + stored + body_length
     assert hashlib.sha256(data[0:28] + data[60:]).digest() == data[28:60]
-    header = json.loads(_header(data[60 : 60 + stored], plain).decode("utf-8"))
+    header = json.loads(_header(data[60 : 60 + stored], plain, version).decode("utf-8"))
     place, tensors = 60 + stored, {}
     own, shared = {}, {}
     for line in header["tensors"]:
@@ -63,10 +65,11 @@ def read(data: bytes) -> tuple[dict, dict, dict[str, tuple[str, list[int], list]
     return header["meta"], header["about"], tensors
 
 
-def _header(stored: bytes, plain: int) -> bytes:
+def _header(stored: bytes, plain: int, version: int) -> bytes:
     if len(stored) == plain:
         return stored
-    words = zstandard.ZstdCompressionDict(vocabulary(), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    words = vocabulary(version)
+    words = zstandard.ZstdCompressionDict(words, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     content = zstandard.ZstdDecompressor(dict_data=words).decompress(stored)
     assert len(content) == plain
     return content
@@ -91,26 +94,32 @@ def _matrix(line: dict) -> tuple[int, int]:
     return rows, math.prod(line["shape"][1:])
 
 
-def _chosen(line: dict) -> tuple[int, int, int]:
-    """Live rows, live columns and stored values."""
+def _chosen(line: dict) -> tuple[int, list[tuple[bool, int]]]:
+    """Live rows; for each matrix, whether all of it is stored, and how many values."""
     rows, columns = _matrix(line)
     rows = line["rows"][1] if "rows" in line else rows
     columns = line["columns"][1] if "columns" in line else columns
-    return rows, columns, line["places"][1] if "places" in line else rows * columns
+    first = line["split"][1] if "split" in line else columns
+    found = []
+    for key, width in (("places", first), ("rest", columns - first)):
+        if key == "places" or "split" in line:
+            found.append((key not in line, line[key][1] if key in line else rows * width))
+    return rows, found
 
 
 def _kinds(line: dict) -> list[tuple]:
     """What each plane is joined by, and its length: planes of the scales, then of the values."""
     if "as" in line:
         return []
-    rows, _, kept = _chosen(line)
+    rows, matrices = _chosen(line)
     of_type = line["dtype"] if line["values"] == "raw" else None
     found = []
     if line["values"].endswith("-rows"):
         for byte in range(4):
-            found.append(((line["values"], of_type, "places" in line, "scale", byte), rows))
-    for byte in range(struct.calcsize("<" + _kind(line))):
-        found.append(((line["values"], of_type, "places" in line, "value", byte), kept))
+            found.append(((line["values"], of_type, "places" not in line, "scale", byte), rows))
+    for all_of_it, kept in matrices:
+        for byte in range(struct.calcsize("<" + _kind(line))):
+            found.append(((line["values"], of_type, all_of_it, "value", byte), kept))
     return found
 
 
@@ -119,7 +128,16 @@ def _tensor(line: dict, sections: list[bytes], shared: dict, short: int) -> list
     sections = list(sections)
     live_rows = _choice(line.get("rows"), rows, sections)
     live_columns = _choice(line.get("columns"), columns, sections)
-    inside = _choice(line.get("places"), len(live_rows) * len(live_columns), sections)
+    matrices = [live_columns]
+    if "split" in line:
+        first = _choice(line["split"], len(live_columns), sections)
+        others = [i for i in range(len(live_columns)) if i not in first]
+        matrices = [[live_columns[i] for i in part] for part in (first, others)]
+    inside = []
+    for key, matrix in zip(("places", "rest"), matrices, strict=False):
+        for place in _choice(line.get(key), len(live_rows) * len(matrix), sections):
+            row = place // len(matrix)
+            inside.append((row, matrix[place - row * len(matrix)]))
     planes = []
     for kind, length in _kinds(line):
         if length < short:
@@ -132,16 +150,17 @@ def _tensor(line: dict, sections: list[bytes], shared: dict, short: int) -> list
     if line["values"].endswith("-rows"):
         scales = _planes(planes[:4], len(live_rows), "f")
         planes = planes[4:]
-    values = _planes(planes, len(inside), _kind(line))
+    values, size = [], struct.calcsize("<" + _kind(line))
+    for at in range(0, len(planes), size):
+        values += _planes(planes[at : at + size], len(planes[at]), _kind(line))
     if line["values"] == "bf16" or (line["values"] == "raw" and line["dtype"] == "bfloat16"):
         values = [struct.unpack("<f", struct.pack("<I", value << 16))[0] for value in values]
     tensor = [0] * (rows * columns)
-    for place, value in zip(inside, values, strict=True):
-        row, column = place // len(live_columns), place % len(live_columns)
+    for (row, column), value in zip(inside, values, strict=True):
         if scales is not None:
             product = value * scales[row]
             value = struct.unpack("<f", struct.pack("<f", product))[0]  # rounded to binary32
-        tensor[live_rows[row] * columns + live_columns[column]] = value
+        tensor[live_rows[row] * columns + column] = value
     return tensor
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,11 +12,16 @@ from lpss_cli.cli import running as run
 from lpss_cli.cli.flags import with_options
 from lpss_cli.errors import InputError
 
+if TYPE_CHECKING:
+    from lpss_cli.cli.out import Out
+    from lpss_cli.loading import Checkpoint
+    from lpss_cli.reporting import Report
+
 # The options of a method that a plan answers to.
 _PLANNED = ("p", "off_sphere", "ranking")
 
 
-@with_options(o.CHECKPOINT, o.WRITING, o.PRINTING)
+@with_options(o.DATA, o.CHECKPOINT, o.WRITING, o.PRINTING)
 def report(
     values: dict[str, Any],
     files: Annotated[
@@ -27,27 +32,27 @@ def report(
         Path | None,
         typer.Option("--html", help="Write one page with pictures that needs no network."),
     ] = None,
+    sizes: Annotated[
+        bool,
+        typer.Option(
+            "--sizes",
+            help="Measure all files that export would write, and a batch in onnxruntime; leaves "
+            "none behind.",
+        ),
+    ] = False,
 ) -> None:
     """Count zeros and measure Hoyer sparsity, layer by layer."""
     run.load_torch()
     from lpss_cli.cli import report_views as views
     from lpss_cli.cli.wording import size
     from lpss_cli.files import check_writable
-    from lpss_cli.foreign import introduce
-    from lpss_cli.loading import browse
-    from lpss_cli.reporting import report as measure
 
     printer = run.printer(values)
-    if csv and values["as_json"]:
-        raise InputError("--csv and --json exclude each other", "choose one")
+    _check_report(values, csv, sizes)
     if html is not None:
         check_writable(html, force=values["force"], option="--html")
     paths = files or [run.input_file(None, printer)]
-    checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
-    for checkpoint in checkpoints:
-        for text in (*checkpoint.notes, *introduce(checkpoint)):
-            printer.note(text)
-    reports = [measure(checkpoint) for checkpoint in checkpoints]
+    checkpoints, reports = _measured(paths, values, printer, sizes)
     if html is not None:
         from lpss_cli import pages
 
@@ -61,8 +66,52 @@ def report(
         for text in views.warnings(item):
             printer.warn(text)
         printer.show(views.layer_table(item, printer.width), views.origin_table(item))
+        printer.show(*views.measured_tables(item))
     documents = [item.to_dict() for item in reports]
     printer.document(documents[0] if len(documents) == 1 else documents)
+
+
+def _check_report(values: dict[str, Any], csv: bool, sizes: bool) -> None:
+    """Refuse options that exclude or need each other."""
+    if csv and values["as_json"]:
+        raise InputError("--csv and --json exclude each other", "choose one")
+    if csv and sizes:
+        raise InputError("--csv has the layers alone, and no --sizes", "use --json")
+    # The folder may come from the environment, and a network's name serves without data too.
+    for name in set(o.DATA) - {"data_dir", "arch"}:
+        if values[name] is not None and not sizes:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} says how to measure with data", "add --sizes")
+
+
+def _measured(
+    paths: list[Path], values: dict[str, Any], printer: Out, sizes: bool
+) -> tuple[list[Checkpoint], list[Report]]:
+    """Read and measure every file; what its files would cost only where it was asked for."""
+    from lpss_cli.foreign import introduce
+    from lpss_cli.loading import browse
+    from lpss_cli.reporting import report as measure
+
+    checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
+    for checkpoint in checkpoints:
+        for text in (*checkpoint.notes, *introduce(checkpoint)):
+            printer.note(text)
+    reports = [measure(checkpoint) for checkpoint in checkpoints]
+    if sizes:
+        from lpss_cli.cli.progress import Printer
+        from lpss_cli.filesizes import with_files
+
+        with printer.busy("measuring files"):
+            reports = [
+                with_files(item, run.request(values, path, {}, {}), Printer(printer))
+                for item, path in zip(reports, paths, strict=True)
+            ]
+    else:
+        from lpss_cli.weighing import with_savings
+
+        pairs = zip(reports, checkpoints, strict=True)
+        reports = [with_savings(item, checkpoint, values["arch"]) for item, checkpoint in pairs]
+    return checkpoints, reports
 
 
 @with_options(o.PLAN, o.PLACE, o.CHECKPOINT, o.PRINTING, method_fields=_PLANNED)

@@ -12,52 +12,59 @@ from lpss_cli.cli import running as run
 from lpss_cli.cli.completing import among, listed
 from lpss_cli.cli.flags import with_options
 
+_Formats = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="Some of safetensors,onnx,pack.",
+        autocompletion=listed(lambda: ("safetensors", "onnx", "pack")),
+    ),
+]
+_Values = Annotated[
+    str,
+    typer.Option(
+        "--values",
+        help="Of the kept weights in the pack: fp32, fp16, bf16, int8.",
+        autocompletion=among(("fp32", "fp16", "bf16", "int8")),
+    ),
+]
+_OutDir = Annotated[
+    Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
+]
+_Compact = Annotated[
+    bool, typer.Option(help="Remove units without input or use from the ONNX file, exactly.")
+]
+_Clean = Annotated[
+    bool,
+    typer.Option(
+        "--clean", help="Zero weights and biases that reach no output first, in all files."
+    ),
+]
+_Encoding = Annotated[
+    str,
+    typer.Option(
+        help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load.",
+        autocompletion=among(("dense", "gaps")),
+    ),
+]
+_Int8 = Annotated[
+    bool, typer.Option("--int8", help="Write a quantised ONNX file too, and measure it.")
+]
+_Latency = Annotated[bool, typer.Option(help="Measure the time of a batch in onnxruntime.")]
+
 
 @with_options(o.DATA, o.CHECKPOINT, o.WRITING, o.PRINTING)
 def export(
     values: dict[str, Any],
     file: o.File = None,
-    formats: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="Some of safetensors,onnx,pack.",
-            autocompletion=listed(lambda: ("safetensors", "onnx", "pack")),
-        ),
-    ] = "safetensors,onnx,pack",
-    packed_values: Annotated[
-        str,
-        typer.Option(
-            "--values",
-            help="Of the kept weights in the pack: fp32, fp16, bf16, int8.",
-            autocompletion=among(("fp32", "fp16", "bf16", "int8")),
-        ),
-    ] = "fp16",
-    out_dir: Annotated[
-        Path | None, typer.Option("--out-dir", help="Where to write; default: beside FILE.")
-    ] = None,
-    compact: Annotated[
-        bool, typer.Option(help="Remove units without input or use from the ONNX file, exactly.")
-    ] = True,
-    clean: Annotated[
-        bool,
-        typer.Option(
-            "--clean", help="Zero weights and biases that reach no output first, in all files."
-        ),
-    ] = False,
-    onnx_encoding: Annotated[
-        str,
-        typer.Option(
-            help="dense, or gaps: weights stored without zeros, unfolded by the runtime at load.",
-            autocompletion=among(("dense", "gaps")),
-        ),
-    ] = "dense",
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Write a quantised ONNX file too, and measure it.")
-    ] = False,
-    latency: Annotated[
-        bool, typer.Option(help="Measure the time of a batch in onnxruntime.")
-    ] = True,
+    formats: _Formats = "safetensors,onnx,pack",
+    packed_values: _Values = "fp16",
+    out_dir: _OutDir = None,
+    compact: _Compact = True,
+    clean: _Clean = False,
+    onnx_encoding: _Encoding = "dense",
+    int8: _Int8 = False,
+    latency: _Latency = True,
 ) -> None:
     """Write safetensors, ONNX and a packed file, each read back.
 

@@ -1,0 +1,44 @@
+"""How weights were spread before training: remembered, and checked when it is read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lpss_cli import histograms
+from lpss_cli.layers import survivors
+from lpss_cli.record import checked
+
+GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {**GOOD, "low": 2.0},
+        {**GOOD, "low": float("nan")},
+        {**GOOD, "high": "1"},
+        {**GOOD, "counts": []},
+        {**GOOD, "counts": [0, 0]},
+        {**GOOD, "counts": [1, -1]},
+        {**GOOD, "counts": [1] * 1001},
+        {"low": 0.0, "counts": [1]},
+        [],
+    ],
+)
+def test_histograms_of_a_record_are_checked(bad):
+    assert checked({"histograms": {"w": GOOD}}) == ({"histograms": {"w": GOOD}}, [])
+    assert checked({"histograms": {"w": bad}}) == ({}, ["histograms"])
+
+
+def test_what_is_remembered_of_a_network_is_what_a_record_takes():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 1.0, 3.0], [-1.0, 0.0, 3.0]]))
+        model[1].weight.zero_()
+    record = {histograms.KEY: histograms.of_model(model)}
+    assert checked(record) == (record, [])
+    (found,) = histograms.of_record(record).values()
+    whole = survivors(model[0].weight)
+    assert (found.low, found.high, found.counts) == (-1.0, 3.0, whole.counts)
+    assert histograms.of_record({}) == {}
