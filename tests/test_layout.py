@@ -23,7 +23,7 @@ TIERS = (
     " described torchpickle torchfile safetensorsfile manifest record kinds"
     " threads topology imports rules rowstep native lamp masking compute exponents"
     " prediction amenable fading watching packed sizes"
-    " interrupts randomness optimizerstate generations"
+    " interrupts apart randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
     " bisection",
@@ -31,7 +31,7 @@ TIERS = (
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob cleaning doctor oneshot outcome trial measuring sparsifier recording"
+    " exportjob cleaning doctor oneshot outcome trial measuring runstore sparsifier recording"
     " drafting searching origins",
     "cli",
     "__init__ __main__",

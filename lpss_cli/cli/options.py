@@ -241,7 +241,8 @@ CheckpointSteps = Annotated[
     int | None,
     option(
         "--checkpoint-steps",
-        help="Save OUT.partial every so many steps too. Default: at ends of epochs, 30 s apart.",
+        help="Save the run's state every so many steps too. "
+        "Default: at ends of epochs, 30 s apart.",
         panel=_RUN,
     ),
 ]
@@ -324,7 +325,7 @@ BUDGET: dict[str, tuple[Any, Any]] = {
 SHARED: dict[str, tuple[Any, Any]] = {
     name: TRAINING[name]
     for name in ("epochs", "batch_size", "device", "threads", "precision", "skip")
-}
+} | {"checkpoint_steps": RUN["checkpoint_steps"]}
 #: What a plan needs to know: the target, and the shape of a network that is not trained yet.
 PLAN: dict[str, tuple[Any, Any]] = {name: TRAINING[name] for name in ("sparsity", "layer", "skip")}
 PLACE: dict[str, tuple[Any, Any]] = {
