@@ -21,7 +21,7 @@ TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules rowstep native lamp masking compute exponents"
+    " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts apart randomness optimizerstate generations"
     " idle channels wiring constants layersizes compacting onnxruntimes gaps onnxproof latency"
@@ -30,9 +30,9 @@ TIERS = (
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
-    "request given recipes resuming job jobs tickets comparing plotting verifying pages api"
-    " exportjob cleaning doctor oneshot outcome trial measuring runstore sparsifier recording"
-    " drafting searching origins",
+    "request given recipes resuming stopping job jobrecord jobs tickets comparing plotting"
+    " verifying pages api exportjob cleaning doctor oneshot outcome trial measuring runstore"
+    " sparsifier recording drafting searching origins",
     "cli",
     "__init__ __main__",
 )
