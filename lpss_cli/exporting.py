@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpss_cli import safetensorsfile
 from lpss_cli.errors import RunError
 from lpss_cli.files import replacing
 from lpss_cli.latency import Latency
@@ -64,13 +65,11 @@ def export_safetensors(checkpoint: Checkpoint, path: Path) -> Exported:
     Raises:
         RunError: a tensor reads back with other bits; no file is left.
     """
-    from safetensors.torch import save_file
-
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
     described = {key: value for key, value in checkpoint.meta.items() if key != "history"}
     with replacing(path) as temporary:
         facts = {"lpss": json.dumps(described), "format": "pt", **provenance(checkpoint)}
-        save_file(state, temporary, metadata=facts)
+        safetensorsfile.write(temporary, state, facts)
         _compare_tensors(state, temporary, path)
     return Exported(str(path), "safetensors", path.stat().st_size, "every tensor, bit for bit", 0.0)
 

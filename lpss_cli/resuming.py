@@ -245,5 +245,5 @@ class Keeper(Relay):
                 }
             )
         except (OSError, RuntimeError, InputError) as error:
-            return one_line(error)
+            return error.what if isinstance(error, InputError) else one_line(error)
         return None
