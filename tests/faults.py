@@ -82,6 +82,7 @@ def two_lines(err: str) -> bool:
         and lines[0].startswith("Error: ")
         and lines[1].startswith("  ")
         and "Traceback" not in err
+        and "weights_only" not in err  # torch's own advice to load unsafely
     )
 
 
