@@ -94,8 +94,6 @@ def save(path: Path, initial: Amenable) -> None:
     ``mask`` is the zlib stream of the layers' bits, row-major, one after the other; ``signs`` one
     bit a survivor (1: positive) in the same order; ``centroids`` float32 of shape (L, 2).
     """
-    from safetensors.torch import save_file
-
     flat = torch.cat([signs.flatten() for signs in initial.signs.values()]).numpy()
     mask = zlib.compress(np.packbits(flat != 0).tobytes(), 9)
     tensors = {
@@ -106,7 +104,7 @@ def save(path: Path, initial: Amenable) -> None:
     layers = {name: list(signs.shape) for name, signs in initial.signs.items()}
     text = json.dumps({"layers": layers, "meta": initial.meta}, separators=(",", ":"))
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: text})
+        safetensorsfile.write(temporary, tensors, {_KEY: text})
 
 
 def load(path: Path) -> Amenable:

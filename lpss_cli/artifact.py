@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lpss_cli import manifest
 from lpss_cli.errors import InputError
-from lpss_cli.files import replacing
+from lpss_cli.files import replacing, unwritable
 from lpss_cli.loading import Checkpoint, read
 from lpss_cli.version import __version__
 from lpss_cli.weights import untied
@@ -65,15 +65,15 @@ def save(
         "lpss": record,
         **{name: part for name, part in parts.items() if part is not None},
     }
-    try:
-        with replacing(path) as temporary:
+    with replacing(path) as temporary:
+        try:
             torch.save(content, temporary)
-            try:
-                read(temporary)  # compares the manifest, which speaks for every bit
-            except InputError as error:
-                raise InputError(f"{path} reads back differently", "check the disk") from error
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {path}: {error}", "check space and permissions") from error
+        except RuntimeError as error:  # how PyTorch's writer says it
+            raise unwritable(path, error) from error
+        try:
+            read(temporary)  # compares the manifest, which speaks for every bit
+        except InputError as error:
+            raise InputError(f"{path} reads back differently", "check the disk") from error
 
 
 def size(state_dict: Mapping[str, Tensor]) -> int:

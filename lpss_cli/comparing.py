@@ -3,28 +3,27 @@
 Learning rate and decay of every method are chosen by the same small grid on a held-out part of
 the training data, at the middle one of the sparsities; the test split is measured once, on the
 final network at its exact target. Every run has a process of its own, so that its peak memory is
-its own. Results are kept in a folder after every run; a killed comparison goes on where it was.
+its own. Results are kept in a folder after every run, and the state of the present one beside them;
+a killed comparison goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lpss_cli import interrupts
 from lpss_cli import method as methods
 from lpss_cli.errors import InputError, StoppedError
-from lpss_cli.files import replacing
-from lpss_cli.measuring import measure
+from lpss_cli.files import output
+from lpss_cli.interrupts import SignalledError, listening
 from lpss_cli.request import Request, check
+from lpss_cli.runstore import RunStore
 from lpss_cli.targets import check_sparsity
 
 #: Factors on a method's own learning rate, and decays, that every method is tried with.
@@ -96,38 +95,47 @@ def compare(
         StoppedError: a signal came; finished runs are kept.
     """
     check(request)
-    folder.mkdir(parents=True, exist_ok=True)
-    store = _Store(folder / "results.json", _identity(request))
-    with interrupts.listening():
+    path = folder / "results.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be a folder of results: {error.strerror}", "choose another --out-dir"
+        ) from None
+    with output(path, force=True, option="--out-dir"), listening() as interrupts:
+        interrupts.defer()
+        store = RunStore(path, _identity(request), interrupts, note)
         try:
-            return _rows(what, request, store, note)
-        except interrupts.SignalledError as signalled:
-            raise StoppedError(
-                f"interrupted by {signal.Signals(signalled.number).name}: "
-                f"{store.finished} finished runs are in {store.path}",
-                f"go on with: {request.command}",
-                signalled.number,
-            ) from None
+            return _rows(what, request, store)
+        except SignalledError as signalled:
+            said, number = _said(signalled.number), signalled.number
+        except StoppedError as stopped:
+            said, number = stopped.what, stopped.signal
+        raise StoppedError(
+            f"{said}; {store.finished} finished runs are in {path}",
+            f"go on with: {request.command}",
+            number,
+        )
 
 
-def _rows(
-    what: Comparison, request: Request, store: _Store, note: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def _said(number: int) -> str:
+    return f"interrupted by {signal.Signals(number).name}"
+
+
+def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str, Any]]:
     rows = []
     for name, sparsity in what.cells():
-        options = _chosen(what, request, name, store, note) if what.tune else {}
+        options = _chosen(what, request, name, store) if what.tune else {}
         runs = []
         for seed in range(what.seeds):
             one = replace(request, method=name, options=options, sparsity=sparsity, seed=seed)
             label = f"{name} at {sparsity:.6g}, seed {seed}, {json.dumps(options)}"
-            runs.append(store.get(label, one, note))
+            runs.append(store.get(label, one))
         rows.append(_row(name, sparsity, options, runs))
     return rows
 
 
-def _chosen(
-    what: Comparison, request: Request, name: str, store: _Store, note: Callable[[str], None]
-) -> dict[str, Any]:
+def _chosen(what: Comparison, request: Request, name: str, store: RunStore) -> dict[str, Any]:
     """Return the learning rate and decay that were best on the held-out part."""
     config = methods.get(name).Config()
     middle = sorted(what.sparsities)[(len(what.sparsities) - 1) // 2]
@@ -145,7 +153,7 @@ def _chosen(
                 seed=_CHOOSING_SEED,
                 holdout=HOLDOUT,
             )
-            found = store.get(f"choosing {name}, {json.dumps(options)}", one, note)
+            found = store.get(f"choosing {name}, {json.dumps(options)}", one)
             score = found.get("score", -math.inf)
             if score > best[0]:
                 best = score, options
@@ -177,58 +185,6 @@ def _row(
         "peak_bytes": middle("peak_bytes"),
         "runs": list(runs),
     }
-
-
-class _Store:
-    """Finished runs by their label, on disk after each."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        self._content: dict[str, Any] = {"of": identity, "runs": {}}
-        if path.exists():
-            try:
-                self._content = json.loads(path.read_text())
-                same = self._content["of"] == json.loads(json.dumps(identity))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path} is no comparison: {error}", "give another --out-dir"
-                ) from error
-            if not same:
-                raise InputError(
-                    f"{path} is of another network, data or budget", "give another --out-dir"
-                )
-
-    @property
-    def finished(self) -> int:
-        """How many runs are on disk."""
-        return len(self._content["runs"])
-
-    def get(self, label: str, request: Request, note: Callable[[str], None]) -> dict[str, Any]:
-        """Return a run's result; run it first if it is missing."""
-        runs: dict[str, dict[str, Any]] = self._content["runs"]
-        if label not in runs:
-            # A fresh process: a peak of memory cannot be lowered again.
-            spawn = multiprocessing.get_context("spawn")
-            follow = interrupts.follow_parent
-            with ProcessPoolExecutor(1, mp_context=spawn, initializer=follow) as pool:
-                runs[label] = _result(pool, request)
-            with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(self._content, indent=1) + "\n")
-            result = runs[label]
-            note(f"{label}: " + (result.get("failed") or f"{result['metric']:.4f}"))
-        return runs[label]
-
-
-def _result(pool: ProcessPoolExecutor, request: Request) -> dict[str, Any]:
-    """Measure in the pool's process; whatever ends the wait for it ends that process too."""
-    # Signals are left to this process, from the other one's birth on.
-    with interrupts.blocked():
-        future = pool.submit(measure, request)
-    try:
-        return future.result()
-    except interrupts.SignalledError:
-        interrupts.kill_children()
-        raise
 
 
 def _identity(request: Request) -> dict[str, Any]:

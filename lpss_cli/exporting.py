@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpss_cli import record
+from lpss_cli import record, safetensorsfile
 from lpss_cli.errors import RunError
 from lpss_cli.files import replacing
 from lpss_cli.latency import Latency
@@ -65,13 +65,11 @@ def export_safetensors(checkpoint: Checkpoint, path: Path) -> Exported:
     Raises:
         RunError: a tensor reads back with other bits; no file is left.
     """
-    from safetensors.torch import save_file
-
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
     described = record.exported(checkpoint.meta)
     with replacing(path) as temporary:
         facts = {"lpss": json.dumps(described), "format": "pt", **provenance(checkpoint)}
-        save_file(state, temporary, metadata=facts)
+        safetensorsfile.write(temporary, state, facts)
         _compare_tensors(state, temporary, path)
     return Exported(str(path), "safetensors", path.stat().st_size, "every tensor, bit for bit", 0.0)
 

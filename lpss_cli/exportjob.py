@@ -8,13 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import nn
 
 from lpss_cli import artifact, manifest, record
 from lpss_cli.cleaning import clean
 from lpss_cli.data import Data
-from lpss_cli.errors import InputError, nearest, one_line
+from lpss_cli.errors import InputError, nearest
 from lpss_cli.exporting import FORMATS, Exported, export_safetensors
 from lpss_cli.files import check_space, output
 from lpss_cli.fitting import refuse_not_finite
@@ -122,23 +121,15 @@ def _export(
         checkpoint, count = clean(checkpoint, restored[0], restored[2])
         watcher.on_note(f"{count:,} more weights are zero: they reached no output")
     written: list[Exported] = []
-    try:
-        if restored is not None and "onnx" in targets:
-            model, _, data = restored
-            texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
-            written += write_onnx(model, data, targets["onnx"], texts, options.onnx)
-        if "safetensors" in targets:
-            written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
-        if "pack" in targets:
-            trial = restored and Trial(restored[0], restored[2], device_of(request.device))
-            written.append(
-                export_pack(checkpoint, targets["pack"], values=options.values, trial=trial)
-            )
-    except (OSError, SafetensorError) as error:
-        names = " and ".join(str(path) for path in targets.values())
-        raise InputError(
-            f"cannot write {names}: {one_line(error)}", "check space and permissions"
-        ) from error
+    if restored is not None and "onnx" in targets:
+        model, _, data = restored
+        texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
+        written += write_onnx(model, data, targets["onnx"], texts, options.onnx)
+    if "safetensors" in targets:
+        written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
+    if "pack" in targets:
+        trial = restored and Trial(restored[0], restored[2], device_of(request.device))
+        written.append(export_pack(checkpoint, targets["pack"], values=options.values, trial=trial))
     return written
 
 

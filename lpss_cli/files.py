@@ -135,23 +135,40 @@ def replacing(path: Path) -> Iterator[Path]:
     or the whole new one; the temporary is gone either way.
 
     Raises:
-        InputError: ``path`` is a link, pipe or device, or another process is writing it.
+        InputError: ``path`` is a link, pipe or device, another process is writing it, or the block
+            or the system cannot write.
     """
     _refuse_all_but_regular(path, "output")
     with claimed(path, "output"):
-        temporary = _temporary_of(path)
-        _live.add(temporary.absolute())
         try:
-            mode = stat.S_IMODE(temporary.stat().st_mode)
-            yield temporary
-            temporary.chmod(mode)  # a library may have put a private file in its place
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_directory(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-            _live.discard(temporary.absolute())
+            with _temporary_for(path) as temporary:
+                yield temporary
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> InputError:
+    """Return the error of a file that a full or broken disk did not take."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return InputError(f"cannot write {path}: {reason}", "check space and permissions")
+
+
+@contextmanager
+def _temporary_for(path: Path) -> Iterator[Path]:
+    """Give a temporary file, and move it into place if the block succeeds."""
+    temporary = _temporary_of(path)
+    _live.add(temporary.absolute())
+    try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        yield temporary
+        temporary.chmod(mode)  # a library may have put a private file in its place
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+        _live.discard(temporary.absolute())
 
 
 def _refuse_all_but_regular(path: Path, option: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpss_cli import manifest, torchfile
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.files import replacing
+from lpss_cli.files import replacing, unwritable
 from lpss_cli.snapshot import read_whole
 
 
@@ -83,12 +83,15 @@ class Generations:
             content: plain containers and tensors, on any device.
 
         Raises:
-            InputError: it holds something else, or reads back differently.
-            OSError, RuntimeError: the disk is full or gone.
+            InputError: it holds something else, reads back differently, or the disk is full or
+                gone.
         """
         portable = _portable(content)
         with replacing(self.newest) as temporary:
-            torch.save({**portable, manifest.KEY: _digest(portable)}, temporary)
+            try:
+                torch.save({**portable, manifest.KEY: _digest(portable)}, temporary)
+            except RuntimeError as error:  # how PyTorch's writer says that the disk is full
+                raise unwritable(self.newest, error) from error
             _read(temporary)
             self._make_room()
         self._sound.add(self.newest)

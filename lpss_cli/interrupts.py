@@ -134,6 +134,14 @@ def follow_parent() -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Let this process, made by ``multiprocessing``, die with its parent, however that ends.
+
+    Does nothing on systems other than Linux.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         parent = multiprocessing.parent_process()

@@ -6,30 +6,20 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import (
-    artifact,
-    engine,
-    histograms,
-    manifest,
-    randomness,
-    recording,
-    resuming,
-    threads,
-    trial,
-)
+from lpss_cli import artifact, engine, histograms, randomness, recording, resuming, threads, trial
 from lpss_cli.data import Data
-from lpss_cli.distributed import LostError, World
-from lpss_cli.errors import StoppedError
+from lpss_cli.distributed import World
 from lpss_cli.evaluation import evaluate
 from lpss_cli.files import check_space
 from lpss_cli.generations import Generations
-from lpss_cli.interrupts import Interrupts, SignalledError, kill_children, listening
+from lpss_cli.interrupts import listening
+from lpss_cli.jobrecord import identity, record_of
 from lpss_cli.loading import Checkpoint
 from lpss_cli.method import Method
 from lpss_cli.outcome import Outcome
@@ -38,12 +28,14 @@ from lpss_cli.request import Request, device_of
 from lpss_cli.resolving import preprocessing_notes
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
+from lpss_cli.stopping import measured, stoppable
 from lpss_cli.watching import Relay, Watcher
 
 # An accuracy this far below the checkpoint's own claim means other data or preprocessing.
 _CLAIM_TOLERANCE = 0.02
 # Saved with an unfinished run: once the cut is made it cannot be measured again.
 _CUT = "before_cut"
+_Measure = Callable[[], dict[str, float]]
 
 
 class JobWatcher(Watcher):
@@ -59,7 +51,7 @@ class JobWatcher(Watcher):
 class _CutMeter(Relay):
     """Measures the network before a cut that ends the training."""
 
-    def __init__(self, keeper: resuming.Keeper, measure: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, keeper: resuming.Keeper, measure: _Measure) -> None:
         super().__init__(keeper)
         self._measure, self._measured = measure, keeper.record.measured
 
@@ -100,34 +92,19 @@ class Job:
 
     def _run(self, model: nn.Module, device: torch.device, watcher: Watcher) -> Outcome:
         """Do the work; ``watcher`` sees the training and keeps the records of it."""
-        data, world = self.data, self.world
+        request, data, world = self.request, self.data, self.world
         # For data that draw numbers when they are read.
         randomness.seed(world.seed(self.settings.seed))
-        needed = artifact.size(model.state_dict()) * (1 + self.request.keep_init)
-        world.first(lambda: check_space(self.request.out, needed))
-        saved = Generations(self.request.out)
-        record = resuming.Record(self._identity(), resuming.circumstances(device, world.size))
-        world.agree("options, data or input", record.identity)
-        begun = world.first(
-            lambda: resuming.find(
-                saved, record, self.request.resume, self.watcher.on_note, self.watcher.on_warning
-            )
-        )
-        self.watcher.on_note(f"{self.arch} on {data.name}, {len(data.train):,} examples")
-        for text in preprocessing_notes(data):
-            self.watcher.on_note(text)
-
-        def measure() -> dict[str, float]:
-            return evaluate(model, data.test, data.task, device=device)
-
-        before = None
-        if self.source is not None:
-            before = world.first(measure)
-            self.watcher.on_before(before, data.task.primary)
-            self._check_claim(before)
+        needed = artifact.size(model.state_dict()) * (1 + request.keep_init)
+        world.first(lambda: check_space(request.out, needed))
+        saved = Generations(request.out)
+        record = resuming.Record(identity(self), resuming.circumstances(device, world.size))
+        begun = self._begun(saved, record)
+        self._introduce()
+        measure = functools.partial(evaluate, model, data.test, data.task, device=device)
+        before = self._before(measure)
         init = self._init(model)
         began = histograms.of_model(model)
-        request = self.request
         with listening(final=world.size > 1) as interrupts:
             keeper = resuming.Keeper(
                 saved,
@@ -138,53 +115,69 @@ class Job:
                 command=request.command,
                 world=world,
             )
-            try:
-                metrics_now = functools.partial(world.first, measure)
-                meter = recording.Meter(
-                    _CutMeter(keeper, metrics_now),
-                    metrics_now,
-                    data.task.primary,
-                    request.eval_every,
-                    self.watcher.on_measured,
-                )
-                state, seconds = self._train(model, device, meter, begun)
-                seconds -= meter.seconds
-                after = _measured(state, keeper, interrupts, measure, world)
-                cut, part = (
-                    record.measured.get(_CUT),
-                    "test" if request.holdout is None else "holdout",
-                )
+            with stoppable(keeper, interrupts):
+                state, seconds = self._train(model, device, keeper, begun, measure)
+                after = measured(state, keeper, interrupts, measure, world)
+                cut = record.measured.get(_CUT)
+                part = "test" if request.holdout is None else "holdout"
                 metrics = {"on": part, "before": before, _CUT: cut, "after": after}
                 meta = {
-                    **self._record(state),
+                    **record_of(self, state),
                     histograms.KEY: began,
                     "metrics": metrics,
                     "seconds": seconds,
                 }
-                primary = data.task.primary
                 if world.leads:
                     artifact.save(request.out, dict(model.state_dict()), meta, init)
                     saved.remove()
-            except (SignalledError, StoppedError, LostError) as stop:
-                interrupts.close()
-                kill_children()  # a reader that hangs would keep the process from its end
-                if isinstance(stop, StoppedError):
-                    raise
-                if isinstance(stop, LostError):
-                    raise keeper.lost(stop) from stop
-                raise keeper.at_once(stop.number) from None
+        primary = data.task.primary
         return world.first(
             lambda: Outcome(report(request.out), primary, before, after, part, seconds, cut)
         )
+
+    def _begun(self, saved: Generations, record: resuming.Record) -> dict[str, Any] | None:
+        """Return the state that is gone on from, the same in all processes; None: the beginning."""
+        self.world.agree("options, data or input", record.identity)
+        tell, warn = self.watcher.on_note, self.watcher.on_warning
+        return self.world.first(
+            lambda: resuming.find(saved, record, self.request.resume, tell, warn)
+        )
+
+    def _introduce(self) -> None:
+        """Say what is trained on what."""
+        self.watcher.on_note(f"{self.arch} on {self.data.name}, {len(self.data.train):,} examples")
+        for text in preprocessing_notes(self.data):
+            self.watcher.on_note(text)
+
+    def _before(self, measure: _Measure) -> dict[str, float] | None:
+        """Measure the input as it is, where there is one."""
+        if self.source is None:
+            return None
+        before = self.world.first(measure)
+        self.watcher.on_before(before, self.data.task.primary)
+        self._check_claim(before)
+        return before
 
     def _train(
         self,
         model: nn.Module,
         device: torch.device,
-        watcher: Watcher,
+        keeper: resuming.Keeper,
         begun: Mapping[str, Any] | None,
+        measure: _Measure,
     ) -> tuple[RunState, float]:
-        """Train; return the finished run and its seconds, those before a resumption included."""
+        """Train; return the finished run and its seconds.
+
+        Those before a resumption are in them, those of measuring on the way are not.
+        """
+        now = functools.partial(self.world.first, measure)
+        meter = recording.Meter(
+            _CutMeter(keeper, now),
+            now,
+            self.data.task.primary,
+            self.request.eval_every,
+            self.watcher.on_measured,
+        )
         earlier = 0.0
         if begun is not None:
             earlier = begun["epoch_seconds"] + sum(e["seconds"] for e in begun["history"])
@@ -195,11 +188,11 @@ class Job:
             self.method,
             self.settings,
             device=device,
-            watcher=watcher,
+            watcher=meter,
             resume=begun,
             world=self.world,
         )
-        return state, earlier + time.perf_counter() - began
+        return state, earlier + time.perf_counter() - began - meter.seconds
 
     def _init(self, model: nn.Module) -> dict[str, Tensor] | None:
         """Return what the network began from, where it is to be kept: the source's own first."""
@@ -208,22 +201,6 @@ class Job:
         if self.source is not None and self.source.init is not None:
             return self.source.init
         return {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
-
-    def _identity(self) -> dict[str, Any]:
-        """Return what decides the run's bits; where data lie and what reads them does not."""
-        places = ("data_dir", "workers", "name")
-        spec = {k: v for k, v in self.data.spec.to_dict().items() if k not in places}
-        groups = {"": asdict(self.settings), "method.": asdict(self.method.config), "data.": spec}
-        return {
-            "lpss format": manifest.FORMAT,
-            "arch": self.arch,
-            "method": self.method.name,
-            "data": self.data.name,
-            "data fingerprint": self.data.fingerprint,
-            "source": self.source and self.source.sha256,
-            **{f"notes.{k}": v for k, v in self.notes.items()},
-            **{f"{group}{k}": v for group, vs in groups.items() for k, v in _plain(vs).items()},
-        }
 
     def _check_claim(self, before: Mapping[str, float]) -> None:
         """Call out an input that measures far below what its own record says."""
@@ -238,67 +215,3 @@ class Job:
                 f"{primary} is {before[primary]:.4f} where the checkpoint claims {claimed:.4f}: "
                 "are these the data and the preprocessing it was trained with?"
             )
-
-    def _record(self, state: RunState) -> dict[str, Any]:
-        """Return everything the run used, in plain containers."""
-        data, source = self.data, self.source
-        return {
-            "arch": self.arch,
-            "input_shape": list(data.input_shape),
-            "outputs": data.outputs,
-            "task": data.task.name,
-            "primary_metric": data.task.primary,
-            "higher_is_better": data.task.higher_is_better,
-            "data": data.spec.to_dict(),
-            "data_name": data.name,
-            "data_fingerprint": data.fingerprint,
-            "classes": list(data.classes),
-            "preprocessing": data.preprocessing,
-            "method": self.method.name,
-            "config": _plain(asdict(self.method.config)),
-            "notes": state.notes,
-            "settings": _plain(asdict(self.settings)),
-            "sparsity": self.settings.sparsity,
-            "weights": {
-                name: {"row_dim": state.row_dims[name], **state.facts[name]}
-                for name in state.weights
-            },
-            "history": state.history,
-            "versions": artifact.versions(),
-            "device": str(next(state.model.parameters()).device),
-            "command": self.request.command,
-            **self.notes,
-            "source": source and {"file": source.path.name, "sha256": source.sha256},
-        }
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _measured(
-    state: RunState,
-    keeper: resuming.Keeper,
-    interrupts: Interrupts,
-    measure: Callable[[], dict[str, float]],
-    world: World,
-) -> dict[str, float]:
-    """Measure the finished run; a signal saves its state instead.
-
-    Measuring may take long and changes nothing, so it is not waited for. What follows is short.
-    """
-
-    def measured() -> dict[str, float] | int:
-        try:
-            interrupts.release()
-            found: dict[str, float] | int = measure()
-            interrupts.defer()
-        except SignalledError as signalled:
-            interrupts.defer()
-            found = signalled.number
-        return found
-
-    after = world.first(measured)
-    if isinstance(after, int):
-        keeper.stop(state, after)
-    return after

@@ -32,6 +32,10 @@ _DO = "give the options of the killed run, or leave --resume out to start from t
 _LONGEST = 80
 
 
+class StateError(InputError):
+    """The state of a killed run cannot be gone on from."""
+
+
 @dataclass
 class Record:
     """What is saved beside a run's state.
@@ -78,7 +82,7 @@ def find(
         warn: takes what may be wrong.
 
     Raises:
-        InputError: nothing that was saved is whole, or it is of another run.
+        StateError: nothing that was saved is whole, or it is of another run.
     """
     if not wanted:
         for path in saved.found[:1]:
@@ -87,16 +91,19 @@ def find(
     if not saved.found:
         note(f"there is no {saved.newest}: starting from the beginning")
         return None
-    path, content = saved.read(warn)
+    try:
+        path, content = saved.read(warn)
+    except InputError as error:
+        raise StateError(error.what, error.do) from error
     try:
         differences = _differences(content["identity"], record.identity)
         changes = _differences(content["circumstances"], record.circumstances)
         state, measured = dict(content["state"]), dict(content["measured"])
         done = f"{state['step']:,} steps, {state['epoch']:,} epochs"
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}", _DO) from None
+        raise StateError(f"{path} cannot be read: {one_line(error)}", _DO) from None
     if differences:
-        raise InputError(f"{path} is of another run: {'; '.join(differences)}", _DO)
+        raise StateError(f"{path} is of another run: {'; '.join(differences)}", _DO)
     if changes:
         warn(f"{path}: {'; '.join(changes)}; so the result will not be the same to the last bit")
     record.measured.update(measured)
@@ -238,5 +245,5 @@ class Keeper(Relay):
                 }
             )
         except (OSError, RuntimeError, InputError) as error:
-            return one_line(error)
+            return error.what if isinstance(error, InputError) else one_line(error)
         return None

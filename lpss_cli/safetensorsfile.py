@@ -58,6 +58,21 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _damaged(path, error) from None
 
 
+def write(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+    """Write tensors and texts to a file as it is; :func:`files.replacing` gives one.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata=texts)
+    except SafetensorError as error:  # in it there is what the system has said
+        raise OSError(str(error)) from error
+
+
 def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Read and check a file's header alone.
 

@@ -16,10 +16,9 @@ from lpss_cli.data.order import derive_seed
 from lpss_cli.distillation import Teacher
 from lpss_cli.distributed import World
 from lpss_cli.idle import Activity
-from lpss_cli.layertargets import Quotas, quotas
+from lpss_cli.maskedweights import MaskedWeights
 from lpss_cli.masking import keep_only
-from lpss_cli.masks import Masks, select
-from lpss_cli.targets import zero_count
+from lpss_cli.masks import Masks
 from lpss_cli.weights import Weight
 
 # What is saved and restored as it is.
@@ -28,21 +27,13 @@ _PLAIN = (
 )  # fmt: skip
 
 
-class RunState:
+class RunState(MaskedWeights):
     """One run: the model, its prunable weights and masks, the optimizer and the clock.
 
-    Attributes:
+    Attributes, beside those of ``MaskedWeights``:
         model: the network, on its device.
-        candidates: name → trainable Linear or Conv weight, in module order.
-        weights: those of them that are pruned; every count is over these.
-        row_dims: name → dimension that counts neurons (None: no simple rows).
-        fan_ins: name → entries of one row (None: no simple rows).
-        masks: name → bool tensor, True = kept; a masked weight is exactly 0.
         optimizer: made by the method after ``prepare``.
-        sparsity: the target, zeros / prunable weights; never below what a checkpoint brings.
-        quotas: zeros that the target asks for, in all and in layers with a target of their own.
         start_sparsity: the sparsity training began with.
-        start: the zeros it began with, counted as ``quotas``.
         from_checkpoint: whether the weights were trained before, so that they mean something.
         step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
         cut_step: the step of the exact cut; after it the masks are fixed.
@@ -80,19 +71,10 @@ class RunState:
         loss: Callable[[Tensor, Tensor], Tensor],
         world: World | None = None,
     ) -> None:
+        super().__init__(candidates, skipped, sparsity, layers)
         self.model = model
-        self.candidates: dict[str, Tensor] = {n: w.tensor for n, w in candidates.items()}
-        self.weights = {n: w for n, w in self.candidates.items() if n not in skipped}
-        self.row_dims = {n: w.row_dim for n, w in candidates.items()}
-        self.fan_ins = {n: w.fan_in for n, w in candidates.items()}
-        self.masks: Masks = {
-            n: torch.ones_like(w, dtype=torch.bool) for n, w in self.weights.items()
-        }
         self.optimizer: Optimizer
-        self.sparsity = sparsity
-        self.quotas = quotas(layers, self.sizes, sparsity)
         self.start_sparsity = 0.0
-        self.start = self.present
         self.from_checkpoint = False
         self.step = 0
         self.steps_per_epoch = steps_per_epoch
@@ -131,48 +113,10 @@ class RunState:
         within = self.progress >= begin and 0 < self.step < self.cut_step
         return within and self.step % frequency == 0
 
-    @property
-    def total(self) -> int:
-        """Number of prunable weights."""
-        return sum(w.numel() for w in self.weights.values())
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Name → number of weights, of the pruned layers."""
-        return {name: w.numel() for name, w in self.weights.items()}
-
-    @property
-    def targets(self) -> dict[str, float]:
-        """Name → sparsity that a layer is to end with, as far as that is known before training."""
-        if not self.quotas.own:
-            return dict.fromkeys(self.candidates, self.sparsity)
-        skipped = dict.fromkeys(self.candidates, self.sparsity)
-        return skipped | self.quotas.sparsities(self.sizes)
-
-    @property
-    def present(self) -> Quotas:
-        """The masked weights, counted as ``quotas``."""
-        own = {name: int((~self.masks[name]).sum()) for name in self.quotas.own}
-        return Quotas(self.masked, own, self.quotas.others)
-
-    @property
-    def masked(self) -> int:
-        """Number of masked weights."""
-        return self.total - sum(int(m.sum()) for m in self.masks.values())
-
     def prune_to(self, sparsity: float, scores: Mapping[str, Tensor], ranking: str) -> None:
         """Set the masks that keep the best ``N - round(s·N)`` weights and enforce them."""
         self.set_masks(self.select(sparsity, self.activity.behind(scores), ranking))
         self.activity.forget()
-
-    def select(self, sparsity: float, scores: Mapping[str, Tensor], ranking: str) -> Masks:
-        """Return the masks that keep the best ``N - round(s·N)`` weights.
-
-        Layers with a target of their own are as far on the way to it as all weights are to theirs.
-        """
-        zeros = zero_count(self.total, sparsity)
-        own = self.quotas.kept(self.sizes, zeros, self.start)
-        return select(scores, self.total - zeros, ranking, own)
 
     def set_masks(self, masks: Masks) -> None:
         """Take new masks (True = kept) and, once there is an optimizer, enforce them.

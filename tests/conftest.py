@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from lpss_cli.cli import app
-
 sys.path.insert(0, str(Path(__file__).parent))  # tests/reference, tests/helpers
+import faults
+
 torch.set_num_threads(1)
 # The same examples on every run, and no clock: a busy machine is no failure.
 settings.register_profile("lpss", deadline=None, derandomize=True)
@@ -28,15 +28,7 @@ def noticed_signals():
 
 
 @pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
+def lpss(monkeypatch, tmp_path):
     """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
+    return faults.lpss

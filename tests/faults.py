@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import pickle
 import struct
+import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -25,6 +28,8 @@ STATE = {
     "fc2.weight": torch.tensor([[0.0, 1.0, 0.0, -2.0]] * 3),
     "fc2.bias": torch.ones(3),
 }
+#: Of processes that import the package.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 #: Every command that reads a checkpoint; {file} and {out} are put in.
 COMMANDS = {
     "report": "report {file}",
@@ -77,6 +82,7 @@ def two_lines(err: str) -> bool:
         and lines[0].startswith("Error: ")
         and lines[1].startswith("  ")
         and "Traceback" not in err
+        and "weights_only" not in err  # torch's own advice to load unsafely
     )
 
 
@@ -153,3 +159,27 @@ def kinds(folder: Path) -> dict[str, bytes]:
         "artefact": (folder / "a.pt").read_bytes(),
         "export": (folder / "a.safetensors").read_bytes(),
     }
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lpss_cli.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+@contextlib.contextmanager
+def holder(path: object) -> Iterator[None]:
+    """Another process that is writing ``path``, killed when the block ends."""
+    words = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield
+        finally:
+            process.kill()

@@ -39,7 +39,8 @@ def begin(order):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+    os.environ.update(order["environment"])
+    for descriptor, name in ((2, order["stderr"]), (1, "stdout")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     resuming.SAVE_EVERY = 0.0
 
@@ -52,7 +53,8 @@ def begin(order):
                     open("waits", "w").close()
                 time.sleep(0.005)
 
-    Printer.on_step = on_step
+    if order["pause"] is not None:
+        Printer.on_step = on_step
     sys.argv = ["lpss", *order["words"]]
     app.main()
 
@@ -138,11 +140,23 @@ class Server:
         self._process = process
 
     @contextlib.contextmanager
-    def run(self, folder: Path, *words: object, pause: int | None = None) -> Iterator[Run]:
-        """Start ``lpss WORDS`` in a folder; it is killed when the block ends."""
+    def run(
+        self, folder: Path, *words: object, pause: int | None = None,
+        stderr: str = "stderr", environment: dict[str, str] | None = None,
+    ) -> Iterator[Run]:  # fmt: skip
+        """Start ``lpss WORDS`` in a folder; it is killed when the block ends.
+
+        ``stderr`` is a file, or a terminal, that it writes to.
+        """
         for name in ("paused", "waits", "go", "stderr", "stdout"):
             (folder / name).unlink(missing_ok=True)
-        order = {"folder": str(folder), "words": [str(word) for word in words], "pause": pause}
+        order = {
+            "folder": str(folder),
+            "words": [str(word) for word in words],
+            "pause": pause,
+            "stderr": stderr,
+            "environment": environment or {},
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

@@ -1,7 +1,8 @@
 """A mutation fuzzer over what is read beside checkpoints: ``python fuzz_inputs.py FOLDER COUNT``.
 
 Packed files, saved states, recipes, tables, arrays, starts of two numbers a layer, ONNX files to
-verify. Every one must be read or refused with an ``InputError`` of two lines.
+verify, files that are read a tensor at a time. Every one must be read or refused with an
+``InputError`` of two lines.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from faults import STATE
+from faults import kinds as checkpoints
 from fuzz import mutated
 
 from lpss_cli import amenable, data, loading, onnxruntimes, packed, recipes
 from lpss_cli.errors import InputError
 from lpss_cli.generations import Generations
+from lpss_cli.reporting import report
 
 _RECIPE = """
 title = "an example"
@@ -86,6 +89,7 @@ def sources(folder: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]
     amenable.save(folder / "i.safetensors", start)
     (folder / "r.toml").write_text(_RECIPE)
     _onnx(folder / "m.onnx")
+    (folder / "e.safetensors").write_bytes(checkpoints(folder)["export"])
     readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "pack": ("a.lpss", loading.read),
         "state": ("s.pt.partial", lambda p: Generations(p.with_suffix("")).read(lambda _: None)),
@@ -94,6 +98,7 @@ def sources(folder: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]
         "start": ("i.safetensors", amenable.load),
         "recipe": ("r.toml", lambda p: recipes.read(str(p)).options("train")),
         "onnx": ("m.onnx", _run_onnx),
+        "stream": ("e.safetensors", lambda p: report(loading.browse(p)).to_dict()),
     }
     return {
         kind: (name, (folder / name).read_bytes(), reader)
@@ -117,7 +122,7 @@ def main(folder: Path, count: int, seed: int) -> None:
         name, content, reader = made[kind]
         path = folder / name
         path.write_bytes(mutated(content, made[rng.choice(kinds)][1], rng))
-        began = time.monotonic()
+        began = time.process_time()
         try:
             reader(path)
             outcomes[f"{kind} read"] += 1
@@ -128,7 +133,7 @@ def main(folder: Path, count: int, seed: int) -> None:
         except Exception:
             wrong.append(f"{kind} #{index}: {traceback.format_exc()[-1500:]}")
             (folder / f"wrong-{kind}-{index}.bin").write_bytes(path.read_bytes())
-        slowest = max(slowest, time.monotonic() - began)
+        slowest = max(slowest, time.process_time() - began)
     print(json.dumps({"inputs": count, "outcomes": outcomes, "wrong": len(wrong),
                       "first": wrong[:3], "slowest": slowest}))  # fmt: skip
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import here
 
-from lpss_cli import method, targets
+from lpss_cli import apart, method, targets
 from lpss_cli.cli import app
 from lpss_cli.cli.flags import method_flags
 
@@ -300,10 +301,12 @@ def test_a_ticket_from_the_command_line(lpss):
     refused(lpss("ticket", "model.pt", "--init", "rewnd"), "not a choice", "rewind")
 
 
-def test_a_comparison_from_the_command_line(lpss):
+def test_a_comparison_from_the_command_line(lpss, monkeypatch):
+    monkeypatch.setattr(apart, "call", here)
     args = ("--methods", "gmp", "--sparsities", "0.5", "--seeds", "1", "--no-tune")
     code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1", "--json")
     assert code == 0
+    Path("model.pt").touch()
     document = json.loads(out)
     assert [row["method"] for row in document["rows"]] == ["dense", "gmp"]
     assert document["rows"][1]["zeros"] == round(0.5 * (64 * 8 + 80))
@@ -314,6 +317,8 @@ def test_a_comparison_from_the_command_line(lpss):
     refused(lpss("compare", *args), "of another network, data or budget", "--out-dir")
     refused(lpss("compare", "--methods", "gpm"), "unknown method 'gpm'", "did you mean 'gmp'")
     refused(lpss("compare", "--sparsities", "0.5,x"), "'x' is no number", "write 0.9")
+    refused(lpss("compare", "--checkpoint-steps", "0"), "out of range", "from 1 up")
+    refused(lpss("compare", *args, "--out-dir", "model.pt/x"), "folder of results", "--out-dir")
 
 
 @pytest.fixture

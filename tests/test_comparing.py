@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
+import random
+import signal
+from dataclasses import replace
 
 import pytest
+import torch
+from faults import holder
+from helpers import here
 
-from lpss_cli import comparing
+from lpss_cli import apart, measuring, runstore
 from lpss_cli.comparing import Comparison, compare
-from lpss_cli.errors import InputError
+from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.plotting import accuracy_against_sparsity
 from lpss_cli.request import Request
 
-BUDGET = Request(arch="mlp:64-16-10", epochs=2)
+BUDGET = Request(arch="mlp:64-16-10", epochs=2, batch_size=128)  # 11 steps an epoch
 
 
 @pytest.fixture
@@ -20,26 +26,26 @@ def counted(monkeypatch):
     """Runs in this process, in place of one of their own, and counts them."""
     requests = []
 
-    class Here:
-        def __init__(self, *args, **kwargs):
-            pass
+    def call(interrupts, function, request):
+        requests.append(request)
+        return here(interrupts, function, request)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def submit(self, function, request):
-            requests.append(request)
-            self.found = function(request)
-            return self
-
-        def result(self):
-            return self.found
-
-    monkeypatch.setattr(comparing, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(apart, "call", call)
     return requests
+
+
+@pytest.fixture
+def signalled(counted, monkeypatch):
+    """The same, and a signal comes after each of the steps that a test puts into the list."""
+    steps = []
+
+    def on_step(self, run):
+        if steps and run.step == steps[0]:
+            steps.pop(0)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(measuring._Listener, "on_step", on_step, raising=False)
+    return steps
 
 
 def quiet(text):
@@ -84,11 +90,94 @@ def test_a_killed_comparison_goes_on(tmp_path, counted):
     assert again[1]["runs"][0] == first[1]["runs"][0]
 
 
+def lasting(rows):
+    """What of a comparison does not hang on the clock and on the memory that was free."""
+    passing = ("seconds_per_epoch", "peak_bytes")
+
+    def of(values):
+        return {k: v for k, v in values.items() if k not in passing}
+
+    return [{**of(row), "runs": [of(run) for run in row["runs"]]} for row in rows]
+
+
+def test_runs_interrupted_anywhere_give_the_same_table(tmp_path, signalled, noticed_signals):
+    """22 steps a run, four runs; a run is stopped several times, and each of them somewhere."""
+    what = Comparison(("lpss", "rigl"), (0.5,), seeds=1, tune=False)
+    straight = compare(what, BUDGET, tmp_path / "straight", quiet)
+    rng, folder, notes = random.Random(0), tmp_path / "c", []
+    for step in [*sorted(rng.sample(range(1, 22), 3)), 22, *rng.sample(range(1, 22), 2)]:
+        signalled.append(step)
+        with pytest.raises(StoppedError, match=f"SIGTERM after step {step} of 22") as error:
+            compare(what, BUDGET, folder, notes.append)
+        state = error.value.what.partition("its state is in ")[2].partition(";")[0]
+        assert torch.load(state, weights_only=True)["state"]["step"] == step
+    assert lasting(compare(what, BUDGET, folder, notes.append)) == lasting(straight)
+    assert os.listdir(folder) == ["results.json"]
+    assert "going on with lpss at 0.5, seed 0, {}" in notes
+
+
+def test_a_state_of_no_use_is_said_and_the_run_begins_again(tmp_path, signalled, noticed_signals):
+    what, notes = Comparison(("dense",), (0.5,), seeds=1, tune=False), []
+    straight = compare(what, BUDGET, tmp_path / "straight", quiet)
+    signalled.append(9)
+    with pytest.raises(StoppedError):
+        compare(what, BUDGET, tmp_path / "c", quiet)
+    (state,) = (tmp_path / "c/running").iterdir()
+    state.write_bytes(state.read_bytes()[:-9])
+    assert lasting(compare(what, BUDGET, tmp_path / "c", notes.append)) == lasting(straight)
+    assert any("cannot be read" in text and "begins again" in text for text in notes)
+
+
+def test_what_a_finished_run_has_left_is_swept(tmp_path, counted, signalled, noticed_signals):
+    """As a kill leaves it between the writing of a result and the removal of its state."""
+    what, folder = Comparison(("gmp",), (0.5,), seeds=1, tune=False), tmp_path / "c"
+    signalled.append(5)
+    with pytest.raises(StoppedError):
+        compare(what, BUDGET, folder, quiet)
+    left = {path: path.read_bytes() for path in (folder / "running").iterdir()}
+    rows = compare(what, BUDGET, folder, quiet)
+    (folder / "running").mkdir()
+    for path, content in left.items():
+        path.write_bytes(content)
+    runs = len(counted)
+    assert compare(what, BUDGET, folder, quiet) == rows
+    assert len(counted) == runs
+    assert os.listdir(folder) == ["results.json"]
+
+
+def test_steps_between_two_saves_are_the_requests(tmp_path, counted, monkeypatch):
+    saved = []
+    write = runstore.Generations.write
+    monkeypatch.setattr(
+        runstore.Generations, "write",
+        lambda self, content: (saved.append(content["state"]["step"]), write(self, content)),
+    )  # fmt: skip
+    what = Comparison(("dense",), (0.5,), seeds=1, tune=False)
+    compare(what, replace(BUDGET, checkpoint_steps=6), tmp_path, quiet)
+    assert saved == [6, 12, 18]
+
+
+def test_the_second_of_two_comparisons_in_a_folder_is_refused(tmp_path, counted):
+    what = Comparison(("dense",), (0.5,), seeds=1, tune=False)
+    with holder(tmp_path / "results.json"), pytest.raises(InputError, match="another run is"):
+        compare(what, BUDGET, tmp_path, quiet)
+    assert counted == []
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_any_work(tmp_path, counted):
+    (tmp_path / "file").touch()
+    what = Comparison(("dense",), (0.5,), seeds=1, tune=False)
+    for name in ("file", "file/c"):
+        with pytest.raises(InputError, match="cannot be a folder of results"):
+            compare(what, BUDGET, tmp_path / name, quiet)
+    assert counted == []
+
+
 def test_a_folder_of_another_comparison_is_refused(tmp_path, counted):
     what = Comparison(("gmp",), (0.5,), seeds=1, tune=False)
     compare(what, BUDGET, tmp_path, quiet)
     with pytest.raises(InputError, match="of another network, data or budget"):
-        compare(what, Request(arch="mlp:64-16-10", epochs=3), tmp_path, quiet)
+        compare(what, replace(BUDGET, epochs=3), tmp_path, quiet)
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(InputError, match="is no comparison"):
         compare(what, BUDGET, tmp_path, quiet)
@@ -97,13 +186,13 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path, counted):
 def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
     found = iter([0.5, None, 0.7, 0.6])
 
-    def get(self, label, request, note):
+    def get(self, label, request):
         value = next(found)
         base = {"primary": "accuracy", "zeros": 1, "prunable": 2, "hoyer": 0.1,
                 "seconds_per_epoch": 1.0, "peak_bytes": 1}  # fmt: skip
         return {"failed": "the loss is nan"} if value is None else {**base, "metric": value}
 
-    monkeypatch.setattr(comparing._Store, "get", get)
+    monkeypatch.setattr(runstore.RunStore, "get", get)
     dense, gmp = compare(Comparison(("gmp",), (0.5,), 2, tune=False), BUDGET, tmp_path, quiet)
     assert (dense["mean"], dense["sd"], dense["failed"]) == (0.5, None, 1)
     assert (gmp["mean"], gmp["failed"]) == (pytest.approx(0.65), 0)
@@ -128,12 +217,3 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
 def test_impossible_comparisons_are_refused_before_any_work(arguments, what):
     with pytest.raises(InputError, match=what):
         Comparison(*arguments)
-
-
-def test_one_run_in_a_process_of_its_own(tmp_path):
-    notes = []
-    what = Comparison(("dense",), (0.5,), seeds=1, tune=False)
-    rows = compare(what, BUDGET, tmp_path, notes.append)
-    assert len(rows) == 1
-    assert len(notes) == 1
-    assert json.loads((tmp_path / "results.json").read_text())["runs"]

@@ -227,7 +227,7 @@ def fuzz_inputs(folder: Path, count: int, seed: int) -> dict[str, object]:
 
 
 def test_mutations_of_all_other_inputs_are_read_or_refused(tmp_path):
-    found = fuzz_inputs(tmp_path, 700, 0)
+    found = fuzz_inputs(tmp_path, 800, 0)
     assert sum(n for kind, n in found["outcomes"].items() if kind.endswith("refused")) > 500
 
 

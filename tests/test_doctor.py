@@ -4,23 +4,10 @@ import json
 import sys
 from importlib import metadata
 
-import pytest
 import torch
 
 from lpss_cli import doctor, native
-from lpss_cli.cli import app
 from lpss_cli.version import __version__
-
-
-@pytest.fixture
-def lpss(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *args])
-        with pytest.raises(SystemExit) as exit_:
-            app.main()
-        return exit_.value.code, *capsys.readouterr()
-
-    return call
 
 
 def states(findings):

@@ -1,7 +1,6 @@
 """`lpss init` writes a recipe that runs as it is and says everything that may be changed."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,11 @@ import torch
 from torch import nn
 
 from lpss_cli import method, recipes
-from lpss_cli.cli import app
 
 
-@pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch):
     monkeypatch.delenv("LPSS_DATA_DIR", raising=False)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 TRAINED = []  # the bytes of one artefact for all tests

@@ -21,9 +21,9 @@ TIERS = (
     "errors version targets",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " lookup described torchpickle torchfile safetensorsfile manifest record kinds"
-    " threads topology imports rules rowstep native lamp masking compute exponents"
+    " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
     " prediction amenable fading watching packed sizes"
-    " interrupts randomness optimizerstate generations"
+    " interrupts apart randomness optimizerstate generations"
     " idle channels wiring constants layersizes cutting compacting onnxruntimes gaps onnxproof"
     " latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
@@ -31,9 +31,9 @@ TIERS = (
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
-    "request resolving given recipes resuming job jobs tickets comparing plotting verifying pages"
-    " api exportjob cleaning doctor oneshot outcome trial measuring sparsifier stephooks recording"
-    " drafting searching warmstart origins weighing filesizes",
+    "request resolving given recipes resuming stopping job jobrecord jobs tickets comparing"
+    " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring runstore"
+    " sparsifier stephooks recording drafting searching warmstart origins weighing filesizes",
     "cli",
     "__init__ __main__",
 )

@@ -4,10 +4,9 @@ import io
 import os
 import pty
 import re
-import subprocess
-import sys
 
 import pytest
+from forking import serving, wait_for
 from rich.console import Console
 
 from lpss_cli.cli import live
@@ -91,17 +90,22 @@ def test_an_observer_by_hand(monkeypatch):
     assert observer.moment(run).sparsity == 0.9
 
 
-COMMAND = [sys.executable, "-m", "lpss_cli", "train", "--epochs", "20", "--sparsity", "0.5"]
+COMMAND = ("train", "--epochs", "20", "--sparsity", "0.5")
+SHORT = ("--batch-size", "128")  # lines are counted by epochs
 
 
-def on_a_terminal(tmp_path, *more, term="xterm"):
+@pytest.fixture(scope="module")
+def server():
+    with serving() as found:
+        yield found
+
+
+def on_a_terminal(server, tmp_path, *more, term="xterm"):
     """Run with stderr on a terminal of 80 columns; return what it got."""
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": term, "COLUMNS": "80"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    with subprocess.Popen(
-        [*COMMAND, *more], cwd=tmp_path, env=environment, stderr=slave, stdout=subprocess.DEVNULL
-    ) as process:
+    where = {"stderr": os.ttyname(slave), "environment": {"TERM": term, "COLUMNS": "80"}}
+    with server.run(tmp_path, *COMMAND, *more, **where) as run:
+        wait_for(lambda: (tmp_path / "stdout").exists())  # it has the terminal, too
         os.close(slave)
         got = b""
         while True:
@@ -112,13 +116,13 @@ def on_a_terminal(tmp_path, *more, term="xterm"):
             if not part:
                 break
             got += part
-        assert process.wait() == 0
+        assert run.code() == 0
     os.close(master)
     return got.decode()
 
 
-def test_a_panel_moves_on_a_terminal(tmp_path):
-    text = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(tmp_path))
+def test_a_panel_moves_on_a_terminal(server, tmp_path):
+    text = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(server, tmp_path))
     assert text.count("training ─") > 2
     assert "epoch 20/20" in text
     assert re.search(r"accuracy \d\d\.\d\d%", text)
@@ -128,22 +132,21 @@ def test_a_panel_moves_on_a_terminal(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "--json"])
-def test_nothing_moves_where_nobody_wants_it(tmp_path, flag):
-    assert "training ─" not in on_a_terminal(tmp_path, flag)
+def test_nothing_moves_where_nobody_wants_it(server, tmp_path, flag):
+    assert "training ─" not in on_a_terminal(server, tmp_path, flag)
 
 
-def test_a_terminal_that_cannot_move_gets_lines(tmp_path):
-    text = on_a_terminal(tmp_path, term="dumb")
+def test_a_terminal_that_cannot_move_gets_lines(server, tmp_path):
+    text = on_a_terminal(server, tmp_path, *SHORT, term="dumb")
     assert "training ─" not in text
     assert text.count("epoch ") == 10
 
 
-def test_a_pipe_gets_ten_lines_and_no_escapes(tmp_path):
-    done = subprocess.run(
-        COMMAND, cwd=tmp_path, capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    lines = [row for row in done.stderr.splitlines() if row.startswith("epoch ")]
+def test_a_pipe_gets_ten_lines_and_no_escapes(server, tmp_path):
+    with server.run(tmp_path, *COMMAND, *SHORT) as run:
+        assert run.code() == 0
+        err = run.err
+    lines = [row for row in err.splitlines() if row.startswith("epoch ")]
     assert [row.split()[1] for row in lines] == [f"{n}/20" for n in range(2, 21, 2)]
     assert all("accuracy" in row for row in lines)
-    assert "\x1b" not in done.stderr
+    assert "\x1b" not in err

@@ -1,7 +1,6 @@
 """One cut of a file in blocks, against the ordinary selection on whole tensors."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,19 +102,10 @@ def test_nan_is_named_and_counted_and_nothing_is_written(tmp_path):
 
 
 @pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    from lpss_cli.cli import app
-
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            app.main()
-        return exit_.value.code, *capsys.readouterr()
-
+def lpss(lpss):
+    """The command line, beside weights without a network."""
     write("m.safetensors", example())
-    return call
+    return lpss
 
 
 def test_the_command(lpss):

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -211,19 +210,10 @@ def test_size(count, text):
 
 
 @pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    from lpss_cli.cli import app
-
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            app.main()
-        return exit_.value.code, *capsys.readouterr()
-
+def lpss(lpss):
+    """The command line, beside a checkpoint of one weight."""
     torch.save({"fc.weight": WEIGHT}, "model.pt")
-    return call
+    return lpss
 
 
 def test_the_command_writes_and_replaces_only_when_told(lpss):

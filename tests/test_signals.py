@@ -12,13 +12,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from faults import lpss
 from forking import serving, wait_for
 
 import lpss_cli
-from lpss_cli import artifact, interrupts, jobs, loading, tickets
+from lpss_cli import apart, artifact, comparing, interrupts, jobs, loading, tickets
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.generations import paths_of
 from lpss_cli.job import JobWatcher
@@ -174,19 +175,62 @@ def test_a_killed_run_leaves_no_readers_and_goes_on(server, here):
     same_bits("straight.pt", "a.pt")
 
 
-def test_a_comparison_ends_with_its_process_and_goes_on(server, here):
-    words = ("compare", "--methods", "gmp", "--sparsities", "0.5", "--seeds", "1", "--no-tune",
-             "--arch", "mlp:64-8-10", "--epochs", "2", "--out-dir", "c")  # fmt: skip
-    with server.run(here, *words) as run:
-        run.until("c/results.json")  # dense is done, gmp is next
-        wait_for(lambda: len(run.members) > 1, "the next run")
-        run.send(signal.SIGTERM, everyone=True)
-        assert run.code() == 143
-        wait_for(lambda: not run.members, "the end of its process")
-        what, do = run.err.splitlines()[-2:]
-        assert what == "Error: interrupted by SIGTERM: 1 finished runs are in c/results.json"
-        assert do == f"  go on with: lpss {shlex.join(words)}"
-        assert "Traceback" not in run.err
+# Waits for a file after so many reads of examples, if it is to.
+PAUSES = "import os\nimport time\nreads = 0\n" + FACTORY.replace(
+    "        x = torch",
+    """        global reads
+        reads += 1
+        if os.path.exists("wait") and reads == int(open("wait").read()):
+            open("paused", "w").close()
+            while not os.path.exists("go"):
+                time.sleep(0.01)
+        x = torch""",
+)
+
+
+def test_a_comparison_goes_on_in_the_middle_of_a_run(server, here, monkeypatch):
+    """A signal, then SIGKILL; each run has a process of its own, and it ends with the other one."""
+    Path("data.py").write_text(PAUSES)
+    words = ("compare", "--methods", "rigl", "--sparsities", "0.5", "--seeds", "1", "--no-tune",
+             "--data", "data.py:make", "--arch", "mlp:6-5-3", "--epochs", "3", "--batch-size", "16",
+             "--checkpoint-steps", "2", "--out-dir", "c")  # fmt: skip
+    request = Request(data="data.py:make", arch="mlp:6-5-3", epochs=3, batch_size=16)
+    what = comparing.Comparison(("rigl",), (0.5,), seeds=1, tune=False)
+
+    def both(folder, methods=what):
+        """In this process, and to the end."""
+        with monkeypatch.context() as patch:
+            patch.setattr(apart, "call", helpers.here)
+            return comparing.compare(methods, request, folder, lambda _: None)
+
+    straight = both(Path("straight"))
+    both(Path("c"), replace(what, methods=("dense",)))
+    for reads, signalled in ((150, signal.SIGTERM), (90, signal.SIGKILL)):
+        Path("wait").write_text(str(reads))
+        with server.run(here, *words) as run:
+            run.until("paused")
+            assert len(run.members) > 1
+            run.send(signalled, everyone=signalled == signal.SIGTERM)
+            if signalled == signal.SIGTERM:
+                time.sleep(0.5)
+                run.go()
+                assert run.code() == 143
+                said, do = run.err.splitlines()[-2:]
+                assert said.startswith("Error: interrupted by SIGTERM after step ")
+                assert "of 18: its state is in c/running/rigl-at-0.5-seed-0-" in said
+                assert said.endswith(".pt.partial; 1 finished runs are in c/results.json")
+                assert do == f"  go on with: lpss {shlex.join(words)}"
+                assert "Traceback" not in run.err
+            assert signalled == signal.SIGTERM or run.code() == -signal.SIGKILL
+            wait_for(lambda: not run.members, "the end of its process")
+        states = sorted(path.name for path in Path("c/running").glob("[!.]*"))
+        assert [name.partition(".pt")[2] for name in states] == [".partial", ".partial.old"]
+    Path("wait").unlink()
+    again = both(Path("c"))
+    assert [row["mean"] for row in again] == [row["mean"] for row in straight]
+    assert again[1]["hoyer"] == straight[1]["hoyer"]
+    assert [row["peak_bytes"] is None for row in again] == [False, True]
+    assert sorted(os.listdir("c")) == ["results.json"]
 
 
 # --- signals at chosen points, in this process ---------------------------------------------------

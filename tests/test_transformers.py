@@ -1,7 +1,6 @@
 """Attention is pruned like any layer: its rows are the neurons of queries, keys and values."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from reference.lamp_reference import lamp_scores
 from torch import nn
 
 from lpss_cli import engine, method
-from lpss_cli.cli import app
 from lpss_cli.prediction import suitable_p
 from lpss_cli.sphere import lp_norm
 from lpss_cli.starting import Settings
@@ -78,37 +76,33 @@ def test_attention_shares_the_budget_by_the_ranking():
 
 
 @pytest.fixture
-def lpss(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def lpss_json(lpss):
+    """Run the command line; returns its document and what it said."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["lpss", *map(str, args), "--json"])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        assert stop.value.code == 0, captured.err
-        return json.loads(captured.out), captured.err
+        code, out, err = lpss(*args, "--json")
+        assert code == 0, err
+        return json.loads(out), err
 
     return run
 
 
-def sparse_and_exported(lpss, network, data, train, sparsify):
+def sparse_and_exported(lpss_json, network, data, train, sparsify):
     """Train, sparsify, report and export an example; return what the commands printed."""
-    lpss("train", *network, *data, *train)
-    outcome, _ = lpss("sparsify", "model.pt", *network, *data, *sparsify)
-    report, _ = lpss("report")
-    written, _ = lpss("export", *network, *data, "--no-latency", "--format", "onnx")
+    lpss_json("train", *network, *data, *train)
+    outcome, _ = lpss_json("sparsify", "model.pt", *network, *data, *sparsify)
+    report, _ = lpss_json("report")
+    written, _ = lpss_json("export", *network, *data, "--no-latency", "--format", "onnx")
     assert report["zeros"] == outcome["report"]["zeros"]
     onnx = next(item for item in written["files"] if item["kind"] == "onnx")
     assert "real inputs through onnxruntime" in onnx["checked"]
     return outcome, report
 
 
-def test_a_language_model_becomes_sparse_and_still_reads(lpss):
+def test_a_language_model_becomes_sparse_and_still_reads(lpss_json):
     example = EXAMPLES / "language_model.py"
     outcome, report = sparse_and_exported(
-        lpss,
+        lpss_json,
         ("--arch", f"{example}:network"),
         ("--data", f"{example}:sentences"),
         ("--epochs", "4"),
@@ -125,9 +119,9 @@ def test_a_language_model_becomes_sparse_and_still_reads(lpss):
     assert attention["p"] == suitable_p(64, 0.9)
 
 
-def test_a_vision_transformer_of_torchvision(lpss):
+def test_a_vision_transformer_of_torchvision(lpss_json):
     outcome, report = sparse_and_exported(
-        lpss,
+        lpss_json,
         ("--arch", f"{EXAMPLES / 'vision_transformer.py'}:tiny"),
         (),
         ("--epochs", "12"),

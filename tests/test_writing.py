@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import resource
@@ -11,21 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from faults import STATE, digest, lpss, two_lines
+from faults import ENVIRONMENT, STATE, digest, holder, lpss, two_lines
 
 from lpss_cli import artifact, files
 from lpss_cli.errors import InputError
 from lpss_cli.files import check_space, claimed, replacing
 from lpss_cli.loading import read
 
-ROOT = Path(__file__).parent.parent
 FAST = ("--epochs", "1", "--batch-size", "256", "--quiet")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def refused(said: str, *words: object) -> None:
@@ -41,30 +37,6 @@ def model(tmp_path, monkeypatch) -> Path:
     code, _, err = lpss("train", "--arch", "mlp:64-8-10", *FAST)
     assert code == 0, err
     return Path("model.pt")
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from lpss_cli.files import replacing
-with replacing(Path(sys.argv[1])) as temporary:
-    temporary.write_bytes(b"half")
-    print("held", flush=True)
-    time.sleep(120)
-"""
-
-
-@contextlib.contextmanager
-def holder(path: str) -> Iterator[None]:
-    """Another process that is writing ``path``, killed when the block ends."""
-    words = [sys.executable, "-c", HOLDER, path]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "held\n"
-            yield
-        finally:
-            process.kill()
 
 
 def temporaries(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ BUDGET: Group = {
 SHARED: Group = {
     name: TRAINING[name]
     for name in ("epochs", "batch_size", "device", "threads", "precision", "skip")
-}
+} | {"checkpoint_steps": RUN["checkpoint_steps"]}
 #: What a plan needs to know: the target, and the shape of a network that is not trained yet.
 PLAN: Group = {name: TRAINING[name] for name in ("sparsity", "layer", "skip")}
 PLACE: Group = {

@@ -74,7 +74,7 @@ SEARCH: Group = {
         float,
         "--target-drop",
         help="Find the sparsity: the largest that loses at most so many points (hundredths) of the "
-        "metric on a held-out part of the training data. Default: --sparsity is given.",
+        "metric on a held-out part of the training data. Default: no search.",
     ),
     "tries": flag(int, "--tries", help="Sparsities that --target-drop tries. Default: 6."),
 }
@@ -91,7 +91,8 @@ RUN: Group = {
     "checkpoint_steps": flag(
         int,
         "--checkpoint-steps",
-        help="Save OUT.partial every so many steps too. Default: at ends of epochs, 30 s apart.",
+        help="Save the run's state every so many steps too. "
+        "Default: at ends of epochs, 30 s apart.",
     ),
     "eval_every": flag(
         int,
