@@ -21,9 +21,9 @@ from tables import FOLDER, Results, spread
 from tables import table as markdown
 from tune import LENET300
 
-from lpss_cli import jobs
-from lpss_cli.request import Request
-from lpss_cli.tickets import ticket
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
+from lpss_cli.runs.tickets import ticket
 
 VGG = {"arch": "conv2", "data": "fashion-mnist", "batch_size": 256, "precision": "bf16"}
 #: (row, network and budget, sparsities, seeds)

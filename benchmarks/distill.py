@@ -20,8 +20,8 @@ from typing import Any
 from tables import FOLDER, Results, spread
 from tables import table as markdown
 
-from lpss_cli import jobs
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
 
 WEIGHTS = (0.0, 0.5, 0.9)
 #: (row, network and data, sparsity, seeds)

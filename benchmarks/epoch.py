@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from tables import FOLDER, table, write
 
-from lpss_cli import compute, engine, method, models, native
+from lpss_cli import compute, engine, method, models
 from lpss_cli.data import DataSpec, load
+from lpss_cli.optim import native
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Watcher

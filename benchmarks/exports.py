@@ -23,16 +23,16 @@ from tables import FOLDER, table, write
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli import jobs
-from lpss_cli.compacting import compact
-from lpss_cli.exportjob import Options, export_file
-from lpss_cli.gaps import fold_weights, rounded, unfolded
+from lpss_cli.exports.compacting import compact
+from lpss_cli.exports.exportjob import Options, export_file
+from lpss_cli.exports.gaps import fold_weights, rounded, unfolded
+from lpss_cli.exports.onnxfile import checked_bytes, export_onnx, to_onnx
+from lpss_cli.exports.onnxjob import OnnxOptions
+from lpss_cli.exports.onnxruntimes import run
+from lpss_cli.exports.sizes import entropy
 from lpss_cli.models import build
-from lpss_cli.onnxfile import checked_bytes, export_onnx, to_onnx
-from lpss_cli.onnxjob import OnnxOptions
-from lpss_cli.onnxruntimes import run
-from lpss_cli.request import Request
-from lpss_cli.sizes import entropy
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
 from lpss_cli.weights import prunable
 
 OUT = FOLDER / "exports.json"

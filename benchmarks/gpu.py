@@ -26,8 +26,8 @@ from torch.optim import SGD, Optimizer
 
 from lpss_cli import engine, models
 from lpss_cli.api import data_of
-from lpss_cli.lpsgd import LpSGD
 from lpss_cli.method import make
+from lpss_cli.optim.lpsgd import LpSGD
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Watcher

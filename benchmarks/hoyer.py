@@ -17,9 +17,9 @@ from pathlib import Path
 from tables import FOLDER, Results
 from training import request_for
 
-from lpss_cli import jobs
-from lpss_cli.loading import read
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.prediction import predicted_hoyer
+from lpss_cli.runs import jobs
 
 FASHION_CNN = {"data": "fashion-mnist", "batch_size": 256, "precision": "bf16"}
 CALIBRATION = {

@@ -22,12 +22,14 @@ import torch
 from tables import FOLDER, table, write
 from torch import Tensor
 
-from lpss_cli import jobs, record, sizes
-from lpss_cli.loading import read
+from lpss_cli.checkpoints import record
+from lpss_cli.checkpoints.loading import read
+from lpss_cli.exports import sizes
 from lpss_cli.models import build
 from lpss_cli.packed import CHOICES, pack, unpack
 from lpss_cli.reporting import weights_of
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
 from lpss_cli.weights import bias_names, prunable
 
 TRAINED = {

@@ -23,12 +23,14 @@ from pathlib import Path
 
 from tables import FOLDER, Results, spread, table
 
-from lpss_cli import given, jobs, loading, recipes
+from lpss_cli import recipes
+from lpss_cli.checkpoints import loading
 from lpss_cli.data.spec import KNOWN
 from lpss_cli.errors import InputError, LpssError, RunError
-from lpss_cli.job import JobWatcher
 from lpss_cli.recipes import Recipe
 from lpss_cli.reporting import report
+from lpss_cli.runs import given, jobs
+from lpss_cli.runs.job import JobWatcher
 
 HERE = Path(__file__).parent
 HEAD = ("data", "network", "sparsity", "epochs", "published", "ours mean ± sd (seeds)", "Δ points")

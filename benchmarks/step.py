@@ -26,8 +26,8 @@ from tables import FOLDER, table, write
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lpss_cli.lpsgd import LpSGD
 from lpss_cli.models import build
+from lpss_cli.optim.lpsgd import LpSGD
 from lpss_cli.weights import prunable
 
 OUT = FOLDER / "step.json"

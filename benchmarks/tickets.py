@@ -20,9 +20,10 @@ from reproduce import HERE, artefacts
 from tables import FOLDER, Results, spread
 from tables import table as markdown
 
-from lpss_cli import given, jobs, recipes
+from lpss_cli import recipes
 from lpss_cli.recipes import Recipe
-from lpss_cli.tickets import ticket
+from lpss_cli.runs import given, jobs
+from lpss_cli.runs.tickets import ticket
 
 CASES = ("gsm-mnist-lenet300-60x", "gsm-mnist-lenet5-125x", "gsm-mnist-lenet5-300x")
 SHARED = ("batch_size", "precision")

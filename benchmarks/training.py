@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lpss_cli import jobs
-from lpss_cli.outcome import Outcome
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs
+from lpss_cli.runs.outcome import Outcome
+from lpss_cli.runs.request import Request
 
 # What a person types beside the data, by the names of the options.
 _OF_DATA = ("data_dir", "augment", "target", "drop", "split_seed")

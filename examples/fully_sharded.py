@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lpss_cli import LpSGD
-from lpss_cli.sharding import local, top_k
+from lpss_cli.processes.sharding import local, top_k
 
 SPARSITY = 0.9
 

@@ -13,7 +13,7 @@ from lpss_cli.version import __version__
 
 if TYPE_CHECKING:
     from lpss_cli.api import Sparse, describe, sparsify
-    from lpss_cli.lpsgd import LpSGD
+    from lpss_cli.optim.lpsgd import LpSGD
     from lpss_cli.reporting import report
     from lpss_cli.sparsifier import Sparsifier
     from lpss_cli.sphere import hoyer
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "LpSGD": "lpsgd",
+    "LpSGD": "optim.lpsgd",
     "Sparse": "api",
     "Sparsifier": "sparsifier",
     "describe": "api",

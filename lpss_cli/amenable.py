@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lpss_cli import safetensorsfile
+from lpss_cli.checkpoints import safetensorsfile
+from lpss_cli.checkpoints.snapshot import read_whole
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.files import replacing
-from lpss_cli.snapshot import read_whole
 
 _KEY = "lpss-amenable"
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lpss_cli import engine
+from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data, DataSpec
 from lpss_cli.data.factory import as_source
 from lpss_cli.data.loader import LoaderSource
 from lpss_cli.data.source import Source
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
-from lpss_cli.loading import Checkpoint
 from lpss_cli.method import make
 from lpss_cli.reporting import Report, report
 from lpss_cli.starting import Settings

@@ -119,7 +119,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _compiler() -> Finding:
-    from lpss_cli import native
+    from lpss_cli.optim import native
 
     if native.library() is None:
         text = f"no C++ compiler works, or {native.SWITCH}=0 is set; LpSGD's steps take longer"

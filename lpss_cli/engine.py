@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lpss_cli import compute, randomness
-from lpss_cli.distributed import World
 from lpss_cli.method import Method
+from lpss_cli.processes.distributed import World
 from lpss_cli.sphere import hoyer
 from lpss_cli.starting import Settings, start
 from lpss_cli.state import RunState

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lpss_cli.latency import Latency
+from lpss_cli.checkpoints.loading import Checkpoint, browse
+from lpss_cli.exports.latency import Latency
+from lpss_cli.exports.layersizes import Savings
+from lpss_cli.exports.sizes import Size, bound_of, whole_bound
 from lpss_cli.layers import Layer, measure
-from lpss_cli.layersizes import Savings
-from lpss_cli.loading import Checkpoint, browse
 from lpss_cli.packed import DEFAULT_VALUES
-from lpss_cli.sizes import Size, bound_of, whole_bound
 from lpss_cli.weights import Weight, bias_names, not_finite, prunable_names, untied
 
 

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lpss_cli import distillation, layertargets
-from lpss_cli.distributed import World
 from lpss_cli.errors import InputError
 from lpss_cli.method import Method
 from lpss_cli.patterns import resolve
+from lpss_cli.processes.distributed import World
 from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity, zero_count
 from lpss_cli.watching import Watcher

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli import optimizerstate, randomness
+from lpss_cli import randomness
 from lpss_cli.data.order import derive_seed
 from lpss_cli.distillation import Teacher
-from lpss_cli.distributed import World
 from lpss_cli.idle import Activity
 from lpss_cli.maskedweights import MaskedWeights
 from lpss_cli.masking import keep_only
 from lpss_cli.masks import Masks
+from lpss_cli.optim import optimizerstate
+from lpss_cli.processes.distributed import World
 from lpss_cli.weights import Weight
 
 # What is saved and restored as it is.

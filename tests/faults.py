@@ -19,7 +19,7 @@ import torch
 import typer
 from safetensors.torch import save as to_safetensors
 
-from lpss_cli import artifact, manifest
+from lpss_cli.checkpoints import artifact, manifest
 from lpss_cli.cli import app
 
 STATE = {

@@ -26,7 +26,7 @@ LONGEST = 90.0
 SERVER = """
 import json, os, signal, sys, time
 import torch
-import lpss_cli.comparing, lpss_cli.data, lpss_cli.jobs, lpss_cli.tickets
+import lpss_cli.runs.comparing, lpss_cli.data, lpss_cli.runs.jobs, lpss_cli.runs.tickets
 from lpss_cli import resuming
 from lpss_cli.cli import app
 from lpss_cli.cli.progress import Printer

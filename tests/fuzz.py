@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from faults import CONTAINERS, archive, command, kinds
 
-from lpss_cli import manifest
+from lpss_cli.checkpoints import manifest
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.cli import report_views as views
 from lpss_cli.errors import LpssError
-from lpss_cli.loading import read
 from lpss_cli.reporting import report
 
 _GIB = 1 << 30

@@ -24,10 +24,12 @@ from faults import STATE
 from faults import kinds as checkpoints
 from fuzz import mutated
 
-from lpss_cli import amenable, data, loading, onnxruntimes, packed, recipes
+from lpss_cli import amenable, data, packed, recipes
+from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError
-from lpss_cli.generations import Generations
+from lpss_cli.exports import onnxruntimes
 from lpss_cli.reporting import report
+from lpss_cli.runs.generations import Generations
 
 _RECIPE = """
 title = "an example"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lpss_cli import manifest
+from lpss_cli.checkpoints import manifest
 from lpss_cli.data import Data, DataSpec, TensorSource
 from lpss_cli.interrupts import Interrupts
 from lpss_cli.tasks import CLASSIFICATION

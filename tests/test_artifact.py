@@ -8,9 +8,9 @@ import os
 import pytest
 import torch
 
-from lpss_cli import artifact
+from lpss_cli.checkpoints import artifact
+from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
-from lpss_cli.loading import Checkpoint, read
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path):

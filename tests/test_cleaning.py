@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from lpss_cli import jobs
-from lpss_cli.compacting import TOLERANCE, dead_ends
-from lpss_cli.exportjob import Options, export_file
-from lpss_cli.job import JobWatcher
-from lpss_cli.loading import read
+from lpss_cli.checkpoints.loading import read
+from lpss_cli.exports.compacting import TOLERANCE, dead_ends
+from lpss_cli.exports.exportjob import Options, export_file
+from lpss_cli.exports.onnxjob import OnnxOptions
 from lpss_cli.models import build
-from lpss_cli.onnxjob import OnnxOptions
 from lpss_cli.reporting import report
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs
+from lpss_cli.runs.job import JobWatcher
+from lpss_cli.runs.request import Request
 from lpss_cli.weights import prunable
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli.compacting import compact
-from lpss_cli.layersizes import layer_sizes
+from lpss_cli.exports.compacting import compact
+from lpss_cli.exports.layersizes import layer_sizes
 from lpss_cli.models import KNOWN, build
 from lpss_cli.threads import forward_flops
 from lpss_cli.weights import prunable

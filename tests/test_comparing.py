@@ -12,11 +12,12 @@ import torch
 from faults import holder
 from helpers import here
 
-from lpss_cli import apart, measuring, runstore
-from lpss_cli.comparing import Comparison, compare
+from lpss_cli import apart
 from lpss_cli.errors import InputError, StoppedError
-from lpss_cli.plotting import accuracy_against_sparsity
-from lpss_cli.request import Request
+from lpss_cli.runs import measuring, runstore
+from lpss_cli.runs.comparing import Comparison, compare
+from lpss_cli.runs.plotting import accuracy_against_sparsity
+from lpss_cli.runs.request import Request
 
 BUDGET = Request(arch="mlp:64-16-10", epochs=2, batch_size=128)  # 11 steps an epoch
 

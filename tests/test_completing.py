@@ -11,10 +11,10 @@ from lpss_cli import method, recipes
 from lpss_cli.cli import app
 from lpss_cli.compute import PRECISIONS
 from lpss_cli.data.spec import AUGMENTS, KNOWN
-from lpss_cli.exporting import FORMATS
-from lpss_cli.onnxfile import ENCODINGS
+from lpss_cli.exports.exporting import FORMATS
+from lpss_cli.exports.onnxfile import ENCODINGS
 from lpss_cli.packed import CHOICES
-from lpss_cli.tickets import STARTS
+from lpss_cli.runs.tickets import STARTS
 
 
 def complete(*words):

@@ -15,9 +15,9 @@ import pytest
 import torch
 from faults import COMMANDS, STATE, command, digest, kinds, lpss, saved, two_lines
 
-from lpss_cli import artifact, manifest
+from lpss_cli.checkpoints import artifact, manifest
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
-from lpss_cli.loading import read
 
 HERE = Path(__file__).parent
 KINDS = ("torch", "legacy", "safetensors", "artefact", "export")

@@ -20,14 +20,17 @@ from helpers import blobs, network
 from teams import together
 from torch import nn
 
-from lpss_cli import artifact, engine, jobs, launch, loading, method
+from lpss_cli import engine, method
+from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.data import TensorSource
 from lpss_cli.data.order import epoch_order, part_of_batches
-from lpss_cli.distributed import LostError, World
 from lpss_cli.errors import InputError, RunError, StoppedError
-from lpss_cli.job import JobWatcher
-from lpss_cli.joining import joined
-from lpss_cli.request import Request
+from lpss_cli.processes import launch
+from lpss_cli.processes.distributed import LostError, World
+from lpss_cli.processes.joining import joined
+from lpss_cli.runs import jobs
+from lpss_cli.runs.job import JobWatcher
+from lpss_cli.runs.request import Request
 from lpss_cli.starting import Settings
 
 pytestmark = pytest.mark.skipif(

@@ -6,7 +6,8 @@ from importlib import metadata
 
 import torch
 
-from lpss_cli import doctor, native
+from lpss_cli import doctor
+from lpss_cli.optim import native
 from lpss_cli.version import __version__
 
 

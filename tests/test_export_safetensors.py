@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import RunError
-from lpss_cli.exporting import export_safetensors
-from lpss_cli.loading import Checkpoint, read
+from lpss_cli.exports.exporting import export_safetensors
 
 STATE = {
     "w": torch.tensor([[0.0, -0.0], [1.5, -2.0]]),

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from lpss_cli import gaps, onnxfile
-from lpss_cli.compacting import compact
 from lpss_cli.errors import RunError
+from lpss_cli.exports import gaps, onnxfile
+from lpss_cli.exports.compacting import compact
+from lpss_cli.exports.onnxfile import TOLERANCE, export_onnx
 from lpss_cli.models import build
-from lpss_cli.onnxfile import TOLERANCE, export_onnx
 from lpss_cli.weights import prunable
 
 

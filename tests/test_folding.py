@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
-from lpss_cli.folding import fold
+from lpss_cli.checkpoints.folding import fold
 
 
 def network() -> nn.Sequential:

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import nn
 from torchvision import models as torchvision_models
 
-from lpss_cli import foreign
+from lpss_cli.checkpoints import foreign
+from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import DataSpec, load
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import outputs
-from lpss_cli.loading import Checkpoint, read
 from lpss_cli.models import build, published
 from lpss_cli.models.templates import Fit
-from lpss_cli.request import Request
-from lpss_cli.resolving import restore
+from lpss_cli.runs.request import Request
+from lpss_cli.runs.resolving import restore
 
 CLASSES = ("ant", "bee", "cat")
 

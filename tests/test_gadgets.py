@@ -12,7 +12,7 @@ import pytest
 import torch
 from faults import STATE, archive, digest, lpss, two_lines
 
-from lpss_cli import artifact
+from lpss_cli.checkpoints import artifact
 
 HERE = Path(__file__).parent
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from lpss_cli.gaps import encode, fold_weights, rounded, unfolded
-from lpss_cli.onnxruntimes import open_session
+from lpss_cli.exports.gaps import encode, fold_weights, rounded, unfolded
+from lpss_cli.exports.onnxruntimes import open_session
 
 
 def row(count, places):

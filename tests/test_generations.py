@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.errors import InputError
-from lpss_cli.generations import Generations, paths_of
+from lpss_cli.runs.generations import Generations, paths_of
 
 CONTENT = {
     "identity": {"seed": 3, "lr": 0.1, "skip": ["a", "b"], "nothing": None},

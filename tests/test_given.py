@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lpss_cli import given
 from lpss_cli.errors import InputError
-from lpss_cli.request import Request
+from lpss_cli.runs import given
+from lpss_cli.runs.request import Request
 
 
 def test_typed_texts_and_toml_values_mean_the_same():

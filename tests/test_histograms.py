@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lpss_cli import histograms
+from lpss_cli.checkpoints.record import checked
 from lpss_cli.layers import survivors
-from lpss_cli.record import checked
 
 GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
 

@@ -29,9 +29,9 @@ from faults import (
 )
 from safetensors.torch import save as to_safetensors
 
-from lpss_cli import torchpickle
+from lpss_cli.checkpoints import torchpickle
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
-from lpss_cli.loading import read
 
 
 def refused(tmp_path: Path, content: bytes, said: str) -> None:
@@ -207,7 +207,7 @@ PROBE = """
 import resource, sys
 from pathlib import Path
 from lpss_cli.errors import InputError
-from lpss_cli.loading import read
+from lpss_cli.checkpoints.loading import read
 read(Path(sys.argv[1]))
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))

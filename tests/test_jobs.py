@@ -11,12 +11,14 @@ import torch
 from helpers import blobs, rewrite
 from torch import nn
 
-from lpss_cli import engine, jobs, loading
+from lpss_cli import engine
+from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.exportjob import Options, export_file
-from lpss_cli.job import JobWatcher
-from lpss_cli.request import Request
-from lpss_cli.resolving import preprocessing_notes
+from lpss_cli.exports.exportjob import Options, export_file
+from lpss_cli.runs import jobs
+from lpss_cli.runs.job import JobWatcher
+from lpss_cli.runs.request import Request
+from lpss_cli.runs.resolving import preprocessing_notes
 
 SHARED = Path(os.environ.get("LPSS_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not at hand")
@@ -195,7 +197,7 @@ def test_layers_that_lose_everything_are_warned_of_by_name(tmp_path):
 
 
 def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
-    from lpss_cli import resolving
+    from lpss_cli.runs import resolving
 
     loaded = resolving.load
 
@@ -216,7 +218,7 @@ def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
 
 
 def test_a_failed_export_is_a_run_error_and_leaves_no_file(tmp_path, monkeypatch):
-    from lpss_cli import onnxfile
+    from lpss_cli.exports import onnxfile
 
     jobs.train(Request(tmp_path / "a.pt", epochs=1))
     monkeypatch.setattr(onnxfile, "TOLERANCE", -1.0)

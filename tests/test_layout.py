@@ -16,9 +16,11 @@ ROOT = Path(lpss_cli.__file__).parent
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safetensors", "numpy",
          "matplotlib", "zstandard", "transformers"}  # fmt: skip
 
-# Lower tiers know nothing of higher ones; a package counts as one module.
+# Folders that only gather modules: each of these has a tier of its own.
+GROUPS = {"checkpoints", "exports", "optim", "processes", "runs"}
+# Lower tiers know nothing of higher ones; any other package counts as one module.
 TIERS = (
-    "errors version targets",
+    "errors version targets checkpoints exports optim processes runs",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
     " lookup described torchpickle torchfile safetensorsfile manifest record kinds"
     " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
@@ -32,8 +34,8 @@ TIERS = (
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request resolving given recipes resuming stopping job jobrecord jobs tickets comparing"
-    " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring runstore"
-    " sparsifier stephooks recording drafting searching warmstart origins weighing filesizes",
+    " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring"
+    " runstore sparsifier stephooks recording drafting searching warmstart origins weighing filesizes",
     "cli",
     "__init__ __main__",
 )
@@ -70,7 +72,11 @@ class Import:
         self.when = when  # "module", "function" or "typing"
         parts = target.split(".")
         self.top = parts[0]
-        self.own = parts[1] if self.top == "lpss_cli" and len(parts) > 1 else None
+        self.own = _module(parts[1:]) if self.top == "lpss_cli" and len(parts) > 1 else None
+
+
+def _module(parts: list[str]) -> str:
+    return parts[1] if parts[0] in GROUPS and len(parts) > 1 else parts[0]
 
 
 def imports(path: Path) -> list[Import]:
@@ -101,14 +107,15 @@ def _targets(node: ast.ImportFrom, path: Path) -> list[str]:
     if node.level:
         package = ["lpss_cli", *path.relative_to(ROOT).parts[:-1]]
         base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
-    if base == "lpss_cli":  # from lpss_cli import engine, models
-        return [f"lpss_cli.{alias.name}" for alias in node.names]
+    parts = base.split(".")
+    if parts[0] == "lpss_cli" and set(parts[1:]) <= GROUPS:  # from lpss_cli import engine, models
+        return [f"{base}.{alias.name}" for alias in node.names]
     return [base]
 
 
 def owner(path: Path) -> str:
     """The module of ``lpss_cli`` that a file belongs to."""
-    return path.relative_to(ROOT).with_suffix("").parts[0]
+    return _module(list(path.relative_to(ROOT).with_suffix("").parts))
 
 
 FILES = sorted(ROOT.rglob("*.py"))

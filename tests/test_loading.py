@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from lpss_cli import artifact
+from lpss_cli.checkpoints import artifact
+from lpss_cli.checkpoints.fitting import load_into
+from lpss_cli.checkpoints.loading import Checkpoint, read
+from lpss_cli.checkpoints.lookup import is_artifact, newest_artifact
 from lpss_cli.errors import InputError
-from lpss_cli.fitting import load_into
-from lpss_cli.loading import Checkpoint, read
-from lpss_cli.lookup import is_artifact, newest_artifact
 
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([-1.0, 0.5])}
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from reference.lpsgd_reference import DualRow, PowerRow, ordinary_step
 
-from lpss_cli import native
 from lpss_cli.errors import InputError
-from lpss_cli.lpsgd import LpSGD
-from lpss_cli.rules import default_eta, dual_step, power_step
+from lpss_cli.optim import native
+from lpss_cli.optim.lpsgd import LpSGD
+from lpss_cli.optim.rules import default_eta, dual_step, power_step
 from lpss_cli.sphere import lp_norm, row_dims
 
 EVERY_P = [0.2, 0.5, 0.8, 1.0, 1.05, 1.0714, 1.15, 1.2, 1.5, 2.0, 3.0, 4.0]

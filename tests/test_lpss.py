@@ -9,7 +9,7 @@ from torch import nn
 
 from lpss_cli import engine, method
 from lpss_cli.errors import InputError
-from lpss_cli.lpsgd import LpSGD
+from lpss_cli.optim.lpsgd import LpSGD
 from lpss_cli.starting import Settings
 from lpss_cli.watching import Watcher
 

@@ -7,11 +7,12 @@ import torch
 from helpers import blobs, network
 from torch import nn
 
-from lpss_cli import engine, jobs, method
+from lpss_cli import engine, method
 from lpss_cli.errors import InputError
 from lpss_cli.fading import DECAY, remaining
 from lpss_cli.methods.gsm import GSM
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
 from lpss_cli.starting import Settings
 from lpss_cli.watching import Watcher
 

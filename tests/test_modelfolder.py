@@ -12,9 +12,9 @@ from helpers import pictures
 from PIL import Image
 from safetensors.torch import save_file
 
+from lpss_cli.checkpoints.loading import read
+from lpss_cli.checkpoints.modelfolder import describe
 from lpss_cli.errors import InputError
-from lpss_cli.loading import read
-from lpss_cli.modelfolder import describe
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 64, "image_size": 32, "patch_size": 8, "num_labels": 3}  # fmt: skip
@@ -106,7 +106,7 @@ def own(model, folder):
 
 def test_its_outputs_are_those_of_the_library_bit_for_bit(vit):
     from lpss_cli import models
-    from lpss_cli.fitting import load_into
+    from lpss_cli.checkpoints.fitting import load_into
 
     model, folder = vit
     checkpoint = read(folder)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from reference.lpsgd_reference import DualRow, PowerRow
 
-from lpss_cli import native
 from lpss_cli.errors import InputError
-from lpss_cli.lpsgd import LpSGD
-from lpss_cli.native import build
+from lpss_cli.optim import native
+from lpss_cli.optim.lpsgd import LpSGD
+from lpss_cli.optim.native import build
 
 EVERY_P = [0.2, 0.5, 0.7, 0.8, 1.0, 1.05, 1.0714, 1.15, 1.2, 1.3, 1.5, 2.0, 2.7, 4.0]
 

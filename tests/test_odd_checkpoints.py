@@ -12,10 +12,10 @@ from faults import STATE, archive, lpss, tensor_pickle, two_lines
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from lpss_cli import artifact
+from lpss_cli.checkpoints import artifact
+from lpss_cli.checkpoints.fitting import load_into
+from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
-from lpss_cli.fitting import load_into
-from lpss_cli.loading import Checkpoint, read
 from lpss_cli.reporting import report
 
 

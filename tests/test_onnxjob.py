@@ -11,13 +11,13 @@ import pytest
 import torch
 from helpers import blobs, network
 
-from lpss_cli import latency, onnxfile, onnxjob, quantizing
 from lpss_cli.data import TensorSource
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.evaluation import evaluate
-from lpss_cli.onnxfile import checked_bytes, to_onnx
-from lpss_cli.onnxjob import OnnxOptions, write_onnx
-from lpss_cli.onnxruntimes import run, run_torch
+from lpss_cli.exports import latency, onnxfile, onnxjob, quantizing
+from lpss_cli.exports.onnxfile import checked_bytes, to_onnx
+from lpss_cli.exports.onnxjob import OnnxOptions, write_onnx
+from lpss_cli.exports.onnxruntimes import run, run_torch
 
 
 @pytest.fixture(scope="module")

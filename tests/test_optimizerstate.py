@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from lpss_cli import optimizerstate
 from lpss_cli.errors import InputError
-from lpss_cli.lpsgd import LpSGD
+from lpss_cli.optim import optimizerstate
+from lpss_cli.optim.lpsgd import LpSGD
 
 
 def network(order):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from reference import pack_reference
 
 from lpss_cli.errors import InputError
+from lpss_cli.exports.packing import rounded
 from lpss_cli.packed import (
     CHOICES,
     bits,
@@ -26,7 +27,6 @@ from lpss_cli.packed import (
     unpack,
     vocabulary,
 )
-from lpss_cli.packing import rounded
 from lpss_cli.weights import bias_names
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"

@@ -16,8 +16,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
-from lpss_cli.loading import read
 from lpss_cli.packed import MalformedError, container, pack, split, unpack
 
 LIMIT = 150e6  # bytes that reading a small file may take, whatever it declares

@@ -11,9 +11,9 @@ import pytest
 import torch
 from reference import pack_reference
 
+from lpss_cli.exports.packing import rounded
+from lpss_cli.exports.sizes import entropy
 from lpss_cli.packed import CHOICES, bits, container, pack, places, sections, split, unpack
-from lpss_cli.packing import rounded
-from lpss_cli.sizes import entropy
 
 
 def test_each_coding_is_taken_where_it_is_the_shortest():

@@ -11,17 +11,19 @@ import pytest
 import torch
 from helpers import blobs, network
 
-from lpss_cli import jobs, packing, record, sizes, verifying
-from lpss_cli.artifact import sha256
+from lpss_cli.checkpoints import record
+from lpss_cli.checkpoints.artifact import sha256
+from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.exporting import export_safetensors
-from lpss_cli.exportjob import Options, export_file
-from lpss_cli.loading import Checkpoint, read
-from lpss_cli.onnxjob import OnnxOptions
+from lpss_cli.exports import packing, sizes, verifying
+from lpss_cli.exports.exporting import export_safetensors
+from lpss_cli.exports.exportjob import Options, export_file
+from lpss_cli.exports.onnxjob import OnnxOptions
+from lpss_cli.exports.packing import Trial, export_pack, rounded, unpack_file
 from lpss_cli.packed import CHOICES, pack
-from lpss_cli.packing import Trial, export_pack, rounded, unpack_file
 from lpss_cli.reporting import report
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
 
 META = {
     "arch": "x",

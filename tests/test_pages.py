@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from lpss_cli import pages
+from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.layers import Survivors
-from lpss_cli.loading import Checkpoint
 from lpss_cli.pages import figures
 from lpss_cli.reporting import report
 

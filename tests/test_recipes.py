@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lpss_cli import given, jobs, method, models, recipes
+from lpss_cli import method, models, recipes
 from lpss_cli.data import DataSpec
 from lpss_cli.errors import InputError
-from lpss_cli.request import check
+from lpss_cli.runs import given, jobs
+from lpss_cli.runs.request import check
 
 # What is published: input shape, classes, parameters, epochs, accuracy at 50, 80, 90 % zeros.
 LPSS = {

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
-from lpss_cli.folding import fold
-from lpss_cli.loading import read
+from lpss_cli.checkpoints.folding import fold
+from lpss_cli.checkpoints.loading import read
+from lpss_cli.checkpoints.recognising import fit_of, recognise
 from lpss_cli.models import KNOWN, build, signatures, templates
 from lpss_cli.models.signatures import sign, table
 from lpss_cli.models.templates import Fit, template
-from lpss_cli.recognising import fit_of, recognise
 
 State = dict[str, Tensor]
 

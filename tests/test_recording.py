@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_resuming import Killer, ask, assert_same_bits, killed
 
-from lpss_cli import jobs, loading, recording, resuming
+from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError
+from lpss_cli.runs import jobs, recording, resuming
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +153,7 @@ def test_a_log_that_cannot_be_written_ends_no_run():
 
 
 def test_only_the_ticket_is_logged_not_its_control():
-    from lpss_cli.tickets import ticket
+    from lpss_cli.runs.tickets import ticket
 
     jobs.train(ask("a.pt", sparsity=0.5, epochs=1))
     ticket(Path("a.pt"), ask("t.pt", epochs=2, log=Path("run.jsonl")), "random")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from lpss_cli import artifact
+from lpss_cli.checkpoints import artifact
+from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.layers import measure
-from lpss_cli.loading import Checkpoint
 from lpss_cli.reporting import report
 
 # Rows of four: Hoyer (2 - ‖w‖₁/‖w‖₂)/(2 - 1).

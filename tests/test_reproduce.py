@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lpss_cli import jobs
+from lpss_cli.runs import jobs
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "reproduce.py"
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="benchmarks are not installed")

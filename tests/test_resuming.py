@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lpss_cli import artifact, jobs, loading, resuming
+from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.generations import paths_of
-from lpss_cli.job import JobWatcher
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs, resuming
+from lpss_cli.runs.generations import paths_of
+from lpss_cli.runs.job import JobWatcher
+from lpss_cli.runs.request import Request
 
 
 class KilledError(Exception):
@@ -165,7 +166,7 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(monkeypatch):
     def full(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("lpss_cli.generations.replacing", full)
+    monkeypatch.setattr("lpss_cli.runs.generations.replacing", full)
     watcher = Killer()
     jobs.train(ask("a.pt"), watcher)
     assert watcher.epochs == 4

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lpss_cli import jobs
-from lpss_cli.loading import read
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.reporting import report
-from lpss_cli.request import Request
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
 
 FOLDER = Path(__file__).parents[1] / "sample_models"
 

@@ -13,15 +13,16 @@ from helpers import blobs, network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpss_cli import engine, jobs
-from lpss_cli.bisection import Try, bisect
+from lpss_cli import engine
+from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import TensorSource
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.job import JobWatcher
-from lpss_cli.loading import Checkpoint
-from lpss_cli.origins import origin_of
-from lpss_cli.request import Request
-from lpss_cli.searching import HIGH, LOW, search
+from lpss_cli.runs import jobs
+from lpss_cli.runs.bisection import Try, bisect
+from lpss_cli.runs.job import JobWatcher
+from lpss_cli.runs.origins import origin_of
+from lpss_cli.runs.request import Request
+from lpss_cli.runs.searching import HIGH, LOW, search
 from lpss_cli.starting import Settings
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from lpss_cli import LpSGD
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.joining import joined
-from lpss_cli.sharding import check_rows, is_sharded, local, top_k
+from lpss_cli.processes.joining import joined
+from lpss_cli.processes.sharding import check_rows, is_sharded, local, top_k
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),

@@ -19,11 +19,13 @@ from faults import lpss
 from forking import serving, wait_for
 
 import lpss_cli
-from lpss_cli import apart, artifact, comparing, interrupts, jobs, loading, tickets
+from lpss_cli import apart, interrupts
+from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.errors import InputError, StoppedError
-from lpss_cli.generations import paths_of
-from lpss_cli.job import JobWatcher
-from lpss_cli.request import Request
+from lpss_cli.runs import comparing, jobs, tickets
+from lpss_cli.runs.generations import paths_of
+from lpss_cli.runs.job import JobWatcher
+from lpss_cli.runs.request import Request
 
 pytestmark = [
     pytest.mark.usefixtures("noticed_signals"),
@@ -291,7 +293,7 @@ def test_a_run_interrupted_at_fifty_points_gives_the_same_bits(method, workers):
 
 
 def test_a_signal_while_the_result_is_measured_saves_the_finished_run(monkeypatch):
-    from lpss_cli import job
+    from lpss_cli.runs import job
 
     more = {"data": None, "arch": None, "batch_size": 128, "epochs": 2, "sparsity": 0.9}
     evaluate, calls, last = job.evaluate, [], None
@@ -342,7 +344,7 @@ def test_a_state_that_cannot_be_saved_is_said(monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("lpss_cli.generations.replacing", full)
+    monkeypatch.setattr("lpss_cli.runs.generations.replacing", full)
     with pytest.raises(StoppedError, match=r"by SIGTERM after step 3 of 30$") as error:
         jobs.train(noisy("a.pt"), Signaller(3))
     assert error.value.do == "nothing was saved"

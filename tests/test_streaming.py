@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lpss_cli import artifact, loading
+from lpss_cli.checkpoints import artifact, loading
+from lpss_cli.checkpoints.safetensorsfile import DTYPES
+from lpss_cli.checkpoints.streaming import Streamed
 from lpss_cli.errors import InputError
 from lpss_cli.layers import measure
 from lpss_cli.reporting import report
-from lpss_cli.safetensorsfile import DTYPES
-from lpss_cli.streaming import Streamed
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,7 +162,7 @@ def test_blocks_change_nothing(values, columns, block):
 LIMITED = """
 import json, resource, sys
 from lpss_cli.cli import app
-import lpss_cli.foreign, lpss_cli.reporting, lpss_cli.cli.report_views
+import lpss_cli.checkpoints.foreign, lpss_cli.reporting, lpss_cli.cli.report_views
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sys.argv = ["lpss", "report", "m.safetensors", "--json"]
 try:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lpss_cli import amenable, jobs
+from lpss_cli import amenable
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
-from lpss_cli.loading import read
-from lpss_cli.request import Request
-from lpss_cli.tickets import ticket
+from lpss_cli.runs import jobs
+from lpss_cli.runs.request import Request
+from lpss_cli.runs.tickets import ticket
 
 ARCH = "mlp:64-24-10"
 MASKED = ("fc1.weight", "fc2.weight")

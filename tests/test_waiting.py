@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lpss_cli import engine, method, native
+from lpss_cli import engine, method
+from lpss_cli.optim import native
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.watching import Watcher

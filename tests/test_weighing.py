@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lpss_cli import models, weighing
+from lpss_cli import models
+from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import InputError
-from lpss_cli.loading import Checkpoint
+from lpss_cli.exports import weighing
 from lpss_cli.reporting import report
 
 META = {"arch": "lenet5", "input_shape": [1, 28, 28], "outputs": 10}

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lpss_cli import launch
 from lpss_cli.cli import running
 from lpss_cli.cli.commands import drafting, looking, studies, training, writing
 from lpss_cli.errors import LpssError, StoppedError
+from lpss_cli.processes import launch
 
 
 class _Root(TyperGroup):

@@ -12,9 +12,9 @@ from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import metric, size
 
 if TYPE_CHECKING:
-    from lpss_cli.exporting import Exported
-    from lpss_cli.latency import Latency
-    from lpss_cli.layersizes import Savings
+    from lpss_cli.exports.exporting import Exported
+    from lpss_cli.exports.latency import Latency
+    from lpss_cli.exports.layersizes import Savings
 
 
 NO_SKIPPING = "onnxruntime does not skip zeros; only removed units make it faster"

@@ -13,9 +13,9 @@ from lpss_cli.cli.wording import metric, share, size
 
 if TYPE_CHECKING:
     from lpss_cli.doctor import Finding
+    from lpss_cli.exports.sizes import Size
+    from lpss_cli.exports.verifying import Verification
     from lpss_cli.oneshot import Cut
-    from lpss_cli.sizes import Size
-    from lpss_cli.verifying import Verification
 
 
 def size_table(sizes: Sequence[Size]) -> Table:

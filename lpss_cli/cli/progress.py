@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lpss_cli.cli.out import Out
 from lpss_cli.cli.wording import metric
-from lpss_cli.job import JobWatcher
+from lpss_cli.runs.job import JobWatcher
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -90,7 +90,7 @@ class Printer(JobWatcher):
             self._draw(run)
         elif self._observer is not None:
             from lpss_cli.cli.live import line
-            from lpss_cli.recording import epochs_of, interval
+            from lpss_cli.runs.recording import epochs_of, interval
 
             moment = self._observer.moment(run)
             if run.epoch % interval(epochs_of(run), None) == 0 or run.epoch == epochs_of(run):

@@ -15,8 +15,8 @@ from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import metric, number, share, size
 
 if TYPE_CHECKING:
+    from lpss_cli.exports.layersizes import Savings
     from lpss_cli.layers import Layer
-    from lpss_cli.layersizes import Savings
     from lpss_cli.planning import Plan
     from lpss_cli.reporting import Report
 

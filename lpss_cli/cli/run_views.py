@@ -13,8 +13,8 @@ from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import is_fraction, metric, number, share, size
 
 if TYPE_CHECKING:
-    from lpss_cli.outcome import Outcome
-    from lpss_cli.tickets import Ticket
+    from lpss_cli.runs.outcome import Outcome
+    from lpss_cli.runs.tickets import Ticket
 
 
 def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:

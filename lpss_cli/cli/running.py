@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lpss_cli import launch
 from lpss_cli.cli.out import Out
+from lpss_cli.processes import launch
 
 # What the running command prints with: errors go the same way.
 _current = Out()
@@ -26,7 +26,7 @@ def fail(what: str, do: str) -> None:
     if launch.place().size == 1:
         _current.error(what, do)
         return
-    from lpss_cli.joining import turn
+    from lpss_cli.processes.joining import turn
 
     with turn() as mine:
         if mine:
@@ -49,7 +49,7 @@ def request(
     values: dict[str, Any], out: Path, method_options: dict[str, Any], base: dict[str, Any]
 ) -> Any:
     """Make the request of a command: what was typed wins over ``base``, a recipe's options."""
-    from lpss_cli import given
+    from lpss_cli.runs import given
 
     switches = ("force", "resume", "trust_pickle", "keep_init", "log", "tensorboard")
     return given.request(
@@ -81,7 +81,7 @@ def command_line() -> str:
 
 def input_file(file: Path | None, out: Out) -> Path:
     """Take the file that was named, else the newest artefact here, and say which."""
-    from lpss_cli.lookup import newest_artifact
+    from lpss_cli.checkpoints.lookup import newest_artifact
 
     if file is not None:
         return file

@@ -13,7 +13,7 @@ from lpss_cli.schedule import cubic
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.lpsgd import LpSGD
+    from lpss_cli.optim.lpsgd import LpSGD
     from lpss_cli.state import RunState
 
 
@@ -97,13 +97,13 @@ class LpSS(Method):
                     fact["travel"] = run.memory["travel"] * self._eta(fact["p"])
 
     def _eta(self, p: float) -> float:
-        from lpss_cli.rules import default_eta
+        from lpss_cli.optim.rules import default_eta
 
         return default_eta(p) if self.config.eta is None else float(self.config.eta)
 
     def make_optimizer(self, run: RunState) -> LpSGD:
         """Return LpSGD with one group per p and dimension of rows."""
-        from lpss_cli.lpsgd import LpSGD
+        from lpss_cli.optim.lpsgd import LpSGD
 
         config = self.config
         by_kind: dict[tuple[float, int], list[Tensor]] = {}

@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lpss_cli.checkpoints.safetensorsfile import read_header
+from lpss_cli.checkpoints.snapshot import opened
 from lpss_cli.errors import RunError
 from lpss_cli.oneshot.blocks import Entry, blocks, copy, equal, keys_of
 from lpss_cli.oneshot.threshold import Threshold
-from lpss_cli.safetensorsfile import read_header
-from lpss_cli.snapshot import opened
 
 
 @dataclass(frozen=True)

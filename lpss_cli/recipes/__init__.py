@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lpss_cli import given
 from lpss_cli.errors import InputError, nearest
+from lpss_cli.runs import given
 
 if sys.version_info >= (3, 11):
     import tomllib

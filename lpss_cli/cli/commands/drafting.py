@@ -29,8 +29,8 @@ def init(
     chosen: dict[str, Any],
 ) -> None:
     """Write a commented recipe for a network, with the options given."""
-    from lpss_cli import given
-    from lpss_cli.drafting import draft
+    from lpss_cli.runs import given
+    from lpss_cli.runs.drafting import draft
 
     printer = run.printer(values)
     out = values["out"] or Path("recipe.toml")

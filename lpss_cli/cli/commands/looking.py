@@ -13,8 +13,8 @@ from lpss_cli.cli.flags import with_options
 from lpss_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from lpss_cli.checkpoints.loading import Checkpoint
     from lpss_cli.cli.out import Out
-    from lpss_cli.loading import Checkpoint
     from lpss_cli.reporting import Report
 
 # The options of a method that a plan answers to.
@@ -88,8 +88,8 @@ def _measured(
     paths: list[Path], values: dict[str, Any], printer: Out, sizes: bool
 ) -> tuple[list[Checkpoint], list[Report]]:
     """Read and measure every file; what its files would cost only where it was asked for."""
-    from lpss_cli.foreign import introduce
-    from lpss_cli.loading import browse
+    from lpss_cli.checkpoints.foreign import introduce
+    from lpss_cli.checkpoints.loading import browse
     from lpss_cli.reporting import report as measure
 
     checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
@@ -99,7 +99,7 @@ def _measured(
     reports = [measure(checkpoint) for checkpoint in checkpoints]
     if sizes:
         from lpss_cli.cli.progress import Printer
-        from lpss_cli.filesizes import with_files
+        from lpss_cli.exports.filesizes import with_files
 
         with printer.busy("measuring files"):
             reports = [
@@ -107,7 +107,7 @@ def _measured(
                 for item, path in zip(reports, paths, strict=True)
             ]
     else:
-        from lpss_cli.weighing import with_savings
+        from lpss_cli.exports.weighing import with_savings
 
         pairs = zip(reports, checkpoints, strict=True)
         reports = [with_savings(item, checkpoint, values["arch"]) for item, checkpoint in pairs]
@@ -128,7 +128,7 @@ def plan(
 ) -> None:
     """Predict p, Hoyer sparsity and kept weights before any training."""
     from lpss_cli.cli.report_views import plan_table
-    from lpss_cli.jobs import plan_for
+    from lpss_cli.runs.jobs import plan_for
 
     printer = run.printer(values)
     path = run.input_file(file, printer) if file or not values["arch"] else None
@@ -156,7 +156,7 @@ def verify(
     B may be an ONNX file; its predictions are compared.
     """
     from lpss_cli.cli.file_views import verdict, verify_table
-    from lpss_cli.verifying import verify_files
+    from lpss_cli.exports.verifying import verify_files
 
     printer = run.printer(values)
     with printer.busy("comparing"):
@@ -174,7 +174,7 @@ def evaluate(
 ) -> None:
     """Print the metric of a checkpoint on its test split, alone."""
     from lpss_cli.cli.progress import Printer
-    from lpss_cli.jobs import evaluate_file
+    from lpss_cli.runs.jobs import evaluate_file
 
     printer = run.printer(values)
     path = run.input_file(file, printer)

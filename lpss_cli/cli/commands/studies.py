@@ -36,7 +36,7 @@ def ticket(
     """Train a sparse network's mask again, beside a random one."""
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.run_views import ticket_panel
-    from lpss_cli.tickets import ticket as train_ticket
+    from lpss_cli.runs.tickets import ticket as train_ticket
 
     printer = run.printer(values)
     target = values["out"] or file.with_name(f"{file.stem}.ticket.pt")
@@ -72,9 +72,9 @@ def compare(
 ) -> None:
     """Train several methods alike and set them side by side."""
     from lpss_cli.cli.run_views import compare_table
-    from lpss_cli.comparing import Comparison
-    from lpss_cli.comparing import compare as compare_methods
-    from lpss_cli.plotting import accuracy_against_sparsity
+    from lpss_cli.runs.comparing import Comparison
+    from lpss_cli.runs.comparing import compare as compare_methods
+    from lpss_cli.runs.plotting import accuracy_against_sparsity
     from lpss_cli.targets import parse as sparsity
 
     printer = run.printer(values)

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from lpss_cli import launch
 from lpss_cli.cli import options as o
 from lpss_cli.cli import running as run
 from lpss_cli.cli.flags import with_options
 from lpss_cli.cli.out import Out
 from lpss_cli.errors import InputError
+from lpss_cli.processes import launch
 
 
 @with_options(o.TRAINING, o.RUN, o.DATA, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
@@ -20,7 +20,7 @@ def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Train a network from scratch: dense, or sparse with --sparsity."""
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.run_views import outcome_panel
-    from lpss_cli.jobs import train as train_network
+    from lpss_cli.runs.jobs import train as train_network
 
     printer = run.printer(values)
     base = run.recipe(values, "train", printer)
@@ -59,7 +59,7 @@ def sparsify(
         return
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.run_views import outcome_panel
-    from lpss_cli.jobs import sparsify as sparsify_file
+    from lpss_cli.runs.jobs import sparsify as sparsify_file
 
     target = values["out"] or run.beside(file, ".sparse.pt")
     request = run.request(values, target, chosen, base)

@@ -73,8 +73,8 @@ def export(
     from lpss_cli.cli.export_views import export_table, networks_table, onnx_notes, savings_table
     from lpss_cli.cli.file_views import size_table
     from lpss_cli.cli.progress import Printer
-    from lpss_cli.exportjob import Options, export_file, sizes_of
-    from lpss_cli.onnxjob import OnnxOptions
+    from lpss_cli.exports.exportjob import Options, export_file, sizes_of
+    from lpss_cli.exports.onnxjob import OnnxOptions
 
     printer = run.printer(values)
     path = run.input_file(file, printer)
@@ -99,7 +99,7 @@ def unpack(
 ) -> None:
     """Turn a packed file back into safetensors, and compare them."""
     from lpss_cli.cli.export_views import export_table
-    from lpss_cli.packing import unpack_file
+    from lpss_cli.exports.packing import unpack_file
 
     printer = run.printer(values)
     written = unpack_file(file, values["out"], force=values["force"])

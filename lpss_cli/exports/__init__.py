@@ -1,0 +1,1 @@
+"""Files for other programs: made smaller, written, read back from disk and compared."""

@@ -1,0 +1,108 @@
+"""Running ONNX files with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpss_cli.checkpoints import kinds
+from lpss_cli.checkpoints.snapshot import opened, read_whole
+from lpss_cli.errors import InputError, one_line
+
+_BATCH = 256
+
+
+def runtime() -> str:
+    """Name and version of the runtime."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def open_session(model: bytes | Path, threads: int | None = None) -> Any:
+    """Load an ONNX file on the CPU; ``threads`` None leaves their number to the runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = ["CPUExecutionProvider"]
+    # Without falling back to the same provider again, which it announces on stdout.
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+
+def run(model: bytes | Path, inputs: Tensor) -> Tensor:
+    """Return the outputs for (N, …) inputs, computed in batches."""
+    session = open_session(model)
+    parts = [session.run(None, {"input": x.numpy()})[0] for x in inputs.split(_BATCH)]
+    return torch.cat([torch.from_numpy(part) for part in parts])
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a file is an ONNX model, told by its name or its first bytes."""
+    if path.suffix == ".onnx":
+        return True
+    try:
+        with opened(path) as file:
+            return kinds.is_onnx(file.read(3))
+    except (InputError, OSError):
+        return False  # the ordinary way says what is wrong with it
+
+
+def run_foreign(path: Path, inputs: Tensor) -> Tensor:
+    """Return the first outputs of any ONNX file of one input.
+
+    Args:
+        path: the file; nothing it refers to is read.
+        inputs: (N, …) of what the network takes.
+
+    Raises:
+        InputError: no such file, none that onnxruntime takes, or one for other inputs.
+    """
+    try:
+        session = open_session(_contained(path))
+        (first,) = (item.name for item in session.get_inputs())
+        parts = [session.run(None, {first: x.numpy()})[0] for x in inputs.split(_BATCH)]
+        return torch.cat([torch.from_numpy(part) for part in parts])
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {one_line(error)}", "check its name") from error
+    except InputError:
+        raise
+    except Exception as error:  # onnx and onnxruntime raise classes of their own
+        raise InputError(
+            f"onnxruntime does not run {path} on these inputs: {one_line(error)}",
+            "give an ONNX file of the same network, with one input",
+        ) from error
+
+
+def _contained(path: Path) -> bytes:
+    """Return a model's bytes, once it is known to hold all its tensors itself."""
+    import onnx
+
+    content = read_whole(path)
+    for part in _messages(onnx.load_model_from_string(content)):
+        if isinstance(part, onnx.TensorProto) and part.data_location == onnx.TensorProto.EXTERNAL:
+            raise InputError(
+                f"{path} keeps tensors in other files", "save it with its tensors inside"
+            )
+    return content
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield a protobuf message and all those within it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(part)
+
+
+@torch.no_grad()
+def run_torch(model: torch.nn.Module, inputs: Tensor) -> Tensor:
+    """Return the outputs of a network for (N, …) inputs, computed in the same batches."""
+    return torch.cat([model(x) for x in inputs.split(_BATCH)])

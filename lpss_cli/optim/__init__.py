@@ -1,0 +1,1 @@
+"""LpSGD: the optimizer, its rules, and one step in PyTorch's operations or in machine code."""

@@ -1,0 +1,239 @@
+"""LpSGD: momentum SGD whose weight rows stay on Lp spheres.
+
+Li, Yang, Li, Lu, Xie, "Training Sparse Neural Network by Constraining Synaptic Weight on Unit Lp
+Sphere", arXiv:2103.16013, extended in two ways: every row keeps a radius (its *gain* γ, so that a
+trained network starts as the function it is), and a second rule covers 0 < p ≤ 1.
+
+``p > 1``, the *dual rule* (the paper's): the latent is the feature vector
+``v = sign(ŵ)|ŵ|^(p-1)``, ``‖v‖_q = 1`` with ``q = p/(p-1)``; with ``a = 1/(p-1)``::
+
+    v ← (1-η) v - η d/‖d‖_q ;  v ← v/‖v‖_q ;  w = γ sign(v)|v|^a
+
+``0 < p ≤ 1``, the *signed-power rule*: ``‖u‖_2 = 1  ⇔  ‖sign(u)|u|^(2/p)‖_p = 1``, so the step is
+one along a great circle::
+
+    h = γ g∘(2/p)|u|^(2/p-1) ;  d ← d - <d,u>u ;  u ← u - η d/‖d‖ ;  u ← u/‖u‖
+
+``d`` is the (Nesterov) momentum of g, or of h. One full-size copy (the latent) is kept beside the
+momentum, and one scalar per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+from torch.optim.sgd import sgd
+
+from lpss_cli.optim import groups, native, rowstep
+from lpss_cli.optim.rowstep import Rows, Rule
+from lpss_cli.optim.rules import show, to_sphere
+from lpss_cli.processes.sharding import check_rows, local, numbers_of_rows
+from lpss_cli.sphere import dual_exponents, row_dims
+
+
+class LpSGD(Optimizer):
+    """Stochastic gradient descent on unit Lp spheres with radii.
+
+    Parameters of fewer than two dimensions or with a fan-in of 1, and those of groups with
+    ``p=None``, take PyTorch's ordinary momentum step. A group that holds both kinds is split in
+    two, so every group has its own ``lr`` (η on the sphere) and any scheduler drives both.
+
+    Args:
+        params: parameters, named parameters or groups; a group may set every option below.
+        lr: step of the ordinary parameters, > 0.
+        p: exponent of the sphere, 0.2…1 or 1.03…4; None for an ordinary group.
+        eta: step on the sphere as a fraction of the radius; None takes ``default_eta(p)``.
+        momentum: μ in [0, 1).
+        dampening: in [0, 1); Nesterov needs 0.
+        nesterov: look one momentum step ahead.
+        weight_decay: L2 decay of the ordinary parameters; a sphere has none.
+        gain: ``learned`` starts from every row's own norm and trains it: a step on log γ, along
+            ``∂L/∂log γ = <g, w>``, of at most 5 %; ``fixed`` keeps the norm; ``unit`` is the
+            paper's radius 1 and changes the network's function at once.
+        gain_lr: step of log γ when the gain is learned.
+        row_dim: the dimension that counts neurons; 1 for transposed convolutions.
+        fused: take the step in machine code (``lpss_cli.optim.native``). None does so for fp32
+            and fp64 weights on a CPU where there is a C++ compiler; False never does; True refuses
+            to do without.
+
+    Raises:
+        InputError: an option is out of range, or ``fused=True`` without a compiler.
+    """
+
+    #: State that lives on where a mask holds the weight at zero (semi-pruning).
+    dormant: ClassVar[tuple[str, ...]] = ("latent",)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.05,
+        *,
+        p: float | None = 1.15,
+        eta: float | None = None,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        gain: str = "learned",
+        gain_lr: float = 0.03,
+        row_dim: int = 0,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "p": p,
+            "eta": eta,
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "gain": gain,
+            "gain_lr": gain_lr,
+            "row_dim": row_dim,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, split into its sphere part and its ordinary part."""
+        for part in groups.divide({**self.defaults, **param_group}):
+            super().add_param_group(part)
+        for added in self.param_groups[-2:]:
+            added.setdefault("peak_lr", added["lr"])
+
+    def take_latents(self) -> None:
+        """Start the state of every sphere weight from its present value, unless it has one.
+
+        The first step does so by itself; call it where weights are masked before that.
+        """
+        for group in self.param_groups:
+            for weight in group["params"] if group["p"] is not None else ():
+                if "latent" not in self.state[weight]:
+                    self._take_latent(weight, group)
+
+    @torch.no_grad()
+    def _take_latent(self, weight: Tensor, group: dict[str, Any]) -> None:
+        """Start the state of one weight from its present value."""
+        dim, dims = group["row_dim"], row_dims(weight, group["row_dim"])
+        check_rows(weight, dim)
+        latent = torch.empty_like(weight, dtype=_state_dtype(weight), requires_grad=False)
+        radii = []
+        for part, place in rowstep.blocks(dim, local(weight.detach()), local(latent)):
+            radius, direction = to_sphere(part.to(latent.dtype), group["p"], dims)
+            place.copy_(direction)
+            radii.append(radius)
+        radius = torch.cat(radii, dim)
+        state = self.state[weight]
+        state["latent"] = latent
+        state["momentum_buffer"] = torch.zeros_like(latent)
+        gain = (radius > 0).to(radius.dtype) if group["gain"] == "unit" else radius
+        state["gain"] = numbers_of_rows(gain, weight, dim)
+        state["zero_rows"] = _zero_rows(radius)
+        if group["gain"] == "learned":
+            state["gain_momentum"] = torch.zeros_like(state["gain"])
+        if group["gain"] == "unit":
+            show(local(weight), local(latent), gain, group["p"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore; latents of half-precision weights stay in fp32 (torch would cast them)."""
+        super().load_state_dict(state_dict)
+        indices = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
+        params = chain.from_iterable(g["params"] for g in self.param_groups)
+        for index, weight in zip(indices, params, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and value.dtype != self.state[weight][key].dtype:
+                    self.state[weight][key] = value.to(weight.device, copy=True)
+            if "gain" in self.state[weight]:
+                self.state[weight]["zero_rows"] = _zero_rows(local(self.state[weight]["gain"]))
+
+    def log_magnitude(self, weight: Tensor) -> Tensor:
+        """``log|γŵ|`` of the latent row, masked entries included; -inf where it is zero.
+
+        The logarithm ranks weights that have underflowed in their own number format.
+        """
+        p = next(g["p"] for g in self.param_groups if any(q is weight for q in g["params"]))
+        if p is None:
+            return weight.detach().abs().log()
+        self.take_latents()
+        state = self.state[weight]
+        exponent = dual_exponents(p)[1] if p > 1 else 2.0 / p
+        latent: Tensor = state["latent"]
+        return latent.abs().log().mul_(exponent).add_(state["gain"].log())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # untyped
+        # (the base class overloads closure for typing only)
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.take_latents()
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if group["p"] is None:
+                self._ordinary_step(weights, group)
+                continue
+            rule = groups.rule_of(group)
+            for weight in weights:
+                self._sphere_step(weight, group, rule)
+        return loss
+
+    def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        if not params:
+            return
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        sgd(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            buffers,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            weight_decay=group["weight_decay"],
+            maximize=False,
+        )
+        if group["momentum"]:
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _sphere_step(self, weight: Tensor, group: dict[str, Any], rule: Rule) -> None:
+        state = self.state[weight]
+        assert weight.grad is not None  # step() chose it so
+        gain_momentum = state.get("gain_momentum")
+        # Rows are whole on every process, so a shard of them is a weight of its own.
+        rows = Rows(
+            local(weight.detach()),
+            local(weight.grad),
+            local(state["momentum_buffer"]),
+            local(state["latent"]),
+            local(state["gain"]),
+            None if gain_momentum is None else local(gain_momentum),
+            group["row_dim"],
+        )
+        if not rows.weight.numel():
+            return
+        if group.get("fused") is not False and native.fits(rows):
+            native.step(rows, rule)
+            return
+        if len(state["zero_rows"]):
+            rowstep.wake(rows, state["zero_rows"], rule)
+        rowstep.step(rows, rule)
+
+
+def _zero_rows(radius: Tensor) -> Tensor:
+    """Return the indices of rows of zeros: without a direction, they wait for a gradient.
+
+    Looked up once, so that no step has to wait for the device to know whether there are any.
+    """
+    return (radius.flatten() == 0).nonzero().squeeze(1)
+
+
+def _state_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)

@@ -1,0 +1,196 @@
+"""Several methods at several sparsities and seeds: the same network, data and number of steps.
+
+Learning rate and decay of every method are chosen by the same small grid on a held-out part of
+the training data, at the middle one of the sparsities; the test split is measured once, on the
+final network at its exact target. Every run has a process of its own, so that its peak memory is
+its own. Results are kept in a folder after every run, and the state of the present one beside them;
+a killed comparison goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lpss_cli import method as methods
+from lpss_cli.errors import InputError, StoppedError
+from lpss_cli.files import output
+from lpss_cli.interrupts import SignalledError, listening
+from lpss_cli.runs.request import Request, check
+from lpss_cli.runs.runstore import RunStore
+from lpss_cli.targets import check_sparsity
+
+#: Factors on a method's own learning rate, and decays, that every method is tried with.
+FACTORS = (0.5, 1.0, 2.0)
+DECAYS = (0.0, 5e-4)
+HOLDOUT = 0.1
+DENSE = "dense"
+# Seeds of the runs that choose options: others than those that are reported.
+_CHOOSING_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare.
+
+    Attributes:
+        methods: registered methods; a dense run is always among them.
+        sparsities: targets in (0, 1).
+        seeds: number of seeds, 0 up.
+        tune: choose learning rate and decay on a held-out part first.
+    """
+
+    methods: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    seeds: int = 3
+    tune: bool = True
+
+    def __post_init__(self) -> None:
+        """Check everything before any work.
+
+        Raises:
+            InputError: an unknown method, a target out of range, no seed, nothing to compare.
+        """
+        for name in self.methods:
+            methods.get(name)
+        for sparsity in self.sparsities:
+            if check_sparsity(sparsity) == 0:
+                raise InputError("0 is no target", f"the {DENSE} run is made anyway")
+        if not self.methods or not self.sparsities or self.seeds < 1:
+            raise InputError(
+                "there is nothing to compare", "name --methods, --sparsities and --seeds from 1 up"
+            )
+
+    def cells(self) -> Iterator[tuple[str, float]]:
+        """Every method with every sparsity; dense once, without one."""
+        yield DENSE, 0.0
+        for name in self.methods:
+            if name != DENSE:
+                yield from ((name, sparsity) for sparsity in self.sparsities)
+
+
+def compare(
+    what: Comparison, request: Request, folder: Path, note: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Run what is missing and return one row a method and sparsity.
+
+    Args:
+        what: methods, sparsities, seeds.
+        request: network, data and budget that all runs share; its method, options, sparsity and
+            seed are not used.
+        folder: where ``results.json`` is kept; made if absent.
+        note: told about every finished run.
+
+    Returns:
+        Rows with ``method``, ``sparsity``, ``options``, ``accuracy`` (mean), ``sd``, ``runs``, ….
+
+    Raises:
+        InputError: the folder holds another comparison, or something does not exist or fit.
+        StoppedError: a signal came; finished runs are kept.
+    """
+    check(request)
+    path = folder / "results.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be a folder of results: {error.strerror}", "choose another --out-dir"
+        ) from None
+    with output(path, force=True, option="--out-dir"), listening() as interrupts:
+        interrupts.defer()
+        store = RunStore(path, _identity(request), interrupts, note)
+        try:
+            return _rows(what, request, store)
+        except SignalledError as signalled:
+            said, number = _said(signalled.number), signalled.number
+        except StoppedError as stopped:
+            said, number = stopped.what, stopped.signal
+        raise StoppedError(
+            f"{said}; {store.finished} finished runs are in {path}",
+            f"go on with: {request.command}",
+            number,
+        )
+
+
+def _said(number: int) -> str:
+    return f"interrupted by {signal.Signals(number).name}"
+
+
+def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str, Any]]:
+    rows = []
+    for name, sparsity in what.cells():
+        options = _chosen(what, request, name, store) if what.tune else {}
+        runs = []
+        for seed in range(what.seeds):
+            one = replace(request, method=name, options=options, sparsity=sparsity, seed=seed)
+            label = f"{name} at {sparsity:.6g}, seed {seed}, {json.dumps(options)}"
+            runs.append(store.get(label, one))
+        rows.append(_row(name, sparsity, options, runs))
+    return rows
+
+
+def _chosen(what: Comparison, request: Request, name: str, store: RunStore) -> dict[str, Any]:
+    """Return the learning rate and decay that were best on the held-out part."""
+    config = methods.get(name).Config()
+    middle = sorted(what.sparsities)[(len(what.sparsities) - 1) // 2]
+    rates = [None] if config.lr is None else [config.lr * factor for factor in FACTORS]
+    best: tuple[float, dict[str, Any]] = (-math.inf, {})
+    for rate in rates:
+        for decay in DECAYS if config.weight_decay is not None else (None,):
+            options = {"lr": rate, "weight_decay": decay}
+            options = {key: value for key, value in options.items() if value is not None}
+            one = replace(
+                request,
+                method=name,
+                options=options,
+                sparsity=0.0 if name == DENSE else middle,
+                seed=_CHOOSING_SEED,
+                holdout=HOLDOUT,
+            )
+            found = store.get(f"choosing {name}, {json.dumps(options)}", one)
+            score = found.get("score", -math.inf)
+            if score > best[0]:
+                best = score, options
+    return best[1]
+
+
+def _row(
+    name: str, sparsity: float, options: dict[str, Any], runs: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    good = [run for run in runs if "failed" not in run]
+    values = [run["metric"] for run in good]
+
+    def middle(key: str) -> float | None:
+        found = [run[key] for run in good if run[key] is not None]
+        return statistics.median(found) if found else None
+
+    return {
+        "method": name,
+        "sparsity": sparsity,
+        "options": options,
+        "metric": good[0]["primary"] if good else None,
+        "mean": statistics.mean(values) if values else None,
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "failed": len(runs) - len(good),
+        "zeros": good[0]["zeros"] if good else None,
+        "prunable": good[0]["prunable"] if good else None,
+        "hoyer": middle("hoyer"),
+        "seconds_per_epoch": middle("seconds_per_epoch"),
+        "peak_bytes": middle("peak_bytes"),
+        "runs": list(runs),
+    }
+
+
+def _identity(request: Request) -> dict[str, Any]:
+    """What all runs of a folder share."""
+    keys = ("data", "arch", "epochs", "batch_size", "precision", "device")
+    return {key: getattr(request, key) for key in keys} | {
+        "skip": list(request.skip),
+        "data_overrides": {k: str(v) for k, v in request.data_overrides.items() if k != "data_dir"},
+    }

@@ -1,0 +1,175 @@
+"""What a request comes to: the data, the network with its weights, the target and the settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpss_cli import layertargets, models
+from lpss_cli.checkpoints import artifact, foreign
+from lpss_cli.checkpoints.fitting import check_fits, load_into
+from lpss_cli.checkpoints.loading import Checkpoint
+from lpss_cli.data import Data, DataSpec, load
+from lpss_cli.data import is_import_path as is_data_code
+from lpss_cli.distillation import check_task
+from lpss_cli.errors import InputError
+from lpss_cli.patterns import resolve
+from lpss_cli.runs.request import Request
+from lpss_cli.starting import TEMPERATURE, Settings
+from lpss_cli.weights import Weight
+
+# Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
+TRAIN_BUDGET = (12, 2000)
+SPARSIFY_BUDGET = (4, 1000)
+#: Zeros that sparsify aims at where nothing is asked for.
+SPARSITY = 0.9
+
+
+def restore(
+    checkpoint: Checkpoint, request: Request, note: Callable[[str], None] = lambda _: None
+) -> tuple[nn.Module, str, Data]:
+    """Return the checkpoint's network with its weights, the network's spec, and its data.
+
+    Args:
+        checkpoint: ours, or one of other origin: its network is recognised, if nobody typed it.
+        request: what was typed.
+        note: told what was found out or assumed.
+
+    Raises:
+        InputError: the network or the data are unknown, or do not fit the weights.
+    """
+    fit = None
+    if checkpoint.meta:
+        arch = artifact.arch_of(checkpoint, request.arch)
+        spec = data_spec(request, checkpoint)
+    else:
+        arch, fit = foreign.identify(checkpoint, request.arch, note)
+        # A network of other origin has seen its arrays as they are.
+        spec = data_spec(request, checkpoint).unstandardised()
+        spec = foreign.as_published(spec, checkpoint, arch, fit, note)
+    data = _loaded(spec, request)
+    if fit is not None:
+        foreign.check_data(fit, data, checkpoint)
+    arch = models.resolve(arch, data.input_shape, data.outputs)
+    # The networks of torchvision and timm are as large as their names say, no larger.
+    if request.arch is None and not arch.startswith(("torchvision:", "timm:")):
+        check_fits(arch, data.input_shape, data.outputs, checkpoint)
+    torch.manual_seed(request.seed)
+    model = models.build(arch, data.input_shape, data.outputs)
+    load_into(model, checkpoint, arch)
+    return model, arch, data
+
+
+def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float) -> float:
+    """Return the target: typed, else what ``--layer`` adds up to where it names all, else default.
+
+    Args:
+        request: what was typed.
+        weights: name → prunable weight of the network.
+        default: of the command.
+
+    Raises:
+        InputError: a pattern matches nothing, or the layers' targets do not fit the whole's.
+    """
+    target = default if request.sparsity is None else request.sparsity
+    if not request.layer:
+        return target
+    skipped = resolve(request.skip, list(weights), "--skip")
+    sizes = {name: w.tensor.numel() for name, w in weights.items() if name not in skipped}
+    whole = layertargets.implied(request.layer, sizes) if request.sparsity is None else None
+    target = target if whole is None else whole
+    layertargets.quotas(request.layer, sizes, target)
+    return target
+
+
+def load_data(request: Request) -> Data:
+    """Load the data that was typed for a new network, else digits.
+
+    Raises:
+        InputError: they cannot be loaded.
+    """
+    return _loaded(data_spec(request), request)
+
+
+def _loaded(spec: DataSpec, request: Request) -> Data:
+    data = load(spec)
+    return data if request.holdout is None else data.holdout(request.holdout, request.seed)
+
+
+def data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpec:
+    """Return the data that was typed, else the checkpoint's own, else digits for a new network.
+
+    Raises:
+        InputError: nobody said which data, or they are code from a file.
+    """
+    own = checkpoint.meta.get("data") if checkpoint else {"name": "digits"}
+    stored = dict(own) if isinstance(own, Mapping) else {}
+    if request.data is not None and request.data != stored.get("name"):
+        stored = {"name": request.data}
+    elif not stored and checkpoint:
+        raise InputError(
+            f"{checkpoint.path} does not say which data it was trained on", "pass --data"
+        )
+    elif request.data is None and is_data_code(str(stored.get("name", ""))):
+        raise InputError(
+            f"the checkpoint was trained on {stored['name']}, code that is never imported unasked",
+            f"pass --data {stored['name']} if you trust it",
+        )
+    _look_beside(stored, checkpoint)
+    if "image_size" in request.data_overrides:
+        stored.pop("resize", None)  # belongs to the size that was stored
+    return DataSpec.from_dict({**stored, **request.data_overrides})
+
+
+def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+    """Find data that an artefact names by a relative path beside the artefact itself."""
+    name = Path(str(stored.get("name", "")))
+    # os.path.exists: Path.exists fails on names that are too long.
+    if checkpoint and not name.is_absolute() and not os.path.exists(name):
+        beside = checkpoint.path.parent / name
+        if os.path.exists(beside):
+            stored["name"] = str(beside)
+
+
+def settings_for(
+    request: Request, data: Data, sparsity: float, budget: tuple[int, int], keep_zeros: bool = False
+) -> Settings:
+    """Choose what was left open by the size of the data."""
+    n = len(data.train)
+    # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.
+    size = request.batch_size or max(16, min(256, 1 << max(0, (n // 64).bit_length() - 1)))
+    if request.distill:
+        check_task(data.task)
+    elif request.temperature is not None:
+        raise InputError("--temperature is of --distill", "give --distill 0.5 too")
+    epochs, steps = budget
+    suited = max(epochs, -(-steps // max(1, n // size)))
+    return Settings(
+        epochs=suited if request.epochs is None else request.epochs,
+        batch_size=size,
+        seed=request.seed,
+        sparsity=sparsity,
+        layers=request.layer,
+        skip=request.skip,
+        keep_zeros=keep_zeros,
+        precision=request.precision,
+        distill=request.distill or 0.0,
+        temperature=TEMPERATURE if request.temperature is None else request.temperature,
+    )
+
+
+def preprocessing_notes(data: Data) -> list[str]:
+    """Say what is done to the inputs, so that nobody has to guess it."""
+    mean, std = data.preprocessing.get("mean"), data.preprocessing.get("std")
+    if not mean or not std or data.preprocessing.get("kind") == "table":
+        return []
+    if set(mean) == {0.0} and set(std) == {1.0}:
+        return ["inputs are used as they are; --mean and --std change that"]
+    few = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
+    more = f", … ({len(mean)} in all)" if len(mean) > 3 else ""
+    return [f"inputs are standardised by mean/std {few}{more}; --mean and --std change that"]
