@@ -127,12 +127,7 @@ def cut(
     with output(out, force=force), opened(path) as source:
         check_space(out, path.stat().st_size)
         threshold = find(path, source, plan.pruned, wanted)
-        try:
-            parts = _rewrite(source, plan, threshold, sparsity, out)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {out}: {one_line(error)}", "check space and permissions"
-            ) from error
+        parts = _rewrite(source, plan, threshold, sparsity, out)
         zeros = sum(part.zeros for part in parts)
         if zeros < wanted:
             out.unlink()
