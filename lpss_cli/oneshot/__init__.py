@@ -19,7 +19,7 @@ import numpy as np
 
 from lpss_cli.checkpoints.safetensorsfile import read_header
 from lpss_cli.checkpoints.snapshot import opened
-from lpss_cli.errors import InputError, RunError, one_line
+from lpss_cli.errors import InputError, RunError
 from lpss_cli.files import check_space, output, replacing
 from lpss_cli.oneshot.blocks import DTYPES, Entry
 from lpss_cli.oneshot.rewriting import Part, compare, header_of, write
