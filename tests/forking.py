@@ -27,7 +27,7 @@ SERVER = """
 import json, os, signal, sys, time
 import torch
 import lpss_cli.runs.comparing, lpss_cli.data, lpss_cli.runs.jobs, lpss_cli.runs.tickets
-from lpss_cli import resuming
+from lpss_cli.runs import resuming
 from lpss_cli.cli import app
 from lpss_cli.cli.progress import Printer
 torch.set_num_threads(1)

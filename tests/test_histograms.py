@@ -7,7 +7,7 @@ import torch
 
 from lpss_cli import histograms
 from lpss_cli.checkpoints.record import checked
-from lpss_cli.layers import survivors
+from lpss_cli.layers import measure
 
 GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
 
@@ -39,6 +39,7 @@ def test_what_is_remembered_of_a_network_is_what_a_record_takes():
     record = {histograms.KEY: histograms.of_model(model)}
     assert checked(record) == (record, [])
     (found,) = histograms.of_record(record).values()
-    whole = survivors(model[0].weight)
+    whole = measure("0.weight", model[0].weight).survivors
+    assert whole is not None
     assert (found.low, found.high, found.counts) == (-1.0, 3.0, whole.counts)
     assert histograms.of_record({}) == {}

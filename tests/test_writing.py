@@ -245,7 +245,7 @@ FORKS = """
 import os, sys
 from pathlib import Path
 import torch
-from lpss_cli import artifact
+from lpss_cli.checkpoints import artifact
 torch.set_num_threads(1)
 path, step = Path(sys.argv[1]), 0
 for line in sys.stdin:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lpss_cli.reporting import Report
 
 # Columns that a narrow terminal goes without, the least missed first.
-_DISPENSABLE = ("shape", "weights", "zeros", "predicted", "live shape", "dead", "p")
+_DISPENSABLE = ("shape", "live shape", "weights", "zeros", "predicted", "dead", "p")
 
 
 def warnings(report: Report) -> list[str]:
