@@ -179,9 +179,22 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path, counted):
     compare(what, BUDGET, tmp_path, quiet)
     with pytest.raises(InputError, match="of another network, data or budget"):
         compare(what, replace(BUDGET, epochs=3), tmp_path, quiet)
-    (tmp_path / "results.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "runs", ["[1]", '["a"]', '{"a": 1}', '{"a": {}}', '{"a": {"failed": 1}}', "[" * 10**5, "null"]
+)
+def test_results_that_no_comparison_writes_are_refused(tmp_path, runs):
+    (tmp_path / "results.json").write_text(f'{{"of": {{}}, "runs": {runs}}}')
     with pytest.raises(InputError, match="is no comparison"):
-        compare(what, BUDGET, tmp_path, quiet)
+        compare(Comparison(("gmp",), (0.5,)), BUDGET, tmp_path, quiet)
+
+
+def test_states_that_cannot_be_kept_are_found_before_any_work(tmp_path, counted):
+    (tmp_path / "running").touch()
+    with pytest.raises(InputError, match="running cannot be a folder of states"):
+        compare(Comparison(("gmp",), (0.5,)), BUDGET, tmp_path, quiet)
+    assert counted == []
 
 
 def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
@@ -202,6 +215,8 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
     assert "gmp" in text
     accuracy_against_sparsity([dense, gmp], "t", tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    gone = {**gmp, "mean": None, "metric": None}
+    accuracy_against_sparsity([gone], "t", tmp_path / "p.svg")  # a picture without a warning
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,7 @@ WRONG = {
     "range": line(shape=[-1]),
     "a shape that is none": line(shape="4"),
     "too large": line(shape=[2**16, 2**16]),
+    "that is too large": line(shape=[2**31 - 1, 2**31 - 1, 0], sections=[0] * 4),
     "not described": 7,
     "without a name": line(name=7),
     "gaps for": gaps([4], 2, 0, 3, 1, 0, 2, 2, 2, 2),

@@ -160,8 +160,9 @@ def _to_array(name: str, tensor: Tensor) -> tuple[str, Array]:
             f"{name} is of type {dtype}, which is not packed",
             f"leave pack out of --format; packed are {', '.join(DTYPES)}",
         )
-    if tensor.numel() > LARGEST:
-        raise InputError(f"{name} has {tensor.numel():,} entries", f"{LARGEST:,} are packed")
+    count = math.prod(filter(None, tensor.shape))  # an empty tensor may have long sides too
+    if count > LARGEST:
+        raise InputError(f"{name} has {count:,} entries", f"{LARGEST:,} are packed")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise InputError(
             f"{name} holds values that are not finite", "the network diverged; pack an earlier one"

@@ -151,7 +151,8 @@ def parse(line: Any, place: int, short: int) -> Entry:
     need(isinstance(line["dtype"], str) and line["dtype"] in DTYPES, "an unknown type")
     need(isinstance(shape, list) and len(shape) <= 64, "a shape that is none")
     sizes = tuple(_number(line, size, LARGEST) for size in shape)
-    need(math.prod(sizes) <= LARGEST, "a tensor that is too large")
+    # An empty tensor too: no array has sides that together cannot be numbered.
+    need(math.prod(filter(None, sizes)) <= LARGEST, "a tensor that is too large")
     if keys == _COPY:
         return whole(name, line["dtype"], sizes, _number(line, line["as"], place - 1))
     entry = _chosen(line, whole(name, line["dtype"], sizes))

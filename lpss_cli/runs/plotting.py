@@ -55,7 +55,8 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
     axes.set_ylabel(f"{metric}, %" if scale == 100 else metric)
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    if known:
+        axes.legend(fontsize="small")
     kind = path.suffix.removeprefix(".")
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)

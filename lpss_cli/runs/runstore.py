@@ -23,6 +23,11 @@ from lpss_cli.runs.generations import Generations
 from lpss_cli.runs.measuring import measure
 from lpss_cli.runs.request import Request
 
+_OTHER = "give another --out-dir"
+# What a run that did not fail says of itself; the last ones may be unknown.
+_NUMBERS = ("metric", "score", "zeros", "prunable")
+_PERHAPS = ("hoyer", "seconds_per_epoch", "peak_bytes")
+
 
 class RunStore:
     """Finished runs by their label, on disk after each, and the state of the present one.
@@ -48,19 +53,11 @@ class RunStore:
         self._running = path.parent / "running"
         self._content: dict[str, Any] = {"of": identity, "runs": {}}
         if path.exists():
-            try:
-                self._content = json.loads(path.read_text())
-                same = self._content["of"] == json.loads(json.dumps(identity))
-                for label in self._content["runs"]:
-                    self._clear(label)
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path} is no comparison: {error}", "give another --out-dir"
-                ) from error
-            if not same:
-                raise InputError(
-                    f"{path} is of another network, data or budget", "give another --out-dir"
-                )
+            self._content = _read(path)
+            if self._content["of"] != json.loads(json.dumps(identity)):
+                raise InputError(f"{path} is of another network, data or budget", _OTHER)
+            for label in self._content["runs"]:
+                self._clear(label)
 
     @property
     def finished(self) -> int:
@@ -71,13 +68,19 @@ class RunStore:
         """Return a run's result; run it first, or go on with it, if it is missing.
 
         Raises:
+            InputError: the disk does not take its state or its result.
             StoppedError: a signal came while it ran.
             SignalledError: a signal came before or afterwards, or a second one.
         """
         runs: dict[str, dict[str, Any]] = self._content["runs"]
         if label in runs:
             return runs[label]
-        self._running.mkdir(exist_ok=True)
+        try:
+            self._running.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self._running} cannot be a folder of states: {error.strerror}", _OTHER
+            ) from None
         out = self._out(label)
         if Generations(out).found:
             self._note(f"going on with {label}")
@@ -108,3 +111,28 @@ class RunStore:
         out.unlink(missing_ok=True)
         with suppress(OSError):  # there is more in it
             self._running.rmdir()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the results that are in a file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        runs = content["runs"]
+        if "of" not in content or not all(map(_fits, runs.values())):
+            raise ValueError("a run is not as `lpss compare` writes it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is no comparison: {error}", _OTHER) from error
+    return dict(content)
+
+
+def _fits(run: Any) -> bool:
+    """Whether a run of unknown origin has what rows are made of."""
+    if not isinstance(run, dict) or "failed" in run:
+        return isinstance(run, dict) and isinstance(run["failed"], str)
+    some = [run.get(key) for key in _PERHAPS]
+    numbers = [run.get(key) for key in _NUMBERS] + [value for value in some if value is not None]
+    return isinstance(run.get("primary"), str) and all(type(n) in (int, float) for n in numbers)
