@@ -14,6 +14,7 @@ from helpers import blobs, network
 from lpss_cli.checkpoints import record
 from lpss_cli.checkpoints.artifact import sha256
 from lpss_cli.checkpoints.loading import Checkpoint, read
+from lpss_cli.cli.file_views import size_table
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.exports import packing, sizes, verifying
 from lpss_cli.exports.exporting import export_safetensors
@@ -238,6 +239,9 @@ def test_the_table_of_sizes(tmp_path, checkpoint):
     assert [r.name for r in sizes.table(checkpoint.state_dict, names, [])] == [
         "dense fp32", "safetensors", "safetensors + zstd -19"
     ]  # fmt: skip
+    nothing = sizes.table({"w": torch.zeros(4, 5)}, ["w"], [])
+    assert [row.against_bound for row in nothing] == [None] * 3
+    assert size_table(nothing).columns[-1]._cells == ["-"] * 3
 
 
 def difference(a, b) -> verifying.Difference:

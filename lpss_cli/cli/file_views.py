@@ -25,8 +25,9 @@ def size_table(sizes: Sequence[Size]) -> Table:
     for name in ("bytes", "dense fp32 / this", "values", "this / bound"):
         table.add_column(name, justify="right", no_wrap=True)
     for item in sizes:
-        ratios = f"{item.against_dense:.2f}", f"{item.against_bound:.3f}"
-        table.add_row(item.name, f"{item.bytes:,}", ratios[0], item.values, ratios[1])
+        against = "-" if item.against_bound is None else f"{item.against_bound:.3f}"
+        dense = f"{item.against_dense:.2f}"
+        table.add_row(item.name, f"{item.bytes:,}", dense, item.values, against)
     return table
 
 

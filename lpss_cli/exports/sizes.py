@@ -32,14 +32,15 @@ class Size:
         bytes: measured.
         values: type of the values in it.
         against_dense: dense fp32 bytes / these.
-        against_bound: these / the information bound with these values.
+        against_bound: these / the information bound with these values; None where that is 0: there
+            is nothing but zeros.
     """
 
     name: str
     bytes: int
     values: str
     against_dense: float
-    against_bound: float
+    against_bound: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for JSON."""
@@ -127,10 +128,11 @@ def table(
     rows += [row for row in written if row[0] == "safetensors"]
     rows.append((f"safetensors + zstd -{level}", _zstd(plain, level), "fp32"))
     rows += [row for row in written if row[0] != "safetensors"]
-    return [
-        Size(name, size, values, dense / size, size / bound(state, prunable, values))
-        for name, size, values in rows
-    ]
+    found = []
+    for name, size, values in rows:
+        least = bound(state, prunable, values)
+        found.append(Size(name, size, values, dense / size, size / least if least else None))
+    return found
 
 
 def _zstd(data: bytes, level: int) -> int:
