@@ -12,7 +12,7 @@ from lpss_cli.exports.latency import Latency
 from lpss_cli.exports.layersizes import Savings
 from lpss_cli.exports.sizes import Size, bound_of, whole_bound
 from lpss_cli.layers import Layer, measure
-from lpss_cli.packed import DEFAULT_VALUES
+from lpss_cli.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.weights import Weight, bias_names, not_finite, prunable_names, untied
 
 
@@ -115,8 +115,7 @@ def report(source: Path | Checkpoint) -> Report:
     checkpoint = source if isinstance(source, Checkpoint) else browse(source)
     state, meta = checkpoint.state_dict, checkpoint.meta
     facts, row_dims = _facts(checkpoint), _row_dims(checkpoint)
-    packed = checkpoint.kind == "pack"
-    values = str(checkpoint.about.get("values")) if packed else DEFAULT_VALUES
+    values = packed_values(checkpoint)
     layers: dict[str, Layer] = {}
     broken: dict[str, int] = {}
     biases = set(bias_names(state, row_dims))
@@ -145,6 +144,12 @@ def report(source: Path | Checkpoint) -> Report:
         bound_values=values,
         not_finite=broken,
     )
+
+
+def packed_values(checkpoint: Checkpoint) -> str:
+    """Return the type of a packed file's values; the default one where the file names none."""
+    told = checkpoint.about.get("values") if checkpoint.kind == "pack" else None
+    return told if isinstance(told, str) and told in CHOICES else DEFAULT_VALUES
 
 
 def _row_dims(checkpoint: Checkpoint) -> dict[str, int]:

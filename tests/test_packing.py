@@ -16,12 +16,12 @@ from lpss_cli.checkpoints.artifact import sha256
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.cli.file_views import size_table
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.exports import packing, sizes, verifying
+from lpss_cli.exports import exportjob, packing, sizes, verifying
 from lpss_cli.exports.exporting import export_safetensors
 from lpss_cli.exports.exportjob import Options, export_file
 from lpss_cli.exports.onnxjob import OnnxOptions
 from lpss_cli.exports.packing import Trial, export_pack, rounded, unpack_file
-from lpss_cli.packed import CHOICES, pack
+from lpss_cli.packed import CHOICES, container, pack
 from lpss_cli.reporting import report
 from lpss_cli.runs import jobs
 from lpss_cli.runs.request import Request
@@ -188,6 +188,18 @@ def test_a_bare_state_dict_stays_one(tmp_path):
     export_pack(checkpoint, tmp_path / "w.lpss")
     back = read(tmp_path / "w.lpss")
     assert (back.meta, back.about) == ({}, {"values": "fp16"})
+
+
+@pytest.mark.parametrize("about", [{}, {"values": "fp8"}, {"values": ["fp16"]}, {"values": None}])
+def test_a_packed_file_need_not_say_which_values_were_asked_for(tmp_path, monkeypatch, about):
+    state = {"w.weight": torch.eye(3), "w.bias": torch.ones(3)}
+    write = container.write
+    monkeypatch.setattr(container, "write", lambda meta, _, *rest: write(meta, about, *rest))
+    (tmp_path / "w.lpss").write_bytes(pack(state, {}, ["w.weight"]))
+    assert read(tmp_path / "w.lpss").about == about
+    assert report(tmp_path / "w.lpss").bound_values == "fp16"
+    found = exportjob.sizes_of(tmp_path / "w.lpss", Request(), [], "fp16")
+    assert (found[-1].name, found[-1].values) == ("pack", "fp16")
 
 
 def test_entropy_in_closed_form():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_a_report_shows_live_shapes_where_the_network_is_known():
     ]
     with pytest.raises(InputError, match="nosuch"):
         weighing.with_savings(report(source), source, "nosuch")
+    for other in (replace(source, stream=object()), checkpoint("lenet300", {})):
+        assert weighing.with_savings(report(source), other).live is None
+        with pytest.raises(InputError) as error:
+            weighing.with_savings(report(source), other, "lenet300")
+        assert "--sizes" in error.value.do
+    large = replace(report(source), parameters=weighing.QUICK + 1)
+    assert weighing.with_savings(large, source).live is None
+    assert weighing.with_savings(large, source, "lenet300").live is not None
     bare = checkpoint("lenet300", {})
     assert weighing.with_savings(report(bare), bare).live is None
     assert report(bare).live_shape(report(bare).layers[0]) is None

@@ -24,7 +24,7 @@ from lpss_cli.exports.sizes import Size, table
 from lpss_cli.files import check_space, output
 from lpss_cli.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.packed import check as check_packable
-from lpss_cli.reporting import weights_of
+from lpss_cli.reporting import packed_values, weights_of
 from lpss_cli.runs.job import JobWatcher
 from lpss_cli.runs.request import Request, device_of
 from lpss_cli.runs.resolving import restore
@@ -175,5 +175,5 @@ def sizes_of(path: Path, request: Request, written: Sequence[Exported], values: 
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     files = [(x.kind, x.bytes, values if x.kind == "pack" else "fp32") for x in written]
     if checkpoint.kind == "pack":
-        files.append(("pack", checkpoint.file_bytes, str(checkpoint.about.get("values"))))
+        files.append(("pack", checkpoint.file_bytes, packed_values(checkpoint)))
     return table(checkpoint.state_dict, list(weights_of(checkpoint)), files)

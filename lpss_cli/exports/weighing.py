@@ -29,14 +29,20 @@ def with_savings(report: Report, checkpoint: Checkpoint, arch: str | None = None
     Args:
         report: of the checkpoint.
         checkpoint: one of lpss; others come back as they are, and so do larger ones than ``QUICK``
-            parameters.
-        arch: the network that was typed; code that a file names is not imported without.
+            parameters, and those whose tensors are still in the file.
+        arch: the network that was typed; code that a file names is not imported without. With it
+            the network is tried, or the reason why not is an error.
 
     Raises:
-        InputError: the network that was typed does not exist or fit.
+        InputError: the network that was typed does not exist or fit, or cannot be tried.
     """
-    if checkpoint.stream is not None or report.parameters > QUICK:
+    if arch is None and (checkpoint.stream is not None or report.parameters > QUICK):
         return report
+    if checkpoint.stream is not None:
+        raise InputError(
+            f"{checkpoint.path} is read a tensor at a time, and --arch needs all of them",
+            "add --sizes",
+        )
     try:
         return replace(report, live=savings(checkpoint, arch))
     except InputError:
@@ -72,7 +78,7 @@ def _network(checkpoint: Checkpoint, typed: str | None) -> tuple[nn.Module, Tens
     if not shape or not outputs or math.prod(shape) > _LARGEST_INPUT:
         raise InputError(
             f"{checkpoint.path} does not say what inputs its network takes",
-            "`lpss export --data` tries it on its data",
+            "`lpss report --sizes --data` tries it on its data",
         )
     shape = tuple(shape)
     arch = models.resolve(arch, shape, outputs)
