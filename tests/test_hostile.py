@@ -31,6 +31,7 @@ from safetensors.torch import save as to_safetensors
 
 from lpss_cli.checkpoints import torchpickle
 from lpss_cli.checkpoints.loading import read
+from lpss_cli.checkpoints.record import checked
 from lpss_cli.errors import InputError
 
 
@@ -291,6 +292,7 @@ KEYS = ("arch", "data", "data_name", "metrics", "settings", "versions", "weights
         "command", "preprocessing", "classes", "method", "input_shape", "outputs", "notes",
         "source", "sparsity", "primary_metric", "config", "task", "seconds", "device",
         "histograms")  # fmt: skip
+SEARCH = {"primary": "accuracy", "examples": 9, "allowed": 1, "reference": 1, "sparsity": 0.5}
 USED = ("arch", "data", "weights", "preprocessing")
 VALUES = (7, -1.5, True, "text", "", [], ["x"], [[]], {}, {"name": 3}, {"after": 3},
           {"after": {"accuracy": "high"}}, {"fc1.weight": 3}, {"fc1.weight": {"p": -1}},
@@ -314,6 +316,20 @@ def test_a_record_of_any_kind_never_fails_a_command(tmp_path, key):
             code, _, err = command(name, path, tmp_path)
             assert code in (0, 2), (value, name, err)
             assert code == 0 or two_lines("\n".join(err.splitlines()[-2:])), (value, name, err)
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("settings", {"layers": ["a=0.5"]}, {"layers": 1.5}),
+        ("settings", {"layers": None}, {"layers": [["a"]]}),
+        ("search", {**SEARCH, "curve": [{"sparsity": 0.5, "metric": None}]},
+         {**SEARCH, "curve": [{"sparsity": 0.5}]}),
+    ],
+)  # fmt: skip
+def test_what_a_report_walks_through_is_checked(key, good, bad):
+    assert checked({key: good}) == ({key: good}, [])
+    assert checked({key: bad}) == ({}, [key])
 
 
 @pytest.mark.parametrize(

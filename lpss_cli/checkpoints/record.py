@@ -181,6 +181,11 @@ def _versions(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
+def _settings(value: Any) -> bool:
+    """Options of the training; of these a report walks through the targets of layers."""
+    return isinstance(value, dict) and (value.get("layers") is None or _texts(value["layers"]))
+
+
 def _weights(value: Any) -> bool:
     """Name → what was noted about a layer; ``p`` and ``travel`` go into formulas."""
     return isinstance(value, dict) and all(
@@ -203,7 +208,8 @@ def _search(value: Any) -> bool:
         and all(
             isinstance(one, dict)
             and _number(one.get("sparsity"))
-            and (one.get("metric") is None or _number(one["metric"]))
+            and "metric" in one
+            and (one["metric"] is None or _number(one["metric"]))
             for one in value["curve"]
         )
     )
@@ -232,7 +238,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "method": _name,
     "config": _mapping,
     "notes": _texts,
-    "settings": _mapping,
+    "settings": _settings,
     "sparsity": _number,
     "weights": _weights,
     "history": _history,
