@@ -36,7 +36,8 @@ def with_files(report: Report, request: Request, watcher: JobWatcher | None = No
             sizes = sizes_of(path, request, written, values)
     except OSError as error:
         raise InputError(
-            f"no room for the files to be measured: {error.strerror}", "set TMPDIR to a folder with room"
+            f"no room for the files to be measured: {error.strerror}",
+            "set TMPDIR to a folder with room",
         ) from error
     times = tuple(
         replace(time, network=Path(time.network).name) for item in written for time in item.latency
