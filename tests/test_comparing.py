@@ -59,7 +59,7 @@ def test_every_method_target_and_seed_is_run_once_and_dense_beside(tmp_path, cou
     assert [(row["method"], row["sparsity"]) for row in rows] == [
         ("dense", 0.0), ("lpss", 0.5), ("lpss", 0.9), ("gmp", 0.5), ("gmp", 0.9),
     ]  # fmt: skip
-    assert len(counted) == 10
+    assert len(counted) == what.runs() == 10
     for row in rows:
         assert row["zeros"] == round(row["sparsity"] * (64 * 16 + 160))
         assert row["mean"] == pytest.approx(sum(run["metric"] for run in row["runs"]) / 2)
@@ -80,14 +80,18 @@ def test_options_are_chosen_on_held_out_data_by_the_same_grid(tmp_path, counted)
     assert all(r.seed not in range(1000) for r in chosen)
     reported = [r for r in counted if r.holdout is None]
     assert [r.options for r in reported] == [row["options"] for row in rows]
+    assert len(counted) == what.runs()
 
 
 def test_a_killed_comparison_goes_on(tmp_path, counted):
     what = Comparison(("gmp",), (0.5,), seeds=1, tune=False)
     first = compare(what, BUDGET, tmp_path, quiet)
     more = Comparison(("gmp",), (0.5,), seeds=2, tune=False)
-    again = compare(more, BUDGET, tmp_path, quiet)
+    notes: list[str] = []
+    again = compare(more, BUDGET, tmp_path, notes.append)
     assert len(counted) == 4
+    found = [note.rpartition(": ")[0] for note in notes]
+    assert found == ["run 2 of 4: dense at 0, seed 1, {}", "run 4 of 4: gmp at 0.5, seed 1, {}"]
     assert again[1]["runs"][0] == first[1]["runs"][0]
 
 
@@ -207,7 +211,7 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
         return {"failed": "the loss is nan"} if value is None else {**base, "metric": value}
 
     monkeypatch.setattr(runstore.RunStore, "get", get)
-    dense, gmp = compare(Comparison(("gmp",), (0.5,), 2, tune=False), BUDGET, tmp_path, quiet)
+    dense, gmp = compare(Comparison(("gmp",), (0.9,), 2, tune=False), BUDGET, tmp_path, quiet)
     assert (dense["mean"], dense["sd"], dense["failed"]) == (0.5, None, 1)
     assert (gmp["mean"], gmp["failed"]) == (pytest.approx(0.65), 0)
     accuracy_against_sparsity([dense, gmp], "t", tmp_path / "p.svg")

@@ -83,6 +83,7 @@ def test_ties_zeros_and_extremes(tmp_path_factory, values, sparsity, block):
 
 
 def test_the_report_counts_what_was_cut(tmp_path):
+    from lpss_cli.cli.report_views import origin_table
     from lpss_cli.reporting import report
 
     path = write(tmp_path / "m.safetensors", example(), origin="mine")
@@ -90,6 +91,8 @@ def test_the_report_counts_what_was_cut(tmp_path):
     found = report(tmp_path / "o.safetensors")
     assert (found.weights, found.zeros) == (1488, 1116)
     assert [layer.name for layer in found.layers] == list(NAMES)
+    rows = [str(cell) for cell in origin_table(found).columns[0].cells]
+    assert rows == ["file", "bound", "method"]  # nothing is said of a network, data or versions
 
 
 def test_nan_is_named_and_counted_and_nothing_is_written(tmp_path):

@@ -104,6 +104,13 @@ def test_texts_from_a_file_stay_texts():
     assert "<b>.pt" not in text
 
 
+def test_options_are_written_for_people():
+    meta = {"config": {"p": ["0.5", "1.2"], "off_sphere": [], "eta": None, "tune": True}}
+    text = page(checkpoint(meta))
+    assert "p 0.5 1.2, off sphere none, eta chosen, tune yes" in text
+    assert ">error<" not in text  # nothing was predicted
+
+
 def test_a_file_of_other_origin_has_a_page_too():
     text = page(checkpoint({}))
     parse(text)

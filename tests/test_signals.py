@@ -220,7 +220,7 @@ def test_a_comparison_goes_on_in_the_middle_of_a_run(server, here, monkeypatch):
                 said, do = run.err.splitlines()[-2:]
                 assert said.startswith("Error: interrupted by SIGTERM after step ")
                 assert "of 18: its state is in c/running/rigl-at-0.5-seed-0-" in said
-                assert said.endswith(".pt.partial; 1 finished runs are in c/results.json")
+                assert said.endswith(".pt.partial; 1 finished run is in c/results.json")
                 assert do == f"  go on with: lpss {shlex.join(words)}"
                 assert "Traceback" not in run.err
             assert signalled == signal.SIGTERM or run.code() == -signal.SIGKILL

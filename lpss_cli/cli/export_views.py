@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from lpss_cli.exports.layersizes import Savings
 
 
-NO_SKIPPING = "onnxruntime does not skip zeros; only removed units make it faster"
+NO_SKIPPING = (
+    "median ± half the quartile range; onnxruntime does not skip zeros: only removed units make "
+    "it faster"
+)
 
 
 def savings_table(written: Sequence[Exported]) -> list[Table]:
@@ -71,7 +74,7 @@ def times_table(
     title = "in onnxruntime"
     if rows:
         threads = f"{rows[0].threads} thread{'s' if rows[0].threads > 1 else ''}"
-        title = f"{rows[0].runtime}, CPU, {threads}; ms a batch (median, half the quartile range)"
+        title = f"{rows[0].runtime}, CPU, {threads}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("network", overflow="fold", min_width=14)
     measured = next((name for metrics in files.values() for name in metrics), "")
@@ -79,7 +82,7 @@ def times_table(
         table.add_column(measured.replace("_", " "), justify="right", no_wrap=True)
     batches = sorted({row.batch for row in rows})
     for batch in batches:
-        table.add_column(f"batch {batch}", justify="right", no_wrap=True)
+        table.add_column(f"batch {batch}, ms", justify="right", no_wrap=True)
     for name in dict.fromkeys((*(row.network for row in rows), *files)):
         metrics = files.get(name, {})
         score = metric(measured, metrics[measured]) if measured in metrics else ""

@@ -23,7 +23,8 @@ def size_table(sizes: Sequence[Size]) -> Table:
     table = Table(title="sizes", title_justify="left", title_style="bold")
     table.add_column("written as", no_wrap=True)
     for name in ("bytes", "dense fp32 / this", "values", "this / bound"):
-        table.add_column(name, justify="right", no_wrap=True)
+        # In a narrow terminal a heading of several words takes two lines.
+        table.add_column(name, justify="right", no_wrap="/" not in name)
     for item in sizes:
         against = "-" if item.against_bound is None else f"{item.against_bound:.3f}"
         dense = f"{item.against_dense:.2f}"

@@ -133,7 +133,8 @@ def origin_table(report: Report) -> Table:
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column(overflow="fold")
     rows.add_row("file", f"{size(report.file_bytes)}, {report.parameters:,} parameters")
-    bound = f"{size(round(report.bound_bytes))} with {report.bound_values} values"
+    bytes_ = size(round(report.bound_bytes))
+    bound = f"{bytes_}: entropy of the mask plus {report.bound_values} values"
     if report.kind == "pack":
         bound += f"; the file is {report.file_bytes / max(1, report.bound_bytes):.3f} of it"
     rows.add_row("bound", bound)
@@ -144,7 +145,7 @@ def origin_table(report: Report) -> Table:
     settings: Mapping[str, Any] = meta.get("settings") or {}
     lines = {
         "network": str(meta.get("arch", "")),
-        "data": f"{meta.get('data_name')}, seed {settings.get('seed')}",
+        "data": f"{meta['data_name']}, seed {settings.get('seed')}" if "data_name" in meta else "",
         "method": str(meta.get("method", "")),
     }
     if settings.get("layers"):
@@ -166,7 +167,8 @@ def origin_table(report: Report) -> Table:
     if meta.get("command"):
         lines["command"] = str(meta["command"])
     for name, text in lines.items():
-        rows.add_row(name, plain(text))
+        if text:
+            rows.add_row(name, plain(text))
     return rows
 
 

@@ -68,6 +68,7 @@ def _template() -> Template:
 
 def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     meta, began = report.meta, histograms.of_record(report.meta)
+    predicted = _predicted(report.layers)
     masks = {
         layer.name: figures.mask_picture(tensors[layer.name])
         for layer in report.layers
@@ -85,7 +86,8 @@ def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             if layer.survivors
         ],
         "began": any(layer.name in began for layer in report.layers),
-        "agreement": figures.agreement(_predicted(report.layers)),
+        "agreement": figures.agreement(predicted),
+        "predicted": bool(predicted),
         "curves": _curves(meta),
         "origin": _origin(meta),
     }
@@ -172,20 +174,32 @@ def _curves(meta: Mapping[str, Any]) -> list[tuple[str, Markup]]:
 def _origin(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return how the checkpoint was made, as far as it says so."""
     versions = ", ".join(f"{k} {v}" for k, v in (meta.get("versions") or {}).items())
-    settings = ", ".join(f"{k} {v}" for k, v in (meta.get("settings") or {}).items())
-    options = ", ".join(f"{k} {v}" for k, v in (meta.get("config") or {}).items())
     rows = {
         "command": meta.get("command"),
         "network": meta.get("arch"),
         "data": meta.get("data_name"),
         "method": meta.get("method"),
-        "its options": options,
-        "settings": settings,
+        "its options": _facts(meta.get("config") or {}),
+        "settings": _facts(meta.get("settings") or {}),
         "versions": versions,
         "training": f"{meta['seconds']:.1f} s" if meta.get("seconds") else None,
         "data fingerprint": meta.get("data_fingerprint"),
     }
     return [(name, str(value)) for name, value in rows.items() if value]
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    """Write options for people: an empty list is none, None was left to the method."""
+    shown = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            text = "yes" if value else "no"
+        elif isinstance(value, (list, tuple)):
+            text = " ".join(map(str, value)) or "none"
+        else:
+            text = "chosen" if value is None else str(value)
+        shown.append(f"{name.replace('_', ' ')} {text}")
+    return ", ".join(shown)
 
 
 def percent(fraction: float) -> str:
@@ -206,7 +220,7 @@ def count(value: float) -> str:
     """Write a number of things with three digits."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
-            return f"{value / unit:.3g} {name}"
+            return f"{value / unit:.3g}\N{NO-BREAK SPACE}{name}"
     return f"{value:g}"
 
 

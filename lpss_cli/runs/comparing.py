@@ -74,6 +74,12 @@ class Comparison:
             if name != DENSE:
                 yield from ((name, sparsity) for sparsity in self.sparsities)
 
+    def runs(self) -> int:
+        """Return how many runs that makes, those that choose options among them."""
+        cells = set(self.cells())
+        choosing = sum(len(_grid(name)) for name in {name for name, _ in cells})
+        return (choosing if self.tune else 0) + self.seeds * len(cells)
+
 
 def compare(
     what: Comparison, request: Request, folder: Path, note: Callable[[str], None] = print
@@ -104,7 +110,7 @@ def compare(
         ) from None
     with output(path, force=True, option="--out-dir"), listening() as interrupts:
         interrupts.defer()
-        store = RunStore(path, _identity(request), interrupts, note)
+        store = RunStore(path, _identity(request), interrupts, note, what.runs())
         try:
             return _rows(what, request, store)
         except SignalledError as signalled:
@@ -112,7 +118,7 @@ def compare(
         except StoppedError as stopped:
             said, number = stopped.what, stopped.signal
         raise StoppedError(
-            f"{said}; {store.finished} finished runs are in {path}",
+            f"{said}; {_kept(store.finished, path)}",
             f"go on with: {request.command}",
             number,
         )
@@ -120,6 +126,13 @@ def compare(
 
 def _said(number: int) -> str:
     return f"interrupted by {signal.Signals(number).name}"
+
+
+def _kept(finished: int, path: Path) -> str:
+    """Say what a comparison that was stopped leaves behind."""
+    if not finished:
+        return "no run had finished"
+    return f"{finished} finished run{'s are' if finished > 1 else ' is'} in {path}"
 
 
 def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str, Any]]:
@@ -137,27 +150,31 @@ def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str,
 
 def _chosen(what: Comparison, request: Request, name: str, store: RunStore) -> dict[str, Any]:
     """Return the learning rate and decay that were best on the held-out part."""
-    config = methods.get(name).Config()
     middle = sorted(what.sparsities)[(len(what.sparsities) - 1) // 2]
-    rates = [None] if config.lr is None else [config.lr * factor for factor in FACTORS]
     best: tuple[float, dict[str, Any]] = (-math.inf, {})
-    for rate in rates:
-        for decay in DECAYS if config.weight_decay is not None else (None,):
-            options = {"lr": rate, "weight_decay": decay}
-            options = {key: value for key, value in options.items() if value is not None}
-            one = replace(
-                request,
-                method=name,
-                options=options,
-                sparsity=0.0 if name == DENSE else middle,
-                seed=_CHOOSING_SEED,
-                holdout=HOLDOUT,
-            )
-            found = store.get(f"choosing {name}, {json.dumps(options)}", one)
-            score = found.get("score", -math.inf)
-            if score > best[0]:
-                best = score, options
+    for options in _grid(name):
+        one = replace(
+            request,
+            method=name,
+            options=options,
+            sparsity=0.0 if name == DENSE else middle,
+            seed=_CHOOSING_SEED,
+            holdout=HOLDOUT,
+        )
+        found = store.get(f"choosing {name}, {json.dumps(options)}", one)
+        score = found.get("score", -math.inf)
+        if score > best[0]:
+            best = score, options
     return best[1]
+
+
+def _grid(name: str) -> list[dict[str, Any]]:
+    """Return the options that a method is tried with, as far as it has them."""
+    config = methods.get(name).Config()
+    rates = [None] if config.lr is None else [config.lr * factor for factor in FACTORS]
+    decays = [None] if config.weight_decay is None else DECAYS
+    pairs = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in decays]
+    return [{key: value for key, value in one.items() if value is not None} for one in pairs]
 
 
 def _row(

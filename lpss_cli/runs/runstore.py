@@ -37,6 +37,7 @@ class RunStore:
         identity: what all runs share.
         interrupts: of this process; signals wait but while a run is waited for.
         note: told about every finished run.
+        total: how many runs will be asked for, as far as the notes say so.
 
     Raises:
         InputError: there are results of something else.
@@ -48,9 +49,12 @@ class RunStore:
         identity: dict[str, Any],
         interrupts: Interrupts,
         note: Callable[[str], None],
+        total: int = 0,
     ) -> None:
         self._path, self._interrupts, self._note = path, interrupts, note
         self._running = path.parent / "running"
+        self._asked: dict[str, None] = {}
+        self._total = total
         self._content: dict[str, Any] = {"of": identity, "runs": {}}
         if path.exists():
             self._content = _read(path)
@@ -73,6 +77,7 @@ class RunStore:
             SignalledError: a signal came before or afterwards, or a second one.
         """
         runs: dict[str, dict[str, Any]] = self._content["runs"]
+        self._asked[label] = None
         if label in runs:
             return runs[label]
         try:
@@ -94,7 +99,8 @@ class RunStore:
         for text in warnings:
             self._note(f"{label}: {text}")
         result = runs[label]
-        self._note(f"{label}: " + (result.get("failed") or f"{result['metric']:.4f}"))
+        which = f"run {len(self._asked)} of {self._total}: " if self._total else ""
+        self._note(f"{which}{label}: " + (result.get("failed") or f"{result['metric']:.4f}"))
         if self._interrupts.pending is not None:
             raise SignalledError(self._interrupts.pending)
         return result

@@ -93,7 +93,8 @@ def _measured(
     from lpss_cli.reporting import report as measure
 
     checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
-    for checkpoint in checkpoints:
+    # Where files are measured too, their export says the same.
+    for checkpoint in checkpoints if not sizes else ():
         for text in (*checkpoint.notes, *introduce(checkpoint)):
             printer.note(text)
     reports = [measure(checkpoint) for checkpoint in checkpoints]

@@ -14,6 +14,9 @@ from lpss_cli.cli.out import Out
 from lpss_cli.errors import InputError
 from lpss_cli.processes import launch
 
+# Tensors of a file that are named when they are left alone; --json has all of them.
+_NAMED = 5
+
 
 @with_options(o.TRAINING, o.RUN, o.DATA, o.ARTEFACT, o.WRITING, o.PRINTING, of_methods=True)
 def train(values: dict[str, Any], chosen: dict[str, Any]) -> None:
@@ -101,6 +104,8 @@ def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printe
     with printer.busy("cutting"):
         result = cut(file, out, target, values["skip"] or (), force=values["force"])
     if result.left:
-        printer.note(f"left as they are: {', '.join(result.left)}")
+        more = len(result.left) - _NAMED
+        rest = f" and {more:,} more" if more > 0 else ""
+        printer.note(f"left as they are: {', '.join(result.left[:_NAMED])}{rest}")
     printer.show(cut_panel(result))
     printer.document(result.to_dict())
