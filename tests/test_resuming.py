@@ -7,6 +7,7 @@ import torch
 
 from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.processes.distributed import LostError, World
 from lpss_cli.runs import jobs, resuming
 from lpss_cli.runs.generations import paths_of
 from lpss_cli.runs.job import JobWatcher
@@ -267,3 +268,18 @@ def test_the_time_before_a_resumption_counts():
 )
 def test_the_command_to_go_on_is_the_typed_one_with_resume(typed, resumed):
     assert resuming.resume_command(typed) == resumed
+
+
+def test_a_state_that_was_written_when_the_others_were_lost_is_gone_on_from(monkeypatch):
+    alone = World.first
+
+    def first(self, call):
+        result = alone(self, call)
+        if Path("a.pt.partial").exists():  # just written, and the others are not told of it
+            raise LostError("process 0 of 2 has lost the others", "")
+        return result
+
+    monkeypatch.setattr(World, "first", first)
+    with pytest.raises(LostError) as lost:
+        jobs.train(ask("a.pt", command="lpss train --out a.pt"), Killer())
+    assert lost.value.do == "go on with: lpss train --out a.pt --resume"

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -227,11 +228,17 @@ class Keeper(Relay):
         """Save, and say whether that worked: a full disk is no reason to stop a good run."""
         check_loss(run)
         state = run.state_dict()
-        failure, self._kept = self._world.first(lambda: (self._write(state), self._saved.kept))
+        failure, self._kept = self._world.first(lambda: self._written(state))
         if failure is not None:
             self.on_warning(f"{self._saved.newest} could not be saved: {failure}")
         self._last = time.monotonic()
         return failure is None
+
+    def _written(self, state: Mapping[str, Any]) -> tuple[str | None, Path | None]:
+        """Write a state; note what is kept before the others are told: they may be lost by then."""
+        failure = self._write(state)
+        self._kept = self._saved.kept
+        return failure, self._kept
 
     def _write(self, state: Mapping[str, Any]) -> str | None:
         """Write a state; return what went wrong, if anything did."""
