@@ -30,7 +30,7 @@ def savings_table(written: Sequence[Exported]) -> list[Table]:
 
 def _savings(savings: Savings) -> Table:
     old, new = savings.parameters
-    before, after = savings.multiply_adds
+    before, after = savings.flops
     table = Table(
         title="units without input or use removed, outputs unchanged",
         title_justify="left",
@@ -41,14 +41,14 @@ def _savings(savings: Savings) -> Table:
     table.add_column("shape", no_wrap=True)
     table.add_column("live shape", no_wrap=True)
     table.add_column("parameters", f"{old:,} → {new:,}", justify="right")
-    table.add_column("multiply-adds", f"{before:,} → {after:,}", justify="right")
+    table.add_column("FLOPs", f"{before:,} → {after:,}", justify="right")
     for a, b in zip(savings.before, savings.after, strict=True):
         table.add_row(
             plain(a.name),
             "×".join(map(str, a.shape)),
             "×".join(map(str, b.shape)),
             f"{a.parameters:,} → {b.parameters:,}",
-            f"{a.multiply_adds:,} → {b.multiply_adds:,}",
+            f"{2 * a.multiply_adds:,} → {2 * b.multiply_adds:,}",
         )
     return table
 

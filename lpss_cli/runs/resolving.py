@@ -28,6 +28,8 @@ TRAIN_BUDGET = (12, 2000)
 SPARSIFY_BUDGET = (4, 1000)
 #: Zeros that sparsify aims at where nothing is asked for.
 SPARSITY = 0.9
+# What else helps where nobody says which data, for one cut.
+_WITHOUT_DATA = "; the same tensors as a .safetensors file are cut without"
 
 
 def restore(
@@ -113,7 +115,8 @@ def data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpe
         stored = {"name": request.data}
     elif not stored and checkpoint:
         raise InputError(
-            f"{checkpoint.path} does not say which data it was trained on", "pass --data"
+            f"{checkpoint.path} does not say which data it was trained on",
+            "pass --data" + ("" if request.epochs != 0 else _WITHOUT_DATA),
         )
     elif request.data is None and is_data_code(str(stored.get("name", ""))):
         raise InputError(
