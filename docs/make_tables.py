@@ -13,6 +13,7 @@ import dataclasses
 import json
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -22,6 +23,9 @@ from typing import Any
 from lpss_cli import method
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from tables import options_text, spread  # noqa: E402  # beside this folder, not in a package
+
 PAGES = ROOT / "docs" / "methods"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 RESULTS = ROOT / "benchmarks" / "results"
@@ -124,8 +128,7 @@ def _tuned(name: str) -> Iterator[Row]:
 
 
 def _chosen(options: Run) -> str:
-    values = {k: v if isinstance(v, list) else [f"{v:g}"] for k, v in options.items()}
-    return ", ".join(f"{name} {', '.join(value)}" for name, value in values.items())
+    return options_text({k: f"{v:g}" if isinstance(v, float) else v for k, v in options.items()})
 
 
 def _mean(runs: list[Run]) -> float:
@@ -133,11 +136,7 @@ def _mean(runs: list[Run]) -> float:
 
 
 def _spread(runs: list[Run]) -> str:
-    if not runs:
-        return "-"
-    points = [100 * run["accuracy"] for run in runs]
-    spread = f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else ""
-    return f"{statistics.mean(points):.2f}{spread}"
+    return spread([100 * run["accuracy"] for run in runs])
 
 
 def copied(name: str, which: int) -> str:
