@@ -134,7 +134,7 @@ def origin_table(report: Report) -> Table:
     rows.add_column(overflow="fold")
     rows.add_row("file", f"{size(report.file_bytes)}, {report.parameters:,} parameters")
     bytes_ = size(round(report.bound_bytes))
-    bound = f"{bytes_}: entropy of the mask plus {report.bound_values} values"
+    bound = f"{bytes_}: mask entropy plus {report.bound_values} values"
     if report.kind == "pack":
         bound += f"; the file is {report.file_bytes / max(1, report.bound_bytes):.3f} of it"
     rows.add_row("bound", bound)
