@@ -10,7 +10,7 @@ from lpss_cli import method, recipes
 from lpss_cli.cli import app
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("[C-S]*.md"), *(ROOT / "docs").rglob("*.md")])
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docs are not installed")
 
 
