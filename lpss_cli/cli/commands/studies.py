@@ -39,7 +39,7 @@ def ticket(
     from lpss_cli.runs.tickets import ticket as train_ticket
 
     printer = run.printer(values)
-    target = values["out"] or file.with_name(f"{file.stem}.ticket.pt")
+    target = values["out"] or run.beside(file, ".ticket.pt")
     with Printer(printer) as watcher:
         result = train_ticket(
             file, run.request(values, target, chosen, {}), start, control=control, watcher=watcher
