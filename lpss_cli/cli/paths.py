@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from typer.models import ArgumentInfo
 
