@@ -326,17 +326,18 @@ def test_a_ticket_from_the_command_line(lpss):
 
 def test_a_comparison_from_the_command_line(lpss, monkeypatch):
     monkeypatch.setattr(apart, "call", here)
-    args = ("--methods", "gmp", "--sparsities", "0.5", "--seeds", "1", "--no-tune")
+    args = ("--methods", "gmp", "--sparsities", "2x", "--seeds", "1", "--no-tune")
     code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1", "--json")
     assert code == 0
     Path("model.pt").touch()
     document = json.loads(out)
     assert [row["method"] for row in document["rows"]] == ["dense", "gmp"]
     assert document["rows"][1]["zeros"] == round(0.5 * (64 * 8 + 80))
+    assert document["rows"][1]["target"] == "2x"
     assert Path(document["picture"]).read_text().startswith("<?xml")
     code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1")
     assert "gmp" in out
-    assert "50.00%" in out
+    assert "2x" in out
     refused(lpss("compare", *args), "of another network, data or budget", "--out-dir")
     refused(lpss("compare", "--methods", "gpm"), "unknown method 'gpm'", "did you mean 'gmp'")
     refused(lpss("compare", "--sparsities", "0.5,x"), "'x' is no number", "write 0.9")

@@ -35,7 +35,7 @@ TIERS = (
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request resolving given recipes resuming stopping job jobrecord jobs tickets comparing"
     " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring"
-    " runstore sparsifier stephooks recording drafting searching warmstart origins weighing"
+    " runstore labels sparsifier stephooks recording drafting searching warmstart origins weighing"
     " filesizes",
     "cli",
     "__init__ __main__",

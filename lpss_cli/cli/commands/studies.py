@@ -75,12 +75,11 @@ def compare(
     from lpss_cli.runs.comparing import Comparison
     from lpss_cli.runs.comparing import compare as compare_methods
     from lpss_cli.runs.plotting import accuracy_against_sparsity
-    from lpss_cli.targets import parse as sparsity
 
     printer = run.printer(values)
     what = Comparison(
         tuple(part.strip() for part in method_names.split(",") if part.strip()),
-        tuple(sparsity(part.strip()) for part in sparsities.split(",") if part.strip()),
+        tuple(part.strip() for part in sparsities.split(",") if part.strip()),
         seeds,
         tune,
     )
