@@ -42,7 +42,7 @@ def test_the_end_is_kept_and_what_tells_a_name_from_others(name, width, shown):
 PARTS = st.lists(st.sampled_from(["a", "b", "ab", "layer", "0", "10"]), min_size=1, max_size=6)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(names=st.lists(PARTS.map(".".join), unique=True), width=st.integers(1, 20))
 def test_no_two_names_look_the_same(names, width):
     shown = [cell.within(width) for cell in column(names)]
