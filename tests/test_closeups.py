@@ -79,5 +79,5 @@ def test_what_is_left_out_is_said():
     mean = "; the mean of the positive ones, 4.99, too"
     assert said(9781.3) == "1 weight lies further out, at 9.78e+03" + mean
     assert said(before=[5.0]) == "before training 1 weight lay further out, at 5"
-    coarse = [5.0] * 50
-    assert said(before=coarse) == "before training they were from -0.199 to 5, too far for this axis"
+    coarse = "before training they were from -0.199 to 5, too far for this axis"
+    assert said(before=[5.0] * 50) == coarse

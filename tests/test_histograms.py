@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lpss_cli import histograms
-from lpss_cli.checkpoints.record import checked
+from lpss_cli.checkpoints.entries import checked
 from lpss_cli.layers import measure
 
 GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}

@@ -22,7 +22,7 @@ GROUPS = {"checkpoints", "exports", "optim", "processes", "runs"}
 TIERS = (
     "errors version targets checkpoints exports optim processes runs",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
-    " lookup described torchpickle torchfile safetensorsfile manifest record kinds"
+    " lookup described torchpickle torchfile safetensorsfile manifest record entries kinds"
     " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts apart randomness optimizerstate generations"

@@ -174,10 +174,8 @@ def test_a_histogram_before_training_shares_the_axis():
     far[0, :2] = torch.tensor([40.0, -0.5])
     text = page(checkpoint(weight=far))
     parse(text)
-    assert (
-        '<p class="remark">1 weight lies further out, at 40; the mean of the positive ones, 1.27, too</p>'
-        in text
-    )
+    said = "1 weight lies further out, at 40; the mean of the positive ones, 1.27, too"
+    assert f'<p class="remark">{said}</p>' in text
     assert "40 weights from -0.5 to 40<" in text
 
 
