@@ -18,7 +18,7 @@ from lpss_cli import apart
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.runs import measuring, runstore
 from lpss_cli.runs.comparing import Comparison, compare
-from lpss_cli.runs.plotting import accuracy_against_sparsity
+from lpss_cli.runs.plotting import accuracy_against_sparsity, tick
 from lpss_cli.runs.request import Request
 
 BUDGET = Request(arch="mlp:64-16-10", epochs=2, batch_size=128)  # 11 steps an epoch
@@ -240,6 +240,8 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
     assert "gmp" in text
     accuracy_against_sparsity([dense, gmp], "t", tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert tick(60.00000001) == "98.33 %\n60×"
+    assert tick(20000) == "99.995 %\n20,000×"
     gone = {**gmp, "mean": None, "metric": None}
     accuracy_against_sparsity([gone], "t", tmp_path / "p.svg")  # a picture without a warning
 

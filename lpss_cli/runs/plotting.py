@@ -39,7 +39,7 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
     margin = 1.1 * (ratios[-1] / ratios[0]) ** 0.03
     axes.set_xlim(ratios[0] / margin, ratios[-1] * margin)
     _curves(axes, known, scale)
-    axes.set_xticks(ratios, [f"{100 - 100 / x:.4g} %\n{x:.3g}×" for x in ratios], minor=False)
+    axes.set_xticks(ratios, list(map(tick, ratios)), minor=False)
     axes.minorticks_off()
     axes.set_xlabel("zeros, weights / kept weights")
     metric = known[0]["metric"].replace("_", " ") if known else ""
@@ -52,6 +52,14 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
+
+
+def tick(ratio: float) -> str:
+    """Write a compression ratio > 1 under an axis, with the digits that tell it from 100 %."""
+    zeros, digits = 100 - 100 / ratio, 4
+    while float(f"{zeros:.{digits}g}") >= 100 and digits < 12:
+        digits += 1
+    return f"{zeros:.{digits}g} %\n{float(f'{ratio:.3g}'):,g}×"
 
 
 def _curves(axes: Axes, rows: Sequence[dict[str, Any]], scale: float) -> None:
