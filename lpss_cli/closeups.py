@@ -8,7 +8,7 @@ number, and said in words.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -85,28 +85,28 @@ def _window(counts: tuple[int, ...], most: int) -> tuple[int, int] | None:
 
 def _counted(tensor: Tensor, low: float, high: float, bins: int) -> Survivors | None:
     """Count anew what is from ``low`` to ``high``, from the least of it to the largest."""
-    near = [found for found in _between(tensor, low, high) if len(found)]
-    if not near:
+    ends = [(float(near.min()), float(near.max())) for near in _between(tensor, low, high)]
+    if not ends:
         return None
-    low, high = min(float(v.min()) for v in near), max(float(v.max()) for v in near)
-    if low == high:
-        return Survivors(low, high, (sum(map(len, near)), *[0] * (bins - 1)))
+    low, high = min(least for least, _ in ends), max(largest for _, largest in ends)
     edges = torch.linspace(low, high, bins + 1)
     edges[-1] = math.inf  # the largest belongs to the last bin
     counts = torch.zeros(bins, dtype=torch.int64)
-    for values in near:
-        place = torch.bucketize(values, edges, right=True) - 1
+    for near in _between(tensor, low, high):
+        place = torch.bucketize(near, edges, right=True) - 1
         counts += torch.bincount(place.clamp_(0, bins - 1), minlength=bins)
+    if low == high:
+        counts = counts.flip(0)  # what is all the same lies in the first bin
     return Survivors(low, high, tuple(counts.tolist()))
 
 
-def _between(tensor: Tensor, low: float, high: float) -> list[Tensor]:
-    """Return the values from ``low`` to ``high`` that are not zero, in float32, a block at a time.
+def _between(tensor: Tensor, low: float, high: float) -> Iterator[Tensor]:
+    """Yield the values from ``low`` to ``high`` that are not zero, in float32, some at a time.
 
     What is not finite is not between.
     """
-    found = []
     for block in tensor.flatten().split(_BLOCK):
         values = block.float().cpu()
-        found.append(values[(values >= low) & (values <= high) & (values != 0)])
-    return found
+        near = values[(values >= low) & (values <= high) & (values != 0)]
+        if len(near):
+            yield near

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _Parts = tuple[str, ...]
+# Parts that an end may have: names come from files, and each of their ends takes memory.
+_LONGEST = 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Name:
     def _shortened(self) -> list[str]:
         """The ways to shorten the name, the longest end first."""
         parts, found = tuple(self.name.split(".")), []
-        for start in range(1, len(parts)):
+        for start in _starts(parts):
             end = parts[start:]
             alike = self._ends[end]
             differing = parts[alike.front : len(parts) - alike.back]
@@ -88,13 +90,20 @@ def column(names: Sequence[str]) -> list[Name]:
     shown = [plain(name) for name in names]
     groups: dict[_Parts, list[_Parts]] = {}
     for parts in dict.fromkeys(tuple(name.split(".")) for name in shown):
-        for start in range(1, len(parts)):
+        for start in _starts(parts):
             groups.setdefault(parts[start:], []).append(parts)
     ends = {end: _alike(names) for end, names in groups.items()}
     return [Name(name, ends) for name in shown]
 
 
+def _starts(parts: _Parts) -> range:
+    """Return where the ends of a name begin, the longest first."""
+    return range(max(1, len(parts) - _LONGEST), len(parts))
+
+
 def _alike(names: Sequence[_Parts]) -> _Alike:
+    if len(names) == 1:  # by far the most
+        return _Alike(1, len(names[0]), len(names[0]))
     return _Alike(len(names), _shared(names), _shared([name[::-1] for name in names]))
 
 
