@@ -35,6 +35,8 @@ def not_empty(parameter: inspect.Parameter) -> inspect.Parameter:
     name = "--" + parameter.name.replace("_", "-")
     if isinstance(info, ArgumentInfo):
         name = info.metavar or parameter.name.upper()
+    else:
+        info.metavar = info.metavar or "<path>"
     info.parser = _parser(name)
     return parameter.replace(annotation=Annotated[kind, info])
 
