@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lpss_cli.layers import Survivors, measure
-from lpss_cli.weights import prunable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: The entry of an artefact's record.
 KEY = "histograms"
@@ -21,6 +21,8 @@ def of_model(model: nn.Module) -> dict[str, Any]:
 
     A few hundred bytes a layer; a weight of zeros alone is left out.
     """
+    from lpss_cli.weights import prunable
+
     found = {n: measure(n, w.tensor, w.row_dim or 0).survivors for n, w in prunable(model).items()}
     return {
         name: {"low": one.low, "high": one.high, "counts": list(one.counts)}
