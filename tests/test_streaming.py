@@ -160,25 +160,28 @@ def test_blocks_change_nothing(values, columns, block):
         assert number == (pytest.approx(float(part.double().mean())) if len(part) else None)
 
 
-LIMITED = """
-import json, resource, sys
+ALONE = """
+import contextlib, io, sys
+from pathlib import Path
 from lpss_cli.cli import app
-import lpss_cli.checkpoints.foreign, lpss_cli.reporting, lpss_cli.cli.report_views
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-sys.argv = ["lpss", "report", "m.safetensors", "--json"]
-try:
-    app.main()
-finally:
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(used, file=sys.stderr)
+seen = []
+for line in ("small.safetensors", "small.safetensors --html r.html", "m.safetensors --json"):
+    sys.argv = ["lpss", "report", *line.split()]
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        app.main()
+    seen.append(text.getvalue())
+print(seen[-1])
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print("fc1.weight" in seen[0], "torch" in sys.modules, status["VmHWM"].split()[0], file=sys.stderr)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in kB on Linux")
-def test_a_report_needs_the_memory_of_its_largest_tensor(tmp_path):
-    """A file of 200 MB in tensors of 20 MB; what remains is PyTorch's own."""
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in /proc")
+def test_a_report_needs_no_pytorch_and_the_memory_of_its_largest_tensor(path, tmp_path):
+    """A file of 80 MB in tensors of 20 MB."""
     import numpy as np
 
+    path.rename(tmp_path / "small.safetensors")
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import oneshot
@@ -186,13 +189,16 @@ def test_a_report_needs_the_memory_of_its_largest_tensor(tmp_path):
         sys.path.pop(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oneshot, "_SIDE", 2236)
-        oneshot.make(tmp_path / "m.safetensors", 10)
+        oneshot.make(tmp_path / "m.safetensors", 4)
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED],
+        [sys.executable, "-c", ALONE],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     found = json.loads(done.stdout)
-    assert found["prunable"] == 10 * 2236 * 2236
+    assert found["prunable"] == 4 * 2236 * 2236
     assert np.isclose(found["hoyer"], 0.2067, atol=2e-3)  # of a long normal row: 1 - √(2/π)
-    assert int(done.stderr.split()[-1]) < 110_000
+    assert "<svg" in (tmp_path / "r.html").read_text()
+    *facts, peak = done.stderr.split()[-3:]
+    assert facts == ["True", "False"]
+    assert int(peak) < 110_000  # 60 MB of it for Python, NumPy and what prints
