@@ -95,7 +95,7 @@ def _measured(
         run.load_torch()
     checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
     # Where files are measured too, their export says the same.
-    for checkpoint in checkpoints if not sizes else ():
+    for checkpoint in checkpoints if not (sizes or printer.quiet) else ():
         for text in (*checkpoint.notes, *introduce(checkpoint)):
             printer.note(text)
     reports = [measure(checkpoint) for checkpoint in checkpoints]
