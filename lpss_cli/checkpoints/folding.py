@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ _FORMER = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Fold:
     """How to make one entry of the bare network's state_dict.
 
     Attributes:
@@ -42,22 +42,37 @@ def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     Returns:
         The bare network's state_dict, and a note for people on each thing that was done.
     """
-    recipes, notes = plan(state)
+    folds, notes = plan(state)
     folded = {}
-    for name, recipe in recipes.items():
-        parts = [state[part] for part in recipe.names]
-        folded[name] = recipe.combine(*parts) if recipe.combine else parts[0]
+    for name, one in folds.items():
+        parts = [state[part] for part in one.names]
+        folded[name] = one.combine(*parts) if one.combine else parts[0]
     return folded, notes
 
 
-def plan(state: Mapping[str, Form]) -> tuple[dict[str, Recipe], list[str]]:
+def plan(state: Mapping[str, Form]) -> tuple[dict[str, Fold], list[str]]:
     """Find out what :func:`fold` would do, without any values.
 
     Returns:
         How each entry of the bare network's state_dict is made, and the notes.
     """
+    own, notes = _renamed(state)
+    forms = {name: state[first] for name, first in own.items()}
+    folds: dict[str, Fold] = {}
+    for name in own:
+        target, found = _entry(name, forms)
+        if found is None:
+            continue
+        if target != name:
+            notes.append(f"folded {target}")
+        folds[target] = Fold(tuple(own[part] for part in found.names), found.combine)
+    return folds, notes
+
+
+def _renamed(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the bare network's name of each entry → the file's, and the notes."""
     notes: list[str] = []
-    own = {name: name for name in state}  # name now → name in the file
+    own = {name: name for name in names}
     for prefix in (*WRAPPERS, *WRAPPERS):
         if own and all(name.startswith(prefix) for name in own):
             own = {name.removeprefix(prefix): first for name, first in own.items()}
@@ -71,16 +86,7 @@ def plan(state: Mapping[str, Form]) -> tuple[dict[str, Recipe], list[str]]:
     if len(current) == len(own) and list(current) != list(own):
         own = current
         notes.append("renamed what torchvision calls otherwise now")
-    forms = {name: state[first] for name, first in own.items()}
-    recipes: dict[str, Recipe] = {}
-    for name in own:
-        target, recipe = _entry(name, forms)
-        if recipe is None:
-            continue
-        if target != name:
-            notes.append(f"folded {target}")
-        recipes[target] = Recipe(tuple(own[part] for part in recipe.names), recipe.combine)
-    return recipes, notes
+    return own, notes
 
 
 def _current(name: str) -> str:
@@ -91,25 +97,25 @@ def _current(name: str) -> str:
     return name
 
 
-def _entry(name: str, state: Mapping[str, Form]) -> tuple[str, Recipe | None]:
+def _entry(name: str, state: Mapping[str, Form]) -> tuple[str, Fold | None]:
     """One entry of the folded state_dict; None for the second half of a pair."""
     base, _, end = name.rpartition("_")
     if end in ("orig", "mask"):
         pair = f"{base}_orig", f"{base}_mask"
         orig, mask = map(state.get, pair)
         if base not in state and _is_mask_of(mask, orig):
-            return base, Recipe(pair, _masked) if end == "orig" else None
+            return base, Fold(pair, _masked) if end == "orig" else None
     new = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
     if new:
         pair = f"{name[:-1]}0", f"{name[:-1]}1"
         target = f"{new[1]}.{new[2]}" if new[1] else new[2]
         if target not in state and _is_norm_of(*map(state.get, pair)):
-            return target, Recipe(pair, _weight_norm) if new[3] == "0" else None
+            return target, Fold(pair, _weight_norm) if new[3] == "0" else None
     if end in ("g", "v"):
         pair = f"{base}_g", f"{base}_v"
         if base not in state and _is_norm_of(*map(state.get, pair)):
-            return base, Recipe(pair, _weight_norm) if end == "g" else None
-    return name, Recipe((name,))
+            return base, Fold(pair, _weight_norm) if end == "g" else None
+    return name, Fold((name,))
 
 
 def _is_mask_of(mask: Form | None, orig: Form | None) -> bool:

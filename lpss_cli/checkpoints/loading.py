@@ -14,8 +14,8 @@ from lpss_cli import arrays
 from lpss_cli.checkpoints import kinds, manifest, modelfolder, record, safetensorsfile, torchfile
 from lpss_cli.checkpoints.folding import fold, plan
 from lpss_cli.checkpoints.modelfolder import Described
-from lpss_cli.checkpoints.snapshot import opened, read_whole
-from lpss_cli.checkpoints.streaming import Streamed
+from lpss_cli.checkpoints.snapshot import read_whole
+from lpss_cli.checkpoints.streaming import Streamed, streams
 from lpss_cli.errors import InputError
 from lpss_cli.forms import Form
 from lpss_cli.packed import MAGIC, MalformedError, unpack
@@ -122,27 +122,11 @@ def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
         parts = {"state_dict": streamed, "init": None}
         checkpoint.meta, checkpoint.notes = record.verify(path, meta, parts, streamed.forms)
         return checkpoint
-    recipes, checkpoint.notes = plan(streamed.forms)
-    if any(recipe.combine for recipe in recipes.values()):
+    folds, checkpoint.notes = plan(streamed.forms)
+    if any(one.combine for one in folds.values()):
         return read(path, trust_pickle=trust_pickle)  # a weight is put together from others
-    checkpoint.stream = streamed.renamed({name: r.names[0] for name, r in recipes.items()})
+    checkpoint.stream = streamed.renamed({name: one.names[0] for name, one in folds.items()})
     return checkpoint
-
-
-def streams(path: Path) -> bool:
-    """Whether a file is a safetensors file, whose tensors can be read one at a time.
-
-    Raises:
-        InputError: there is no such file, or it is of a kind that is no checkpoint.
-    """
-    if os.path.isdir(path):  # Path.is_dir fails on names that are too long
-        return False
-    with opened(path) as file:
-        head = file.read(9)
-    if head[8:] != b"{":
-        return False
-    kinds.refuse_others(path, head)
-    return not head.startswith(MAGIC) and head[:4] != b"PK\x03\x04"
 
 
 def _from_folder(path: Path) -> Checkpoint:

@@ -17,10 +17,28 @@ from typing import Any
 import numpy as np
 
 from lpss_cli.arrays import Array, dtype_of
+from lpss_cli.checkpoints import kinds
 from lpss_cli.checkpoints.safetensorsfile import DTYPES, read_header
 from lpss_cli.checkpoints.snapshot import changed, opened
 from lpss_cli.errors import InputError
 from lpss_cli.forms import StandIn
+from lpss_cli.packed import MAGIC
+
+
+def streams(path: Path) -> bool:
+    """Whether a file is a safetensors file, whose tensors can be read one at a time.
+
+    Raises:
+        InputError: there is no such file, or it is of a kind that is no checkpoint.
+    """
+    if os.path.isdir(path):  # Path.is_dir fails on names that are too long
+        return False
+    with opened(path) as file:
+        head = file.read(9)
+    if head[8:] != b"{":
+        return False
+    kinds.refuse_others(path, head)
+    return not head.startswith(MAGIC) and head[:4] != b"PK\x03\x04"
 
 
 class Streamed(Mapping[str, Array]):

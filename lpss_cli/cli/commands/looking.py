@@ -88,7 +88,8 @@ def _measured(
 ) -> tuple[list[Checkpoint], list[Report]]:
     """Read and measure every file; what its files would cost only where it was asked for."""
     from lpss_cli.checkpoints.foreign import introduce
-    from lpss_cli.checkpoints.loading import browse, streams
+    from lpss_cli.checkpoints.loading import browse
+    from lpss_cli.checkpoints.streaming import streams
     from lpss_cli.reporting import report as measure
 
     if sizes or not all(map(streams, paths)):
