@@ -28,7 +28,7 @@ _SIDE = 4096  # 64 MB of float32
 
 
 def make(path: Path, count: int) -> None:
-    """Write so many matrices, a row at a time: what is in memory here counts as the commands' too."""
+    """Write so many matrices, a row at a time: memory of this process would count as theirs."""
     size = _SIDE * _SIDE * 4
     entries = {
         f"layers.{i}.weight": {
