@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lpss_cli import method
+from lpss_cli.targets import parse
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -32,7 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 Run = dict[str, Any]
 #: what was run, the options it had, its runs, and the dense runs of the same budget
 Row = tuple[str, Run, list[Run], list[Run]]
-_RUN = re.compile(r"(?P<method>[\w-]+) at (?P<sparsity>[\d.]+), seed \d+, (?P<options>.*)")
+_RUN = re.compile(r"(?P<method>[\w-]+) at (?P<sparsity>[^,]+), seed \d+, (?P<options>.*)")
 
 
 def flags(name: str) -> str:
@@ -88,7 +89,7 @@ def compared() -> str:
             cells.setdefault((kind, options), {})[sparsity] = runs
     sparsities = list(next(iter(cells.values())))
     best = {s: max(_mean(row[s]) for row in cells.values()) for s in sparsities}
-    shares = " | ".join(f"{100 * float(s):g} % zeros" for s in sparsities)
+    shares = " | ".join(f"{100 * parse(s):.4g} % zeros" for s in sparsities)
     lines = [
         f"| method | options chosen on held-out data | {shares} |",
         "|---|---|" + len(sparsities) * "---|",

@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.layers import Survivors, measure
+from lpss_cli.closeups import Closeup, closeup
+from lpss_cli.layers import measure
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from lpss_cli.weights import Weight
+
 #: The entry of an artefact's record.
 KEY = "histograms"
+_NEAR, _FAR = {"low", "high", "counts"}, {"outside", "ends"}
 _MOST_BINS = 1000
 
 
@@ -23,12 +27,17 @@ def of_model(model: nn.Module) -> dict[str, Any]:
     """
     from lpss_cli.weights import prunable
 
-    found = {n: measure(n, w.tensor, w.row_dim or 0).survivors for n, w in prunable(model).items()}
-    return {
-        name: {"low": one.low, "high": one.high, "counts": list(one.counts)}
-        for name, one in found.items()
-        if one is not None
-    }
+    found = {name: _of_weight(name, weight) for name, weight in prunable(model).items()}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _of_weight(name: str, weight: Weight) -> dict[str, Any] | None:
+    whole = measure(name, weight.tensor, weight.row_dim or 0).survivors
+    if whole is None:
+        return None
+    one = closeup(whole, lambda: weight.tensor)
+    near = {"low": one.low, "high": one.high, "counts": list(one.counts)}
+    return near if one.ends is None else near | {"outside": one.outside, "ends": list(one.ends)}
 
 
 def fit(value: Any) -> bool:
@@ -37,17 +46,32 @@ def fit(value: Any) -> bool:
 
 
 def _fit_one(one: Any) -> bool:
-    if not isinstance(one, dict) or set(one) != {"low", "high", "counts"}:
+    if not isinstance(one, dict) or set(one) not in (_NEAR, _NEAR | _FAR):
         return False
     low, high, counts = one["low"], one["high"], one["counts"]
-    ends = all(type(end) in (int, float) and math.isfinite(end) for end in (low, high))
     whole = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
-    return ends and low <= high and whole and len(counts) <= _MOST_BINS and any(counts)
+    fits = _rising([low, high]) and whole and len(counts) <= _MOST_BINS and any(counts)
+    if not fits or "ends" not in one:
+        return fits
+    ends, outside = one["ends"], one["outside"]
+    return _rising(ends, low, high) and type(outside) is int and outside > 0
 
 
-def of_record(record: Mapping[str, Any]) -> dict[str, Survivors]:
+def _rising(ends: Any, *between: float) -> bool:
+    """Whether these are two finite numbers, and others lie between them, all in order."""
+    if not isinstance(ends, list) or len(ends) != 2:
+        return False
+    finite = all(type(end) in (int, float) and math.isfinite(end) for end in ends)
+    numbers = [ends[0], *between, ends[1]]
+    return finite and numbers == sorted(numbers)
+
+
+def of_record(record: Mapping[str, Any]) -> dict[str, Closeup]:
     """Return how each weight was spread, by name, from a checked record; none of older ones."""
-    return {
-        name: Survivors(one["low"], one["high"], tuple(one["counts"]))
-        for name, one in (record.get(KEY) or {}).items()
-    }
+    return {name: _read(one) for name, one in (record.get(KEY) or {}).items()}
+
+
+def _read(one: Mapping[str, Any]) -> Closeup:
+    ends = tuple(one["ends"]) if "ends" in one else None
+    near = one["low"], one["high"], tuple(one["counts"])
+    return Closeup(*near, outside=one.get("outside", 0), ends=ends)

@@ -113,6 +113,7 @@ def _batches(
     stream = (seed,) if world.size == 1 else (seed, world.rank)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets of this process, in the order of the epoch."""
         from lpss_cli.data.order import epoch_order, part_of_batches
 
         order = epoch_order(len(data.train), seed, epoch)

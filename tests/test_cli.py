@@ -119,6 +119,7 @@ WRONG = [
     (["train", "--target", "y"], "--target", ""),
     (["train", "--holdout", "1.5"], "holdout fraction", ""),
     (["train", "--out", "no/such/dir.pt"], "does not exist", "--out"),
+    (["train", "--out", "."], ". is not a regular file", "choose another --out"),
     (["train", "--colour"], "--colour", "lpss train --help"),
     (["prune"], "prune", "--help"),
     (["sparsify", "none.pt"], "there is no file none.pt", "lpss train"),
@@ -127,6 +128,15 @@ WRONG = [
     (["report", "none.pt"], "there is no file", ""),
     (["export"], "no lpss artefact", "lpss train"),
     (["eval"], "no lpss artefact", "lpss train"),
+]
+# What an empty path is called: the flag, or the word that stands for the argument.
+EMPTY = [
+    *(["train", flag] for flag in ("--out", "--log", "--tensorboard", "--data-dir")),
+    *(["compare", flag] for flag in ("--out-dir", "--data-dir")),
+    *(["export", "m.pt", "--out-dir"], ["report", "--html"], ["init", "m.pt", "--out"]),
+    *(["unpack", "m.lpss", "--out"], ["ticket", "m.pt", "-o"], ["sparsify", "m.pt", "--out"]),
+    *([name] for name in ("sparsify", "eval", "export", "init", "plan", "ticket", "unpack")),
+    *(["report", "m.pt"], ["report"], ["verify"], ["verify", "m.pt"]),
 ]
 WRONG_P = [
     (["--p", "1.01"], "p = 1.01 is outside", "1.03"),
@@ -160,6 +170,19 @@ def refused(result, what, do):
 @pytest.mark.parametrize(("args", "what", "do"), WRONG, ids=arguments)
 def test_wrong_requests_are_two_lines_exit_2_and_no_file(lpss, args, what, do):
     refused(lpss(*args), what, do)
+    assert list(Path().iterdir()) == []
+
+
+def test_an_empty_path_is_not_the_current_folder(lpss):
+    arguments = {"report": "FILES", "verify": "A", "verify m.pt": "B", "report m.pt": "FILES"}
+    for words in EMPTY:
+        name = arguments.get(" ".join(words), "FILE") if words[-1][0] != "-" else words[-1]
+        what = f"{'--out' if name == '-o' else name} is empty"
+        do = "give a path; . is the current folder"
+        code, out, err = lpss(*words, "", "--json")
+        assert (code, err) == (2, f"Error: {what}\n  {do}\n")
+        assert json.loads(out) == {"error": what, "do": do}
+    refused(lpss("ticket", "."), "folder without config.json", "name the checkpoint")
     assert list(Path().iterdir()) == []
 
 
@@ -303,17 +326,18 @@ def test_a_ticket_from_the_command_line(lpss):
 
 def test_a_comparison_from_the_command_line(lpss, monkeypatch):
     monkeypatch.setattr(apart, "call", here)
-    args = ("--methods", "gmp", "--sparsities", "0.5", "--seeds", "1", "--no-tune")
+    args = ("--methods", "gmp", "--sparsities", "2x", "--seeds", "1", "--no-tune")
     code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1", "--json")
     assert code == 0
     Path("model.pt").touch()
     document = json.loads(out)
     assert [row["method"] for row in document["rows"]] == ["dense", "gmp"]
     assert document["rows"][1]["zeros"] == round(0.5 * (64 * 8 + 80))
+    assert document["rows"][1]["target"] == "2x"
     assert Path(document["picture"]).read_text().startswith("<?xml")
     code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1")
     assert "gmp" in out
-    assert "50.00%" in out
+    assert "2x" in out
     refused(lpss("compare", *args), "of another network, data or budget", "--out-dir")
     refused(lpss("compare", "--methods", "gpm"), "unknown method 'gpm'", "did you mean 'gmp'")
     refused(lpss("compare", "--sparsities", "0.5,x"), "'x' is no number", "write 0.9")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from lpss_cli import apart
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.runs import measuring, runstore
 from lpss_cli.runs.comparing import Comparison, compare
-from lpss_cli.runs.plotting import accuracy_against_sparsity
+from lpss_cli.runs.plotting import accuracy_against_sparsity, tick
 from lpss_cli.runs.request import Request
 
 BUDGET = Request(arch="mlp:64-16-10", epochs=2, batch_size=128)  # 11 steps an epoch
@@ -70,9 +72,22 @@ def test_every_method_target_and_seed_is_run_once_and_dense_beside(tmp_path, cou
     assert {request.holdout for request in counted} == {None}
 
 
-def test_options_are_chosen_on_held_out_data_by_the_same_grid(tmp_path, counted):
+def test_options_are_chosen_on_held_out_data_by_the_same_grid(tmp_path, monkeypatch):
+    """One run of each method is a real one; the scores are made so that one of the grid is best."""
+    counted, real = [], {}
+
+    def call(interrupts, function, request):
+        counted.append(request)
+        if request.method not in real:
+            real[request.method], _ = here(interrupts, function, request)
+        score = -abs(request.options["lr"] - 0.2) + request.options["weight_decay"]
+        return {**real[request.method], "score": score}, []
+
+    monkeypatch.setattr(apart, "call", call)
     what = Comparison(("gmp",), (0.5, 0.8, 0.9), seeds=1)
     rows = compare(what, BUDGET, tmp_path, quiet)
+    assert all(found["score"] == found["metric"] > 0 for found in real.values())
+    assert all(row["options"] == {"lr": 0.2, "weight_decay": 5e-4} for row in rows)
     chosen = [r for r in counted if r.holdout is not None]
     assert len(chosen) == 2 * 6  # dense and gmp
     assert {r.sparsity for r in chosen if r.method == "gmp"} == {0.8}
@@ -84,15 +99,20 @@ def test_options_are_chosen_on_held_out_data_by_the_same_grid(tmp_path, counted)
 
 
 def test_a_killed_comparison_goes_on(tmp_path, counted):
-    what = Comparison(("gmp",), (0.5,), seeds=1, tune=False)
+    what = Comparison(("gmp",), ("60x",), seeds=1, tune=False)
     first = compare(what, BUDGET, tmp_path, quiet)
-    more = Comparison(("gmp",), (0.5,), seeds=2, tune=False)
+    results = tmp_path / "results.json"
+    text = results.read_text()
+    assert list(json.loads(text)["runs"]) == ["dense at 0, seed 0, {}", "gmp at 60x, seed 0, {}"]
+    results.write_text(text.replace("60x", "0.983333"))  # as older results have it
+    more = Comparison(("gmp",), ("60x",), seeds=2, tune=False)
     notes: list[str] = []
     again = compare(more, BUDGET, tmp_path, notes.append)
     assert len(counted) == 4
     found = [note.rpartition(": ")[0] for note in notes]
-    assert found == ["run 2 of 4: dense at 0, seed 1, {}", "run 4 of 4: gmp at 0.5, seed 1, {}"]
+    assert found == ["run 2 of 4: dense at 0, seed 1, {}", "run 4 of 4: gmp at 60x, seed 1, {}"]
     assert again[1]["runs"][0] == first[1]["runs"][0]
+    assert again[1]["target"] == "60x"
 
 
 def lasting(rows):
@@ -109,16 +129,17 @@ def test_runs_interrupted_anywhere_give_the_same_table(tmp_path, signalled, noti
     """22 steps a run, four runs; a run is stopped several times, and each of them somewhere."""
     what = Comparison(("lpss", "rigl"), (0.5,), seeds=1, tune=False)
     straight = compare(what, BUDGET, tmp_path / "straight", quiet)
-    rng, folder, notes = random.Random(0), tmp_path / "c", []
+    rng, folder, notes, typed = random.Random(0), tmp_path / "c", [], cycle(("2x", 0.5, "50%"))
     for step in [*sorted(rng.sample(range(1, 22), 3)), 22, *rng.sample(range(1, 22), 2)]:
         signalled.append(step)
+        again = replace(what, sparsities=(next(typed),))
         with pytest.raises(StoppedError, match=f"SIGTERM after step {step} of 22") as error:
-            compare(what, BUDGET, folder, notes.append)
+            compare(again, BUDGET, folder, notes.append)
         state = error.value.what.partition("its state is in ")[2].partition(";")[0]
         assert torch.load(state, weights_only=True)["state"]["step"] == step
     assert lasting(compare(what, BUDGET, folder, notes.append)) == lasting(straight)
     assert os.listdir(folder) == ["results.json"]
-    assert "going on with lpss at 0.5, seed 0, {}" in notes
+    assert "going on with lpss at 50%, seed 0, {}" in notes
 
 
 def test_a_state_of_no_use_is_said_and_the_run_begins_again(tmp_path, signalled, noticed_signals):
@@ -219,6 +240,8 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
     assert "gmp" in text
     accuracy_against_sparsity([dense, gmp], "t", tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert tick(60.00000001) == "98.33 %\n60×"
+    assert tick(20000) == "99.995 %\n20,000×"
     gone = {**gmp, "mean": None, "metric": None}
     accuracy_against_sparsity([gone], "t", tmp_path / "p.svg")  # a picture without a warning
 
@@ -232,6 +255,8 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
         ((("gmp",), (0.5,), 0), "nothing to compare"),
         ((("gmp",), (1.0,)), "outside"),
         ((("gmp",), (0.0,)), "0 is no target"),
+        ((("gmp",), ("0.9", "10x")), "0.9 and 10x are the same target"),
+        ((("gmp",), ("x",)), "--sparsities 'x' is no number"),
     ],
 )
 def test_impossible_comparisons_are_refused_before_any_work(arguments, what):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from lpss_cli import histograms
-from lpss_cli.checkpoints.record import checked
+from lpss_cli.checkpoints.entries import checked
 from lpss_cli.layers import measure
 
 GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
@@ -23,6 +25,11 @@ GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
         {**GOOD, "counts": [1, -1]},
         {**GOOD, "counts": [1] * 1001},
         {"low": 0.0, "counts": [1]},
+        {**GOOD, "outside": 2},
+        {**GOOD, "outside": 0, "ends": [-1.0, 40.0]},
+        {**GOOD, "outside": 2, "ends": [-0.5, 40.0]},
+        {**GOOD, "outside": 2, "ends": [-1.0, float("inf")]},
+        {**GOOD, "outside": 2, "ends": "far"},
         [],
     ],
 )
@@ -32,13 +39,18 @@ def test_histograms_of_a_record_are_checked(bad):
 
 
 def test_what_is_remembered_of_a_network_is_what_a_record_takes():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 2), torch.nn.Linear(2, 1), torch.nn.Linear(1, 30)
+    )
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[0.0, 1.0, 3.0], [-1.0, 0.0, 3.0]]))
         model[1].weight.zero_()
+        model[2].weight.fill_(0.5)[0, 0] = 40
     record = {histograms.KEY: histograms.of_model(model)}
     assert checked(record) == (record, [])
-    (found,) = histograms.of_record(record).values()
+    found, far = histograms.of_record(record).values()
+    assert (far.low, far.high, far.outside, far.ends) == (0.5, 0.5, 1, (0.5, 40.0))
+    assert json.loads(json.dumps(record)) == record
     whole = measure("0.weight", model[0].weight).survivors
     assert whole is not None
     assert (found.low, found.high, found.counts) == (-1.0, 3.0, whole.counts)

@@ -30,8 +30,8 @@ from faults import (
 from safetensors.torch import save as to_safetensors
 
 from lpss_cli.checkpoints import torchpickle
+from lpss_cli.checkpoints.entries import checked
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.checkpoints.record import checked
 from lpss_cli.errors import InputError
 
 

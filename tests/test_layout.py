@@ -22,20 +22,20 @@ GROUPS = {"checkpoints", "exports", "optim", "processes", "runs"}
 TIERS = (
     "errors version targets checkpoints exports optim processes runs",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
-    " lookup described torchpickle torchfile safetensorsfile manifest record kinds"
+    " lookup described torchpickle torchfile safetensorsfile manifest record entries kinds"
     " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts apart randomness optimizerstate generations"
     " idle channels wiring constants layersizes cutting compacting onnxruntimes gaps onnxproof"
     " latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
-    " bisection tally groups histograms arrays forms hoyer",
+    " bisection tally groups histograms closeups arrays forms hoyer",
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request resolving given recipes resuming stopping job jobrecord jobs tickets comparing"
     " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring"
-    " runstore sparsifier stephooks recording drafting searching warmstart origins weighing"
+    " runstore labels sparsifier stephooks recording drafting searching warmstart origins weighing"
     " filesizes",
     "cli",
     "__init__ __main__",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lpss_cli import pages
 from lpss_cli.checkpoints.loading import Checkpoint
-from lpss_cli.layers import Survivors
+from lpss_cli.closeups import Closeup
 from lpss_cli.pages import figures
 from lpss_cli.reporting import report
 
@@ -148,7 +148,7 @@ def test_a_mask_is_drawn_weight_by_weight():
 
 
 def test_a_histogram_by_hand():
-    picture = figures.histogram(Survivors(-1.0, 1.0, (2, 0, 4, 1), (0.5, -1.0)))
+    picture = figures.histogram(Closeup(-1.0, 1.0, (2, 0, 4, 1), (0.5, -1.0)))
     # The tallest bar has the full height of 120, the first half of it; one of four is empty.
     heights = re.findall(r'class="bar".*?height="([\d.]+)"', picture)
     assert heights == ["60.0", "120.0", "30.0"]
@@ -157,7 +157,7 @@ def test_a_histogram_by_hand():
 
 
 def test_a_histogram_before_training_shares_the_axis():
-    after, before = Survivors(-1.0, 1.0, (1, 1)), Survivors(-3.0, 1.0, (10, 40))
+    after, before = Closeup(-1.0, 1.0, (1, 1)), Closeup(-3.0, 1.0, (10, 40))
     picture = figures.histogram(after, before)
     # From -3 to 1 on 260: the bars begin in the middle, the outline at the left end.
     assert re.findall(r'class="bar" x="([\d.]+)"', picture) == ["130.0", "195.0"]
@@ -170,6 +170,13 @@ def test_a_histogram_before_training_shares_the_axis():
     assert 'class="before"' in text
     assert "The outline is the layer before training" in text
     assert 'class="before"' not in page(checkpoint())
+    far = torch.full((5, 8), 0.25)
+    far[0, :2] = torch.tensor([40.0, -0.5])
+    text = page(checkpoint(weight=far))
+    parse(text)
+    said = "1 weight lies further out, at 40; the mean of the positive ones, 1.27, too"
+    assert f'<p class="remark">{said}</p>' in text
+    assert "40 weights from -0.5 to 40<" in text
 
 
 def test_curves_by_hand():

@@ -59,8 +59,11 @@ def walk(data, drop, notes, **more):
     model = network()
     request = Request(target_drop=drop, tries=3, **more)
     settings = Settings(6, 16, seed=1, keep_zeros=True)
-    checkpoint = Checkpoint(Path("model.pt"), {})
-    return search(model, "a network", data, checkpoint, request, settings, notes.append)
+    began = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint = Checkpoint(Path("model.pt"), began)
+    found = search(model, "a network", data, checkpoint, request, settings, notes.append)
+    assert all(torch.equal(tensor, began[name]) for name, tensor in model.state_dict().items())
+    return found
 
 
 def test_the_search_looks_at_a_part_of_the_training_data_alone():
@@ -75,7 +78,7 @@ def test_the_search_looks_at_a_part_of_the_training_data_alone():
     assert found.sparsity == 0.977903
     assert "3 epochs of dense training, at most 3 tries of 3 epochs on 102 examples" in notes[0]
     assert "then 6 epochs on 128: 18 in all" in notes[0]
-    assert f"accuracy {found.given:.4f}" in notes[-4]
+    assert f"accuracy {found.given:.4f}" in notes[-5]
     assert json.loads(json.dumps(found.to_dict()))["curve"][1]["sparsity"] == 0.9375
     for one in found.curve:
         assert one.drop == pytest.approx(100 * (found.reference - one.metric))

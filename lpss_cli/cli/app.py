@@ -74,6 +74,7 @@ def main() -> None:
     So 130 is Ctrl-C.
     """
     debug = "--debug" in sys.argv
+    running.printer({"as_json": "--json" in sys.argv, "quiet": False})  # of the parser's errors
     try:
         code = app(standalone_mode=False)
         if code == 130:  # how the parser passes a Ctrl-C on

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from lpss_cli.cli.names import column
 from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import metric, size
 
@@ -42,9 +43,10 @@ def _savings(savings: Savings) -> Table:
     table.add_column("live shape", no_wrap=True)
     table.add_column("parameters", f"{old:,} → {new:,}", justify="right")
     table.add_column("FLOPs", f"{before:,} → {after:,}", justify="right")
-    for a, b in zip(savings.before, savings.after, strict=True):
+    names = column([layer.name for layer in savings.before])
+    for name, a, b in zip(names, savings.before, savings.after, strict=True):
         table.add_row(
-            plain(a.name),
+            name,
             "×".join(map(str, a.shape)),
             "×".join(map(str, b.shape)),
             f"{a.parameters:,} → {b.parameters:,}",

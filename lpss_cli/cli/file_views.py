@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.panel import Panel
 from rich.table import Table
 
+from lpss_cli.cli.names import column
 from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import metric, share, size
 
@@ -42,15 +43,16 @@ def verify_table(result: Verification) -> Table:
     table.add_column("tensor", overflow="fold", min_width=8)
     for name in ("entries", "different", "largest", "zeros"):
         table.add_column(name, justify="right", no_wrap=name != "zeros")
-    for item in result.tensors:
+    cells = column([item.name for item in result.tensors])
+    for shown, item in zip(cells, result.tensors, strict=True):
         if item.what:
-            table.add_row(plain(item.name), f"{item.count:,}", item.what)
+            table.add_row(shown, f"{item.count:,}", item.what)
             continue
         zeros = "the same" if item.same_zeros else f"{item.zeros[0]:,} → {item.zeros[1]:,}"
         if not item.same_zeros and item.zeros[0] == item.zeros[1]:
             zeros = f"{item.zeros[0]:,}, others"
         largest = f"{item.largest:.3g}" if item.different else "-"
-        table.add_row(plain(item.name), f"{item.count:,}", f"{item.different:,}", largest, zeros)
+        table.add_row(shown, f"{item.count:,}", f"{item.different:,}", largest, zeros)
     return table
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from lpss_cli import method as methods
 from lpss_cli.cli.completing import among
 from lpss_cli.cli.options.declaring import Group, option
+from lpss_cli.cli.paths import not_empty
 
 
 def with_options(
@@ -73,10 +74,11 @@ def _parameters(
         if p.name not in ("values", "chosen")
     ]
     options = [*shared.items(), *((name, (kind, None)) for name, kind in declared.items())]
-    return own + [
+    added = [
         inspect.Parameter(name, keyword, default=default, annotation=kind)
         for name, (kind, default) in options
     ]
+    return [not_empty(parameter) for parameter in own + added]
 
 
 def method_flags() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lpss_cli.cli.export_views import NO_SKIPPING, times_table
 from lpss_cli.cli.file_views import size_table
+from lpss_cli.cli.names import column
 from lpss_cli.cli.out import plain
 from lpss_cli.cli.wording import metric, number, share, size
 
@@ -36,7 +37,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def layer_table(report: Report, width: int) -> Table:
-    """Lay out a report layer by layer, with totals; names are folded only as a last resort."""
+    """Lay out a report layer by layer, with totals; names are shortened only as a last resort."""
     columns: dict[str, tuple[str, Callable[[Layer], str]]] = {
         "shape": ("", lambda layer: "×".join(map(str, layer.shape))),
         "live shape": ("", lambda layer: "×".join(map(str, report.live_shape(layer) or "-"))),
@@ -57,8 +58,8 @@ def layer_table(report: Report, width: int) -> Table:
         name: 3 + max(len(name), len(footer), *(len(cell(layer)) for layer in report.layers), 0)
         for name, (footer, cell) in columns.items()
     }
-    names = [plain(layer.name) for layer in report.layers]
-    room = width - 4 - max(len("all prunable"), *map(len, names), 0)
+    cells = column([layer.name for layer in report.layers])
+    room = width - 4 - max(len("all prunable"), *(len(shown.name) for shown in cells), 0)
     for name in _DISPENSABLE:
         if sum(widths.values()) > room and name in columns:
             del columns[name], widths[name]
@@ -69,8 +70,8 @@ def layer_table(report: Report, width: int) -> Table:
     for name, (footer, _) in columns.items():
         justify: Literal["left", "right"] = "left" if name.endswith("shape") else "right"
         table.add_column(name, footer, justify=justify, no_wrap=True)
-    for name, layer in zip(names, report.layers, strict=True):
-        table.add_row(name, *(cell(layer) for _, cell in columns.values()))
+    for shown, layer in zip(cells, report.layers, strict=True):
+        table.add_row(shown, *(cell(layer) for _, cell in columns.values()))
     return table
 
 
@@ -111,9 +112,9 @@ def plan_table(plan: Plan, width: int) -> Table:
         "Hoyer then": "",
     }.items():
         table.add_column(name, footer, justify="right", no_wrap=True)
-    for layer in plan.layers:
+    for layer, shown in zip(plan.layers, column([x.name for x in plan.layers]), strict=True):
         table.add_row(
-            plain(layer.name),
+            shown,
             *([f"{layer.weights:,}"] if wide else []),
             "-" if layer.fan_in is None else f"{layer.fan_in:,}",
             "-" if layer.p is None else f"{layer.p:.4g}",

@@ -69,7 +69,7 @@ def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Set methods side by side, one row a method and target; the best of a target is bold."""
     table = Table(title=plain(title), title_justify="left", title_style="bold")
     table.add_column("method", no_wrap=True)
-    for name in ("sparsity", "zeros", "result", "Hoyer", "s/epoch", "memory"):
+    for name in ("target", "zeros", "result", "Hoyer", "s/epoch", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     best: dict[float, float] = {}
     for row in rows:
@@ -87,7 +87,7 @@ def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         highest = fraction and row["sparsity"] and mean == best.get(row["sparsity"])
         table.add_row(
             row["method"],
-            share(row["sparsity"]) if row["sparsity"] else "-",
+            plain(row["target"]) if row["sparsity"] else "-",
             f"{row['zeros']:,}" if row["zeros"] else "-",
             Text(result, style="bold" if highest else ""),
             number(row["hoyer"]),

@@ -169,8 +169,9 @@ def decode(entry: Entry, parts: Sequence[bytes]) -> Found:
     live_rows, live_columns, *thick = chosen[: -len(blocks)]
     sides = [live_columns]
     if thick:
+        (first,) = thick
+        assert first is not None  # neither `encode` nor a line chooses all columns by a split
         live = np.arange(entry.width) if live_columns is None else live_columns
-        first = np.arange(len(live)) if thick[0] is None else thick[0]
         sides = [live[first], np.delete(live, first)]
     found = [
         _found(entry, np.arange(way.kept) if inside is None else inside, live_rows, side, width)

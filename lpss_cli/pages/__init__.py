@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from lpss_cli import histograms
 from lpss_cli.arrays import Array
+from lpss_cli.closeups import Closeup, closeup
 from lpss_cli.files import replacing
 from lpss_cli.layers import Layer
 from lpss_cli.pages import figures
@@ -86,9 +87,8 @@ def _page(report: Report, tensors: Values) -> dict[str, Any]:
         "metrics": _metrics(meta),
         "masks": {name: picture for name, picture in masks.items() if picture is not None},
         "histograms": [
-            (layer, figures.histogram(layer.survivors, began.get(layer.name)))
-            for layer in report.layers
-            if layer.survivors
+            (layer, figures.histogram(near, before), figures.further(near, before))
+            for layer, near, before in _spreads(report, tensors, began)
         ],
         "began": any(layer.name in began for layer in report.layers),
         "agreement": figures.agreement(predicted),
@@ -96,6 +96,16 @@ def _page(report: Report, tensors: Values) -> dict[str, Any]:
         "curves": _curves(meta),
         "origin": _origin(meta),
     }
+
+
+def _spreads(
+    report: Report, tensors: Values, began: Mapping[str, Closeup]
+) -> Iterator[tuple[Layer, Closeup, Closeup | None]]:
+    """Yield the layers with weights, how these are spread, and how they were before training."""
+    for layer in report.layers:
+        if layer.survivors is not None:
+            near = closeup(layer.survivors, partial(tensors.__getitem__, layer.name))
+            yield layer, near, began.get(layer.name)
 
 
 def _cards(report: Report) -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from lpss_cli import arrays
-from lpss_cli.layers import Survivors
+from lpss_cli.closeups import Closeup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 # Masks with more weights or longer sides are not drawn: nobody could see a weight.
 _LARGEST, _LONGEST = 1 << 19, 2048
 _WIDTH, _HEIGHT = 260, 120
+# The axis of a histogram may be so many times as long as what the layer takes of it now.
+_ROOM = 10
 
 
-def histogram(after: Survivors, before: Survivors | None = None) -> Markup:
+def histogram(after: Closeup, before: Closeup | None = None) -> Markup:
     """Draw how the weights that are not zero spread, with the centroids of both signs.
 
     Args:
@@ -28,8 +30,9 @@ def histogram(after: Survivors, before: Survivors | None = None) -> Markup:
         before: before training: a line on the same axis. Each is as tall as the page at its
             fullest bin, for one has more weights than the other.
     """
-    low = min(after.low, before.low) if before else after.low
-    high = max(after.high, before.high) if before else after.high
+    drawn = before if before and _has_room(after, before) else None
+    low = min(after.low, drawn.low) if drawn else after.low
+    high = max(after.high, drawn.high) if drawn else after.high
     span = (high - low) or 1.0
 
     def across(value: float) -> float:
@@ -45,22 +48,71 @@ def histogram(after: Survivors, before: Survivors | None = None) -> Markup:
     marks = "".join(
         f'<line class="mark" x1="{across(c):.1f}" x2="{across(c):.1f}" y1="0" y2="{_HEIGHT}"/>'
         for c in after.centroids
-        if c is not None
+        if c is not None and low <= c <= high
     )
-    title = f"{sum(after.counts):,} weights from {after.low:.3g} to {after.high:.3g}"
     line = ""
-    if before is not None:
-        line = _steps([(across(a), across(b), part) for a, b, part in _bins(before)])
-        title += f"; {sum(before.counts):,} from {before.low:.3g} to {before.high:.3g} before"
+    if drawn is not None:
+        line = _steps([(across(a), across(b), part) for a, b, part in _bins(drawn)])
+    title = _all(after, " weights") + (f"; {_all(before)} before" if before else "")
     return _svg(title, bars + line + marks + _ends(f"{low:.3g}", f"{high:.3g}"))
 
 
-def _bins(survivors: Survivors) -> list[tuple[float, float, float]]:
+def _all(spread: Closeup, of: str = "") -> str:
+    """Say how many weights there are, the far ones too, and from where to where."""
+    low, high = spread.ends or (spread.low, spread.high)
+    return f"{sum(spread.counts) + spread.outside:,}{of} from {low:.3g} to {high:.3g}"
+
+
+def further(after: Closeup, before: Closeup | None = None) -> str:
+    """Say what a histogram of the two does not show; nothing where it shows all."""
+    said = []
+    if after.ends is not None:
+        verb = "lies" if after.outside == 1 else "lie"
+        said.append(f"{_far(after)} {verb} further out, {_where(after, after.ends)}")
+        means = zip(("positive", "negative"), after.centroids, strict=True)
+        said += [
+            f"the mean of the {sign} ones, {mean:.3g}, too"
+            for sign, mean in means
+            if mean is not None and not after.low <= mean <= after.high
+        ]
+    if before is not None and not _has_room(after, before):
+        low, high = before.ends or (before.low, before.high)
+        said.append(
+            f"before training they were from {low:.3g} to {high:.3g}, too far for this axis"
+        )
+    elif before is not None and before.ends is not None:
+        said.append(
+            f"before training {_far(before)} lay further out, {_where(before, before.ends)}"
+        )
+    return "; ".join(said)
+
+
+def _has_room(after: Closeup, before: Closeup) -> bool:
+    """Whether an axis that holds both leaves room for what is there now, if that is an interval."""
+    return after.low == after.high or before.high - before.low <= _ROOM * (after.high - after.low)
+
+
+def _far(spread: Closeup) -> str:
+    return f"{spread.outside:,} weight{'s' if spread.outside > 1 else ''}"
+
+
+def _where(spread: Closeup, ends: tuple[float, float]) -> str:
+    """Say how far the far ones go; they are on the left, on the right, or on both sides."""
+    low, high = ends
+    left, right = low < spread.low, high > spread.high
+    if left and right:
+        return f"from {low:.3g} to {high:.3g}"
+    if spread.outside == 1:
+        return f"at {low if left else high:.3g}"
+    return f"down to {low:.3g}" if left else f"up to {high:.3g}"
+
+
+def _bins(spread: Closeup) -> list[tuple[float, float, float]]:
     """Return both ends of each bin, and its count as a part of the fullest one's."""
-    counts, top = survivors.counts, max(survivors.counts)
-    width = ((survivors.high - survivors.low) or 1.0) / len(counts)
+    counts, top = spread.counts, max(spread.counts)
+    width = ((spread.high - spread.low) or 1.0) / len(counts)
     return [
-        (survivors.low + i * width, survivors.low + (i + 1) * width, count / top)
+        (spread.low + i * width, spread.low + (i + 1) * width, count / top)
         for i, count in enumerate(counts)
     ]
 

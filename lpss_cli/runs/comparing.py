@@ -15,6 +15,7 @@ import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lpss_cli import method as methods
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.files import output
 from lpss_cli.interrupts import SignalledError, listening
+from lpss_cli.runs.labels import Target, label, run_of, same, shown, sparsity_of
 from lpss_cli.runs.request import Request, check
 from lpss_cli.runs.runstore import RunStore
 from lpss_cli.targets import check_sparsity
@@ -47,7 +49,7 @@ class Comparison:
     """
 
     methods: tuple[str, ...]
-    sparsities: tuple[float, ...]
+    sparsities: tuple[Target, ...]
     seeds: int = 3
     tune: bool = True
 
@@ -55,24 +57,28 @@ class Comparison:
         """Check everything before any work.
 
         Raises:
-            InputError: an unknown method, a target out of range, no seed, nothing to compare.
+            InputError: an unknown method, a target out of range or named twice, no seed, nothing
+                to compare.
         """
         for name in self.methods:
             methods.get(name)
-        for sparsity in self.sparsities:
-            if check_sparsity(sparsity) == 0:
+        for target in self.sparsities:
+            if check_sparsity(sparsity_of(target)) == 0:
                 raise InputError("0 is no target", f"the {DENSE} run is made anyway")
+        for one, other in combinations(self.sparsities, 2):
+            if same(one) == same(other):
+                raise InputError(f"{one} and {other} are the same target", "leave one out")
         if not self.methods or not self.sparsities or self.seeds < 1:
             raise InputError(
                 "there is nothing to compare", "name --methods, --sparsities and --seeds from 1 up"
             )
 
-    def cells(self) -> Iterator[tuple[str, float]]:
-        """Every method with every sparsity; dense once, without one."""
+    def cells(self) -> Iterator[tuple[str, Target]]:
+        """Every method with every target; dense once, without one."""
         yield DENSE, 0.0
         for name in self.methods:
             if name != DENSE:
-                yield from ((name, sparsity) for sparsity in self.sparsities)
+                yield from ((name, target) for target in self.sparsities)
 
     def runs(self) -> int:
         """Return how many runs that makes, those that choose options among them."""
@@ -94,7 +100,8 @@ def compare(
         note: told about every finished run.
 
     Returns:
-        Rows with ``method``, ``sparsity``, ``options``, ``accuracy`` (mean), ``sd``, ``runs``, ….
+        Rows with ``method``, ``target`` (as it was typed), ``sparsity``, ``options``, ``mean``,
+        ``sd``, ``runs``, ….
 
     Raises:
         InputError: the folder holds another comparison, or something does not exist or fit.
@@ -110,7 +117,7 @@ def compare(
         ) from None
     with output(path, force=True, option="--out-dir"), listening() as interrupts:
         interrupts.defer()
-        store = RunStore(path, _identity(request), interrupts, note, what.runs())
+        store = RunStore(path, _identity(request), run_of, interrupts, note, what.runs())
         try:
             return _rows(what, request, store)
         except SignalledError as signalled:
@@ -137,20 +144,21 @@ def _kept(finished: int, path: Path) -> str:
 
 def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str, Any]]:
     rows = []
-    for name, sparsity in what.cells():
+    for name, target in what.cells():
+        sparsity = sparsity_of(target)
         options = _chosen(what, request, name, store) if what.tune else {}
         runs = []
         for seed in range(what.seeds):
             one = replace(request, method=name, options=options, sparsity=sparsity, seed=seed)
-            label = f"{name} at {sparsity:.6g}, seed {seed}, {json.dumps(options)}"
-            runs.append(store.get(label, one))
-        rows.append(_row(name, sparsity, options, runs))
+            runs.append(store.get(label(name, target, seed, options), one))
+        asked = {"method": name, "target": shown(target), "sparsity": sparsity, "options": options}
+        rows.append(asked | _row(runs))
     return rows
 
 
 def _chosen(what: Comparison, request: Request, name: str, store: RunStore) -> dict[str, Any]:
     """Return the learning rate and decay that were best on the held-out part."""
-    middle = sorted(what.sparsities)[(len(what.sparsities) - 1) // 2]
+    middle = sorted(map(sparsity_of, what.sparsities))[(len(what.sparsities) - 1) // 2]
     best: tuple[float, dict[str, Any]] = (-math.inf, {})
     for options in _grid(name):
         one = replace(
@@ -177,9 +185,8 @@ def _grid(name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in one.items() if value is not None} for one in pairs]
 
 
-def _row(
-    name: str, sparsity: float, options: dict[str, Any], runs: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def _row(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the runs of a method at a target came to."""
     good = [run for run in runs if "failed" not in run]
     values = [run["metric"] for run in good]
 
@@ -188,9 +195,6 @@ def _row(
         return statistics.median(found) if found else None
 
     return {
-        "method": name,
-        "sparsity": sparsity,
-        "options": options,
         "metric": good[0]["primary"] if good else None,
         "mean": statistics.mean(values) if values else None,
         "sd": statistics.stdev(values) if len(values) > 1 else None,

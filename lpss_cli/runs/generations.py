@@ -23,7 +23,7 @@ from lpss_cli.files import replacing, unwritable
 
 def paths_of(out: Path) -> tuple[Path, Path]:
     """``model.pt`` -> ``model.pt.partial`` and ``model.pt.partial.old``."""
-    return out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.old")
+    return Path(f"{out}.partial"), Path(f"{out}.partial.old")
 
 
 class Generations:

@@ -13,9 +13,8 @@ from torch import nn
 
 from lpss_cli import models
 from lpss_cli.checkpoints import foreign
-from lpss_cli.checkpoints.fitting import load_into, refuse_not_finite
-from lpss_cli.checkpoints.loading import Checkpoint, read
-from lpss_cli.data import Data
+from lpss_cli.checkpoints.fitting import refuse_not_finite
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
@@ -39,7 +38,6 @@ from lpss_cli.runs.resolving import (
     sparsity_of,
 )
 from lpss_cli.runs.searching import search
-from lpss_cli.starting import Settings
 from lpss_cli.targets import check_sparsity
 from lpss_cli.weights import prunable, trainable
 
@@ -99,7 +97,9 @@ def sparsify(path: Path, request: Request, watcher: JobWatcher | None = None) ->
             found = world.first(
                 lambda: (
                     _searched(request)
-                    or _search(model, arch, data, checkpoint, request, settings, watcher)
+                    or search(
+                        model, arch, data, checkpoint, request, settings, watcher.on_note
+                    ).to_dict()
                 )
             )
             notes, settings = {"search": found}, replace(settings, sparsity=found["sparsity"])
@@ -119,22 +119,6 @@ def _sharing(request: Request) -> Iterator[tuple[Request, World]]:
             names = paths_of(request.out)
             held.enter_context(output(request.out, *names, force=request.force))
         yield replace(request, device=world.device), world
-
-
-def _search(
-    model: nn.Module,
-    arch: str,
-    data: Data,
-    checkpoint: Checkpoint,
-    request: Request,
-    settings: Settings,
-    watcher: JobWatcher,
-) -> dict[str, Any]:
-    """Search for the sparsity, and leave the network as it was."""
-    found = search(model, arch, data, checkpoint, request, settings, watcher.on_note)
-    watcher.on_note(f"found {found.sparsity:.2%} zeros")
-    load_into(model, checkpoint, arch)
-    return found.to_dict()
 
 
 def _searched(request: Request) -> dict[str, Any] | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lpss_cli.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart by everybody; markers for those who print in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -35,23 +38,8 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
     # Said, not found out: a single target has no width that a margin could be a part of.
     margin = 1.1 * (ratios[-1] / ratios[0]) ** 0.03
     axes.set_xlim(ratios[0] / margin, ratios[-1] * margin)
-    names = list(dict.fromkeys(row["method"] for row in known if row["sparsity"] > 0))
-    for index, name in enumerate(names):
-        own = sorted((r for r in known if r["method"] == name), key=lambda r: r["sparsity"])
-        axes.errorbar(
-            [1 / (1 - r["sparsity"]) for r in own],
-            [scale * r["mean"] for r in own],
-            [scale * (r["sd"] or 0.0) for r in own],
-            label=name,
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            capsize=3,
-            linewidth=1.5,
-        )
-    for row in known:
-        if row["sparsity"] == 0:
-            axes.axhline(scale * row["mean"], color="grey", linestyle="--", label=row["method"])
-    axes.set_xticks(ratios, [f"{100 - 100 / x:.4g} %\n{x:.3g}×" for x in ratios], minor=False)
+    _curves(axes, known, scale)
+    axes.set_xticks(ratios, list(map(tick, ratios)), minor=False)
     axes.minorticks_off()
     axes.set_xlabel("zeros, weights / kept weights")
     metric = known[0]["metric"].replace("_", " ") if known else ""
@@ -64,3 +52,31 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
+
+
+def tick(ratio: float) -> str:
+    """Write a compression ratio > 1 under an axis, with the digits that tell it from 100 %."""
+    zeros, digits = 100 - 100 / ratio, 4
+    while float(f"{zeros:.{digits}g}") >= 100 and digits < 12:
+        digits += 1
+    return f"{zeros:.{digits}g} %\n{float(f'{ratio:.3g}'):,g}×"
+
+
+def _curves(axes: Axes, rows: Sequence[dict[str, Any]], scale: float) -> None:
+    """Draw a curve a method, and the dense runs, which have no sparsity, as a line."""
+    names = list(dict.fromkeys(row["method"] for row in rows if row["sparsity"] > 0))
+    for index, name in enumerate(names):
+        own = sorted((r for r in rows if r["method"] == name), key=lambda r: r["sparsity"])
+        axes.errorbar(
+            [1 / (1 - r["sparsity"]) for r in own],
+            [scale * r["mean"] for r in own],
+            [scale * (r["sd"] or 0.0) for r in own],
+            label=name,
+            color=_COLOURS[index % len(_COLOURS)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            capsize=3,
+            linewidth=1.5,
+        )
+    for row in rows:
+        if row["sparsity"] == 0:
+            axes.axhline(scale * row["mean"], color="grey", linestyle="--", label=row["method"])

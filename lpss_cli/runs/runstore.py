@@ -35,6 +35,7 @@ class RunStore:
     Args:
         path: where the results are.
         identity: what all runs share.
+        run_of: label → what it has in common with other labels of the same run.
         interrupts: of this process; signals wait but while a run is waited for.
         note: told about every finished run.
         total: how many runs will be asked for, as far as the notes say so.
@@ -47,11 +48,13 @@ class RunStore:
         self,
         path: Path,
         identity: dict[str, Any],
+        run_of: Callable[[str], str],
         interrupts: Interrupts,
         note: Callable[[str], None],
         total: int = 0,
     ) -> None:
         self._path, self._interrupts, self._note = path, interrupts, note
+        self._run_of = run_of
         self._running = path.parent / "running"
         self._asked: dict[str, None] = {}
         self._total = total
@@ -62,6 +65,7 @@ class RunStore:
                 raise InputError(f"{path} is of another network, data or budget", _OTHER)
             for label in self._content["runs"]:
                 self._clear(label)
+        self._labels = {run_of(label): label for label in self._content["runs"]}
 
     @property
     def finished(self) -> int:
@@ -78,8 +82,9 @@ class RunStore:
         """
         runs: dict[str, dict[str, Any]] = self._content["runs"]
         self._asked[label] = None
-        if label in runs:
-            return runs[label]
+        known = self._labels.get(self._run_of(label))
+        if known is not None:
+            return runs[known]
         try:
             self._running.mkdir(exist_ok=True)
         except OSError as error:
@@ -93,6 +98,7 @@ class RunStore:
             runs[label], warnings = apart.call(self._interrupts, measure, replace(request, out=out))
         except RunError as error:
             raise RunError(f"{label}: {error.what}", error.do) from error
+        self._labels[self._run_of(label)] = label
         with replacing(self._path) as temporary:
             temporary.write_text(json.dumps(self._content, indent=1) + "\n")
         self._clear(label)
@@ -107,6 +113,7 @@ class RunStore:
 
     def _out(self, label: str) -> Path:
         """Return where a run writes, and has its state beside; no label is a name of a file."""
+        label = self._run_of(label)
         name = re.sub(r"[^\w.-]+", "-", label.partition(", {")[0])
         return self._running / f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:12]}.pt"
 

@@ -23,6 +23,7 @@ from dataclasses import replace
 from torch import nn
 
 from lpss_cli import threads
+from lpss_cli.checkpoints.fitting import load_into
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, StoppedError
@@ -54,13 +55,13 @@ def search(
     """Find the largest sparsity whose drop is within ``request.target_drop``.
 
     Args:
-        model: with the checkpoint's weights; it is left with others.
+        model: with the checkpoint's weights, which it has again at the end.
         arch: names it in messages.
         data: of the final run; with ``request.holdout`` its test part is the held-out one.
         checkpoint: where the weights come from.
         request: what was typed.
         settings: of the final run.
-        note: told the cost beforehand, and every try.
+        note: told the cost beforehand, every try, and what was found.
 
     Raises:
         InputError: the range is empty, or the data cannot be held out.
@@ -91,7 +92,10 @@ def search(
             f"start again with: {request.command}",
             signalled.number,
         ) from None
-    return _result(walk, curve)
+    found = _result(walk, curve)
+    note(f"found {found.sparsity:.2%} zeros")
+    load_into(model, checkpoint, arch)
+    return found
 
 
 def _range(model: nn.Module, settings: Settings) -> tuple[float, float]:

@@ -127,7 +127,7 @@ def _sparse(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor]
 
 def _control_of(out: Path) -> Path:
     """``ticket.pt`` -> ``ticket.pt.control``: what the random mask gave, removed when measured."""
-    return out.with_name(out.name + ".control")
+    return Path(f"{out}.control")
 
 
 def _finished(out: Path, checkpoint: Checkpoint, start: str) -> Outcome:

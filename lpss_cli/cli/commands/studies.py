@@ -39,7 +39,7 @@ def ticket(
     from lpss_cli.runs.tickets import ticket as train_ticket
 
     printer = run.printer(values)
-    target = values["out"] or file.with_name(f"{file.stem}.ticket.pt")
+    target = values["out"] or run.beside(file, ".ticket.pt")
     with Printer(printer) as watcher:
         result = train_ticket(
             file, run.request(values, target, chosen, {}), start, control=control, watcher=watcher
@@ -75,12 +75,11 @@ def compare(
     from lpss_cli.runs.comparing import Comparison
     from lpss_cli.runs.comparing import compare as compare_methods
     from lpss_cli.runs.plotting import accuracy_against_sparsity
-    from lpss_cli.targets import parse as sparsity
 
     printer = run.printer(values)
     what = Comparison(
         tuple(part.strip() for part in method_names.split(",") if part.strip()),
-        tuple(sparsity(part.strip()) for part in sparsities.split(",") if part.strip()),
+        tuple(part.strip() for part in sparsities.split(",") if part.strip()),
         seeds,
         tune,
     )

@@ -1,0 +1,146 @@
+"""The entries of a record that the program looks at, and what each of them has to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lpss_cli import histograms
+
+#: Names of networks, data sets and files; the longest list of MLP widths that makes sense.
+LONGEST_NAME = 1000
+
+
+def checked(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a record without the entries that are not of their kind, and the names of those.
+
+    Args:
+        record: plain containers, see :func:`record.plain`. Entries without a known kind stay.
+    """
+    wrong = [key for key, fits in _KINDS.items() if record.get(key) is not None
+             and not fits(record[key])]  # fmt: skip
+    return {key: value for key, value in record.items() if key not in wrong}, wrong
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_NAME
+
+
+def _path(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 4096
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _metrics(value: Any) -> bool:
+    """``{"on": text, "before": None or name → number, …}``."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("on", ""), str)
+        and all(
+            part is None or (isinstance(part, dict) and all(map(_number, part.values())))
+            for key, part in value.items()
+            if key != "on"
+        )
+    )
+
+
+def _history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(epoch, dict) and all(item is None or _number(item) for item in epoch.values())
+        for epoch in value
+    )
+
+
+def _versions(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _settings(value: Any) -> bool:
+    """Options of the training; of these a report walks through the targets of layers."""
+    return isinstance(value, dict) and (value.get("layers") is None or _texts(value["layers"]))
+
+
+def _weights(value: Any) -> bool:
+    """Name → what was noted about a layer; ``p`` and ``travel`` go into formulas."""
+    return isinstance(value, dict) and all(
+        isinstance(fact, dict)
+        and (fact.get("row_dim") is None or _count(fact["row_dim"]))
+        and (fact.get("p") is None or _exponent(fact["p"]))
+        and (fact.get("travel") is None or _positive(fact["travel"]))
+        for fact in value.values()
+    )
+
+
+def _search(value: Any) -> bool:
+    """What ``searching.Search.to_dict`` writes, as far as a report shows it."""
+    if not isinstance(value, dict) or not isinstance(value.get("curve"), list):
+        return False
+    shown = isinstance(value.get("primary"), str) and _count(value.get("examples"))
+    return (
+        shown
+        and all(_number(value.get(key)) for key in ("allowed", "reference", "sparsity"))
+        and all(
+            isinstance(one, dict)
+            and _number(one.get("sparsity"))
+            and "metric" in one
+            and (one["metric"] is None or _number(one["metric"]))
+            for one in value["curve"]
+        )
+    )
+
+
+def _exponent(value: Any) -> bool:
+    from lpss_cli.sphere import P_RANGES  # imports PyTorch; few records need it
+
+    return _number(value) and any(low <= value <= high for low, high in P_RANGES)
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value >= 0 and math.isfinite(value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "arch": _name,
+    "input_shape": lambda value: isinstance(value, list) and all(map(_count, value)),
+    "outputs": _count,
+    "task": _name,
+    "primary_metric": _name,
+    "higher_is_better": lambda value: isinstance(value, bool),
+    "data": lambda value: isinstance(value, dict) and _path(value.get("name", "")),
+    "data_name": _path,
+    "data_fingerprint": _name,
+    "classes": _texts,
+    "preprocessing": _mapping,
+    "method": _name,
+    "config": _mapping,
+    "notes": _texts,
+    "settings": _settings,
+    "sparsity": _number,
+    "weights": _weights,
+    "history": _history,
+    histograms.KEY: histograms.fit,
+    "versions": _versions,
+    "device": _name,
+    "command": lambda value: isinstance(value, str),
+    "ticket": _name,
+    "source": _mapping,
+    "search": _search,
+    "metrics": _metrics,
+    "seconds": _number,
+}

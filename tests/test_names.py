@@ -1,0 +1,67 @@
+"""Long names in tables: as short as the terminal asks for, and never two alike."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from lpss_cli.checkpoints.loading import Checkpoint
+from lpss_cli.cli.names import column
+from lpss_cli.cli.report_views import layer_table
+from lpss_cli.reporting import report
+
+ENCODER = [
+    f"vit.encoder.layer.{number}.{part}.weight"
+    for number in range(12)
+    for part in ("attention.query", "attention.key", "intermediate.dense", "output.dense")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "shown"),
+    [
+        (ENCODER[44], 44, "vit.encoder.layer.11.attention.query.weight"),
+        (ENCODER[44], 42, "…encoder.layer.11.attention.query.weight"),
+        (ENCODER[44], 30, "…11.attention.query.weight"),
+        (ENCODER[44], 20, "…11.…query.weight"),
+        (ENCODER[46], 25, ENCODER[46]),  # the end is another's, and what tells it is too long
+        ("pooler.weight", 12, "pooler.weight"),
+        ("head.classifier.weight", 20, "…classifier.weight"),
+    ],
+)
+def test_the_end_is_kept_and_what_tells_a_name_from_others(name, width, shown):
+    names = [*ENCODER, "pooler.weight", "head.classifier.weight"]
+    assert column(names)[names.index(name)].within(width) == shown
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "ab", "layer", "0", "10"]), min_size=1, max_size=6)
+
+
+@settings(max_examples=40)
+@given(names=st.lists(PARTS.map(".".join), unique=True), width=st.integers(1, 20))
+def test_no_two_names_look_the_same(names, width):
+    shown = [cell.within(width) for cell in column(names)]
+    assert len(set(shown)) == len(names)
+    for name, short in zip(names, shown, strict=True):
+        assert short == name or len(short) <= width < len(name)
+
+
+def printed(terminal):
+    tensors = {name: torch.eye(4) for name in ENCODER}
+    table = layer_table(report(Checkpoint("m.pt", tensors, {})), 40)
+    console = Console(width=40, force_terminal=terminal, file=io.StringIO(), no_color=True)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_a_terminal_gets_a_line_a_layer_and_a_pipe_every_character():
+    lines = [line for line in printed(terminal=True).splitlines() if "%" in line]
+    assert len(lines) == len(ENCODER) + 1
+    assert "│ …11.…query.weight" in lines[-5]
+    folded = [line.split("│")[1].strip() for line in printed(terminal=False).splitlines()[4:-3]]
+    assert "".join(folded) == "".join(ENCODER)
