@@ -28,7 +28,7 @@ _SIDE = 4096  # 64 MB of float32
 
 
 def make(path: Path, count: int) -> None:
-    """Write so many matrices, one at a time."""
+    """Write so many matrices, a row at a time: memory of this process would count as theirs."""
     size = _SIDE * _SIDE * 4
     entries = {
         f"layers.{i}.weight": {
@@ -41,8 +41,8 @@ def make(path: Path, count: int) -> None:
     generator = np.random.default_rng(0)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for _ in range(count):
-            file.write(generator.standard_normal(_SIDE * _SIDE, np.float32).tobytes())
+        for _ in range(count * _SIDE):
+            file.write(generator.standard_normal(_SIDE, np.float32).tobytes())
 
 
 def run(arguments: list[str]) -> tuple[dict, str]:

@@ -25,12 +25,13 @@ from torch import Tensor
 from lpss_cli.checkpoints import record
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.exports import sizes
+from lpss_cli.forms import bias_names
 from lpss_cli.models import build
 from lpss_cli.packed import CHOICES, pack, unpack
 from lpss_cli.reporting import weights_of
 from lpss_cli.runs import jobs
 from lpss_cli.runs.request import Request
-from lpss_cli.weights import bias_names, prunable
+from lpss_cli.weights import prunable
 
 TRAINED = {
     "LeNet-300 MNIST, 12 epochs, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 12},

@@ -11,16 +11,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from lpss_cli import arrays
+from lpss_cli.arrays import Array
 from lpss_cli.layers import Survivors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Narrowed is what has room for this many times the bins.
 _TIMES = 4
-# Entries that are looked at together.
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,12 @@ class Closeup(Survivors):
     ends: tuple[float, float] | None = None
 
 
-def closeup(whole: Survivors, weight: Callable[[], Tensor]) -> Closeup:
+def closeup(whole: Survivors, weight: Callable[[], Tensor | Array]) -> Closeup:
     """Look closer at a layer, if that needs no more than one in a hundred weights left out.
 
     Args:
         whole: how all weights are spread, in bins of the same width.
-        weight: gives the tensor they are from; called only where there are far ones.
+        weight: gives the values they are from; called only where there are far ones.
 
     Returns:
         Most of them on an axis of at most a quarter of the length, or all of them.
@@ -51,12 +54,12 @@ def closeup(whole: Survivors, weight: Callable[[], Tensor]) -> Closeup:
     total, near = sum(whole.counts), Closeup(**vars(whole))
     # A layer of twenty weights may have one far one.
     most = max(total // 100, min(1, total // 20))
-    tensor = None
+    values = None
     while (window := _window(near.counts, most - near.outside)) is not None:
         width = (near.high - near.low) / len(near.counts)
         low, high = (near.low + end * width for end in window)
-        tensor = weight().detach() if tensor is None else tensor
-        closer = _counted(tensor, low, high, len(near.counts))
+        values = arrays.of(weight()) if values is None else values
+        closer = _counted(values, low, high, len(near.counts))
         if closer is None:
             break
         outside = total - sum(closer.counts)
@@ -83,30 +86,30 @@ def _window(counts: tuple[int, ...], most: int) -> tuple[int, int] | None:
     return None
 
 
-def _counted(tensor: Tensor, low: float, high: float, bins: int) -> Survivors | None:
+def _counted(values: Array, low: float, high: float, bins: int) -> Survivors | None:
     """Count anew what is from ``low`` to ``high``, from the least of it to the largest."""
-    ends = [(float(near.min()), float(near.max())) for near in _between(tensor, low, high)]
+    ends = [(float(near.min()), float(near.max())) for near in _between(values, low, high)]
     if not ends:
         return None
     low, high = min(least for least, _ in ends), max(largest for _, largest in ends)
-    edges = torch.linspace(low, high, bins + 1)
+    edges = np.linspace(low, high, bins + 1, dtype=np.float32)
     edges[-1] = math.inf  # the largest belongs to the last bin
-    counts = torch.zeros(bins, dtype=torch.int64)
-    for near in _between(tensor, low, high):
-        place = torch.bucketize(near, edges, right=True) - 1
-        counts += torch.bincount(place.clamp_(0, bins - 1), minlength=bins)
+    counts = np.zeros(bins, np.int64)
+    for near in _between(values, low, high):
+        place = np.searchsorted(edges, near, side="right") - 1
+        counts += np.bincount(place.clip(0, bins - 1), minlength=bins)
     if low == high:
-        counts = counts.flip(0)  # what is all the same lies in the first bin
+        counts = counts[::-1]  # what is all the same lies in the first bin
     return Survivors(low, high, tuple(counts.tolist()))
 
 
-def _between(tensor: Tensor, low: float, high: float) -> Iterator[Tensor]:
+def _between(values: Array, low: float, high: float) -> Iterator[Array]:
     """Yield the values from ``low`` to ``high`` that are not zero, in float32, some at a time.
 
     What is not finite is not between.
     """
-    for block in tensor.flatten().split(_BLOCK):
-        values = block.float().cpu()
-        near = values[(values >= low) & (values <= high) & (values != 0)]
+    for block in arrays.blocks(values.reshape(-1, 1)):
+        short = arrays.finite(block)
+        near = short[(short >= low) & (short <= high) & (short != 0)]
         if len(near):
             yield near

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lpss_cli.closeups import Closeup, closeup
 from lpss_cli.layers import measure
-from lpss_cli.weights import Weight, prunable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lpss_cli.weights import Weight
 
 #: The entry of an artefact's record.
 KEY = "histograms"
@@ -23,6 +25,8 @@ def of_model(model: nn.Module) -> dict[str, Any]:
 
     A few hundred bytes a layer; a weight of zeros alone is left out.
     """
+    from lpss_cli.weights import prunable
+
     found = {name: _of_weight(name, weight) for name, weight in prunable(model).items()}
     return {name: one for name, one in found.items() if one is not None}
 

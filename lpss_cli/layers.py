@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
-from lpss_cli.tally import Tally, finite
+from lpss_cli import arrays
+from lpss_cli.arrays import Array
+from lpss_cli.tally import Tally
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BINS = 40
-# Entries that are looked at together: what is computed from them stays in the cache.
-_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -70,67 +71,61 @@ class Layer:
 
 
 def measure(
-    name: str, tensor: Tensor, row_dim: int = 0, fact: Mapping[str, Any] | None = None
+    name: str, weight: Tensor | Array, row_dim: int = 0, fact: Mapping[str, Any] | None = None
 ) -> Layer:
     """Count and measure one weight; ``fact`` is what its training noted: ``p``, ``travel``."""
     fact = fact or {}
-    tensor = tensor.detach().cpu()
+    array = arrays.of(weight)
     seen = Tally()
-    for rows in _blocks(tensor, row_dim):
+    for rows in arrays.blocks(np.moveaxis(array, row_dim, 0)):
         seen.add(rows)
-    zeros = tensor.numel() - seen.kept
+    zeros = array.size - seen.kept
     return Layer(
         name=name,
-        shape=tuple(tensor.shape),
-        weights=tensor.numel(),
+        shape=array.shape,
+        weights=array.size,
         zeros=zeros,
         hoyer=seen.hoyer / seen.live if seen.live else None,
         dead=seen.dead,
         p=fact.get("p"),
-        predicted=_predicted(tensor, row_dim, zeros, fact),
-        survivors=_survivors(tensor, row_dim, seen),
+        predicted=_predicted(array, row_dim, zeros, fact),
+        survivors=_survivors(array, row_dim, seen),
         not_finite=seen.not_finite,
     )
 
 
-def _blocks(tensor: Tensor, row_dim: int) -> Iterator[Tensor]:
-    """Yield the rows of a weight, (rows, fan-in) of them at a time, never less than one."""
-    rows = tensor.movedim(row_dim, 0)
-    for block in rows.split(max(1, _BLOCK // max(1, rows[:1].numel()))):
-        # PyTorch does not calculate with numbers of 8 bits.
-        yield (block.float() if block.element_size() == 1 else block).flatten(1)
-
-
-def _predicted(tensor: Tensor, row_dim: int, zeros: int, fact: Mapping[str, Any]) -> float | None:
-    p, fan_in = fact.get("p"), tensor.numel() // max(1, tensor.shape[row_dim])
-    if p is None or p <= 1 or fan_in <= 1 or zeros >= tensor.numel():
+def _predicted(array: Array, row_dim: int, zeros: int, fact: Mapping[str, Any]) -> float | None:
+    p, fan_in = fact.get("p"), array.size // max(1, array.shape[row_dim])
+    if p is None or p <= 1 or fan_in <= 1 or zeros >= array.size:
         return None
+    from lpss_cli.prediction import TYPICAL_TRAVEL, predicted_hoyer
+
     travel = fact.get("travel") or TYPICAL_TRAVEL
-    return predicted_hoyer(p, fan_in, zeros / tensor.numel(), travel)
+    return predicted_hoyer(p, fan_in, zeros / array.size, travel)
 
 
-def _survivors(tensor: Tensor, row_dim: int, seen: Tally) -> Survivors | None:
+def _survivors(array: Array, row_dim: int, seen: Tally) -> Survivors | None:
     """Read the weight once more, now that the ends of the histogram are known."""
     if not seen.above + seen.below:
         return None
-    counts = torch.zeros(_BINS, dtype=torch.int64)
-    # A value of float64 may be too large for float32.
-    with_care = seen.not_finite > 0 or tensor.dtype == torch.float64
-    for rows in _blocks(tensor, row_dim):
-        values = finite(rows) if with_care else rows.float()
-        counts += _histogram(values, seen.low, seen.high)
-    zeros = tensor.numel() - seen.above - seen.below
-    counts[_bin_of(torch.zeros(1), seen.low, seen.high)] -= zeros
+    counts = np.zeros(_BINS, np.int64)
+    for rows in arrays.blocks(np.moveaxis(array, row_dim, 0)):
+        # A value of float64 may be too large for float32.
+        with_care = seen.not_finite > 0 or rows.dtype == np.float64
+        values = arrays.finite(rows) if with_care else rows
+        counts += np.bincount(_bin_of(values, seen.low, seen.high).ravel(), minlength=_BINS)
+    zeros = array.size - seen.above - seen.below
+    counts[_bin_of(np.zeros(1, np.float32), seen.low, seen.high)] -= zeros
     up = seen.up / seen.above if seen.above else None
     down = -seen.down / seen.below if seen.below else None
     return Survivors(seen.low, seen.high, tuple(counts.tolist()), (up, down))
 
 
-def _bin_of(values: Tensor, low: float, high: float) -> Tensor:
-    """Return which of the equal bins from ``low`` to ``high`` values lie in; outside, the ends."""
-    width = (high - low) / _BINS or 1.0
-    return values.sub(low).div_(width).clamp_(0, _BINS - 1).to(torch.int32)
-
-
-def _histogram(values: Tensor, low: float, high: float) -> Tensor:
-    return torch.bincount(_bin_of(values, low, high).flatten(), minlength=_BINS)
+@np.errstate(over="ignore")
+def _bin_of(values: Array, low: float, high: float) -> Array:
+    """Return which of the equal bins from ``low`` to ``high`` float32 values lie in, or next to."""
+    width = np.float32((high - low) / _BINS) or np.float32(1.0)
+    places: Array = np.subtract(values, np.float32(low))
+    np.divide(places, width, out=places)
+    np.clip(places, 0, _BINS - 1, out=places)
+    return places.astype(np.int32)

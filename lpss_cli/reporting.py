@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lpss_cli.arrays import not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, browse
-from lpss_cli.exports.latency import Latency
-from lpss_cli.exports.layersizes import Savings
 from lpss_cli.exports.sizes import Size, bound_of, whole_bound
+from lpss_cli.forms import bias_names, prunable_names
 from lpss_cli.layers import Layer, measure
 from lpss_cli.packed import CHOICES, DEFAULT_VALUES
-from lpss_cli.weights import Weight, bias_names, not_finite, prunable_names, untied
+
+if TYPE_CHECKING:
+    from lpss_cli.exports.latency import Latency
+    from lpss_cli.exports.layersizes import Savings
+    from lpss_cli.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -107,36 +111,36 @@ def report(source: Path | Checkpoint) -> Report:
     """Measure a checkpoint of any accepted kind; the network's code is not needed.
 
     Which weights count comes from the artefact; for other files it is guessed from names and
-    shapes (``weights.prunable_names``).
+    shapes (``forms.prunable_names``).
 
     Raises:
         InputError: the file cannot be read.
     """
     checkpoint = source if isinstance(source, Checkpoint) else browse(source)
-    state, meta = checkpoint.state_dict, checkpoint.meta
+    forms, meta = checkpoint.forms, checkpoint.meta
     facts, row_dims = _facts(checkpoint), _row_dims(checkpoint)
     values = packed_values(checkpoint)
     layers: dict[str, Layer] = {}
     broken: dict[str, int] = {}
-    biases = set(bias_names(state, row_dims))
+    biases = set(bias_names(forms, row_dims))
     bound = 0.0
-    for name in state:
+    for name, form in forms.items():
         # Once each, and one at a time: it may be read from the file only now.
-        tensor = checkpoint.tensor(name)
+        array = checkpoint.array(name)
         if name in row_dims:
-            layer = layers[name] = measure(name, tensor, row_dims[name], facts[name])
+            layer = layers[name] = measure(name, array, row_dims[name], facts[name])
             bad = layer.not_finite
-            bound += bound_of(tensor, layer.weights - layer.zeros, values)
+            bound += bound_of(form, layer.weights - layer.zeros, values)
         else:
-            bad = not_finite(tensor)
-            bound += whole_bound(tensor, values, bias=name in biases)
-        del tensor  # before the next one is there
+            bad = not_finite(array)
+            bound += whole_bound(form, values, bias=name in biases)
+        del array  # before the next one is there
         if bad:
             broken[name] = bad
     return Report(
         path=str(checkpoint.path),
         layers=[layers[name] for name in row_dims],
-        parameters=sum(state[name].numel() for name in _own_names(checkpoint)),
+        parameters=sum(forms[name].numel() for name in _own_names(checkpoint)),
         file_bytes=checkpoint.file_bytes,
         meta={k: v for k, v in meta.items() if k != "weights"},
         kind=checkpoint.kind,
@@ -153,17 +157,30 @@ def packed_values(checkpoint: Checkpoint) -> str:
 
 
 def _row_dims(checkpoint: Checkpoint) -> dict[str, int]:
-    return {name: weight.row_dim or 0 for name, weight in weights_of(checkpoint).items()}
+    return {
+        name: fact.get("row_dim") or 0
+        for name, fact in _facts(checkpoint).items()
+        if name in checkpoint.forms
+    }
 
 
 def _own_names(checkpoint: Checkpoint) -> list[str]:
     """Return the names of all tensors, tied ones once; a streamed file has no tied ones."""
-    state = checkpoint.state_dict
-    return list(state if checkpoint.stream is not None else untied(state))
+    if checkpoint.stream is not None:
+        return list(checkpoint.stream)
+    from lpss_cli.weights import untied
+
+    return list(untied(checkpoint.state_dict))
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
-    """Return a checkpoint's prunable weights: as the artefact lists them, else guessed."""
+    """Return a checkpoint's prunable weights: as the artefact lists them, else guessed.
+
+    Args:
+        checkpoint: one that is not streamed.
+    """
+    from lpss_cli.weights import Weight
+
     return {
         name: Weight(name, checkpoint.state_dict[name], fact.get("row_dim", 0))
         for name, fact in _facts(checkpoint).items()
@@ -178,6 +195,7 @@ def exponents_of(checkpoint: Checkpoint) -> dict[str, float]:
 
 def _facts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     listed = checkpoint.meta.get("weights")
-    state = checkpoint.state_dict
-    guessed = prunable_names({name: state[name] for name in _own_names(checkpoint)})
-    return listed if isinstance(listed, dict) else {name: {} for name in guessed}
+    if isinstance(listed, dict):
+        return listed
+    forms = checkpoint.forms
+    return {n: {} for n in prunable_names({name: forms[name] for name in _own_names(checkpoint)})}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.errors import InputError
+from lpss_cli.hoyer import hoyer_of
 
 Dims = tuple[int, ...]
 
@@ -115,13 +116,5 @@ def hoyer(weight: Tensor, row_dim: int = 0) -> Tensor:
         # Scaled by the row maximum so that the squares of tiny weights do not underflow; those of
         # shorter numbers do not.
         rows = rows / rows.abs().amax(1, keepdim=True)
-    norm = torch.linalg.vector_norm(rows, 2, 1)
+    norm: Tensor = torch.linalg.vector_norm(rows, 2, 1)
     return hoyer_of(rows.abs().sum(1), norm, rows.shape[1])
-
-
-def hoyer_of(length: Tensor, norm: Tensor, n: int) -> Tensor:
-    """Hoyer's measure of rows of n entries with these norms ``‖w‖₁`` and ``‖w‖₂``, in float64."""
-    if n < 2:
-        return torch.full_like(length, math.nan)
-    # A flat row may round to -1e-17.
-    return ((math.sqrt(n) - length / norm) / (math.sqrt(n) - 1.0)).clamp_min(0.0)

@@ -11,16 +11,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lpss_cli.sphere import hoyer, hoyer_of
-from lpss_cli.weights import not_finite
+from lpss_cli.arrays import Array, finite, not_finite
+from lpss_cli.hoyer import hoyer_of
+
+# Shorter rows are added up column by column: to begin a row costs as much as so many entries.
+_SHORT = 64
 
 
 @dataclass
 class Tally:
-    """Sums alone: small tensors kept from each block would keep the memory around them from use.
+    """Sums alone: small arrays kept from each block would keep the memory around them from use.
 
     Attributes:
         kept: entries that are not zero.
@@ -44,53 +45,62 @@ class Tally:
     above: int = 0
     below: int = 0
 
-    def add(self, rows: Tensor) -> None:
-        """Look at some rows, (rows, fan-in), of a real format of 16 bits or more, on the CPU."""
-        values = rows.float()
-        exact = values.double()
-        positive = exact.clamp_min(0.0)
-        up = positive.sum(1)
-        down = positive.sub_(exact).sum(1)
-        length = up + down
-        # float32 holds all values of a shorter format; sums of them in float64 do not overflow.
-        if rows.dtype == torch.float64 or not math.isfinite(length.sum()):
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")
+    def add(self, rows: Array) -> None:
+        """Look at some rows, (rows, fan-in), in float32 or float64."""
+        if rows.dtype == np.float64:
             self._add_with_care(rows)
             return
-        kept = self._spread(values, float(up.sum()), float(down.sum()))
+        exact = rows.astype(np.float64, order="F" if rows.shape[1] < _SHORT else "C")
+        part = exact.clip(0.0)
+        up = part.sum(1)
+        down = np.subtract(part, exact, out=part).sum(1)
+        length = up + down
+        # Sums of float32 in float64 do not overflow.
+        if not math.isfinite(length.sum()):
+            self._add_with_care(rows)
+            return
+        kept = self._spread(rows, float(up.sum()), float(down.sum()))
         self.kept += kept
-        self.dead += int((length == 0).sum())
-        self._rows(hoyer_of(length, torch.linalg.vector_norm(exact, 2, 1), rows.shape[1]))
+        self.dead += len(length) - int(np.count_nonzero(length))
+        norm = np.sqrt(np.square(exact, out=part).sum(1))
+        self._rows(hoyer_of(length, norm, rows.shape[1]))
 
-    def _add_with_care(self, rows: Tensor) -> None:
+    def _add_with_care(self, rows: Array) -> None:
         """Look at rows of float64, or with entries that are not finite."""
-        kept = rows.count_nonzero(1)
+        kept = np.count_nonzero(rows, axis=1)
         self.kept += int(kept.sum())
-        self.dead += int((kept == 0).sum())
+        self.dead += len(kept) - int(np.count_nonzero(kept))
         self.not_finite += not_finite(rows)
-        self._rows(hoyer(rows))
+        self._rows(_hoyer(rows))
         values = finite(rows)
-        up, down = (part.clamp_min(0.0).sum(dtype=torch.float64) for part in (values, -values))
+        up, down = (part.clip(0.0).sum(dtype=np.float64) for part in (values, -values))
         self._spread(values, float(up), float(down))
 
-    def _rows(self, measured: Tensor) -> None:
-        known = measured[measured.isfinite()]
+    def _rows(self, measured: Array) -> None:
+        known = measured[np.isfinite(measured)]
         self.hoyer += float(known.sum())
         self.live += len(known)
 
-    def _spread(self, values: Tensor, up: float, down: float) -> int:
+    def _spread(self, values: Array, up: float, down: float) -> int:
         """Add what is known of the finite values; return how many are not zero."""
-        # NumPy compares and counts several times as fast as PyTorch.
-        array = values.numpy()
-        above, below = int(np.count_nonzero(array > 0)), int(np.count_nonzero(array < 0))
+        above, below = int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0))
         if above + below:
-            both = above and below
-            low, high = (values if both else values[values != 0]).aminmax()
-            self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+            spread = values if above and below else values[values != 0]
+            self.low, self.high = (
+                min(self.low, float(spread.min())),
+                max(self.high, float(spread.max())),
+            )
         self.up, self.down = self.up + up, self.down + down
         self.above, self.below = self.above + above, self.below + below
         return above + below
 
 
-def finite(rows: Tensor) -> Tensor:
-    """Return values in float32; 0 in place of what is not finite, or too large."""
-    return rows.float().nan_to_num(0.0, 0.0, 0.0)
+def _hoyer(rows: Array) -> Array:
+    """Hoyer's measure of every row; NaN where it has none, or an entry is not finite."""
+    sizes = np.abs(rows, dtype=np.float64)
+    if rows.dtype == np.float64 and rows.shape[1]:
+        # Scaled by the row maximum so that the squares of tiny weights do not underflow; those of
+        # shorter numbers do not.
+        sizes /= sizes.max(1, keepdims=True)
+    return hoyer_of(sizes.sum(1), np.sqrt(np.square(sizes).sum(1)), rows.shape[1])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
-from lpss_cli.checkpoints.folding import fold
+from lpss_cli.checkpoints.folding import fold, plan
 
 
 def network() -> nn.Sequential:
@@ -51,6 +51,12 @@ def test_prune_pairs_are_multiplied():
         assert torch.equal(folded[name], tensor)
     assert [int((folded[name] == 0).sum()) for name in expected] == [20, 5, 1]
     assert sorted(notes) == ["folded 0.weight", "folded 3.bias", "folded 3.weight"]
+    with torch.device("meta"):  # the same without values
+        shapes = {name: torch.empty(t.shape) for name, t in model.state_dict().items()}
+    folds, same = plan(shapes)
+    assert (list(folds), same) == (list(folded), notes)
+    assert folds["3.bias"].names == ("3.bias_orig", "3.bias_mask")
+    assert {name for name, one in folds.items() if one.combine} == set(expected)
 
 
 def test_a_mask_without_its_weight_stays():

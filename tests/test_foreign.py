@@ -20,7 +20,7 @@ from lpss_cli.data import DataSpec, load
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import outputs
 from lpss_cli.models import build, published
-from lpss_cli.models.templates import Fit
+from lpss_cli.models.shapes import Fit
 from lpss_cli.runs.request import Request
 from lpss_cli.runs.resolving import restore
 

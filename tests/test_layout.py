@@ -29,7 +29,7 @@ TIERS = (
     " idle channels wiring constants layersizes cutting compacting onnxruntimes gaps onnxproof"
     " latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
-    " bisection tally groups histograms closeups",
+    " bisection tally groups histograms closeups arrays forms hoyer",
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",

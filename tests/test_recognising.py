@@ -15,8 +15,9 @@ from lpss_cli.checkpoints.folding import fold
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.checkpoints.recognising import fit_of, recognise
 from lpss_cli.models import KNOWN, build, signatures, templates
+from lpss_cli.models.shapes import Fit, Template
 from lpss_cli.models.signatures import sign, table
-from lpss_cli.models.templates import Fit, template
+from lpss_cli.models.templates import template
 
 State = dict[str, Tensor]
 
@@ -186,7 +187,7 @@ def test_a_network_by_name():
 
 def test_a_template_is_the_network_itself():
     """Closed form: one layer, two free numbers."""
-    t = templates.Template("t", {"w": ("outputs", "channels", 5), "b": ("outputs",)})
+    t = Template("t", {"w": ("outputs", "channels", 5), "b": ("outputs",)})
     assert t.compare({"w": (3, 4, 5), "b": (3,)}) == (Fit("t", 3, 4), [])
     assert t.compare({"w": (3, 4, 5), "b": (2,)})[1] == ["b has shape (2,), not (3,)"]
     assert t.compare({"w": (3, 4, 6), "b": (3,)})[1] == ["w has shape (3, 4, 6), not (3, 4, 5)"]

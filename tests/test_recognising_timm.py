@@ -14,8 +14,8 @@ from lpss_cli.checkpoints.recognising import fit_of, recognise
 from lpss_cli.cli import app
 from lpss_cli.models import signatures, templates
 from lpss_cli.models.published import view
+from lpss_cli.models.shapes import Fit
 from lpss_cli.models.signatures import make_timm, timm_table
-from lpss_cli.models.templates import Fit
 
 timm = pytest.importorskip("timm")
 #: Of some families of timm that torchvision does not have.

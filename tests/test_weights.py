@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lpss_cli.weights import prunable, prunable_names
+from lpss_cli.forms import prunable_names
+from lpss_cli.weights import prunable
 
 
 class Everything(nn.Module):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lpss_cli import histograms
-from lpss_cli.sphere import P_RANGES
 
 #: Names of networks, data sets and files; the longest list of MLP widths that makes sense.
 LONGEST_NAME = 1000
@@ -107,6 +106,8 @@ def _search(value: Any) -> bool:
 
 
 def _exponent(value: Any) -> bool:
+    from lpss_cli.sphere import P_RANGES  # imports PyTorch; few records need it
+
     return _number(value) and any(low <= value <= high for low, high in P_RANGES)
 
 

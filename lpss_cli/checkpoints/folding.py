@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-from torch.linalg import vector_norm
+from lpss_cli.forms import Form
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: What DistributedDataParallel and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -19,35 +23,70 @@ _FORMER = (
 )
 
 
+@dataclass(frozen=True)
+class Fold:
+    """How to make one entry of the bare network's state_dict.
+
+    Attributes:
+        names: the entries it is made of, as the file calls them.
+        combine: makes its values of theirs; None: the values of the only one.
+    """
+
+    names: tuple[str, ...]
+    combine: Callable[..., Tensor] | None = None
+
+
 def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Strip wrappers' prefixes, update names, and fold prune masks and weight norms.
 
     Returns:
         The bare network's state_dict, and a note for people on each thing that was done.
     """
-    notes: list[str] = []
-    for prefix in (*WRAPPERS, *WRAPPERS):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): t for name, t in state.items()}
-            notes.append(f"stripped the prefix {prefix!r}")
-    # A compiled part of a network: its prefix stands within the names.
-    bare = {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
-    if len(bare) == len(state) and list(bare) != list(state):
-        state = bare
-        notes.append(f"stripped {_COMPILED!r} within names")
-    current = {_current(name): tensor for name, tensor in state.items()}
-    if len(current) == len(state) and list(current) != list(state):
-        state = current
-        notes.append("renamed what torchvision calls otherwise now")
-    folded: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        target, value = _entry(name, tensor, state)
-        if target is None or value is None:
+    folds, notes = plan(state)
+    folded = {}
+    for name, one in folds.items():
+        parts = [state[part] for part in one.names]
+        folded[name] = one.combine(*parts) if one.combine else parts[0]
+    return folded, notes
+
+
+def plan(state: Mapping[str, Form]) -> tuple[dict[str, Fold], list[str]]:
+    """Find out what :func:`fold` would do, without any values.
+
+    Returns:
+        How each entry of the bare network's state_dict is made, and the notes.
+    """
+    own, notes = _renamed(state)
+    forms = {name: state[first] for name, first in own.items()}
+    folds: dict[str, Fold] = {}
+    for name in own:
+        target, found = _entry(name, forms)
+        if found is None:
             continue
         if target != name:
             notes.append(f"folded {target}")
-        folded[target] = value
-    return folded, notes
+        folds[target] = Fold(tuple(own[part] for part in found.names), found.combine)
+    return folds, notes
+
+
+def _renamed(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the bare network's name of each entry → the file's, and the notes."""
+    notes: list[str] = []
+    own = {name: name for name in names}
+    for prefix in (*WRAPPERS, *WRAPPERS):
+        if own and all(name.startswith(prefix) for name in own):
+            own = {name.removeprefix(prefix): first for name, first in own.items()}
+            notes.append(f"stripped the prefix {prefix!r}")
+    # A compiled part of a network: its prefix stands within the names.
+    bare = {name.replace(_COMPILED, ""): first for name, first in own.items()}
+    if len(bare) == len(own) and list(bare) != list(own):
+        own = bare
+        notes.append(f"stripped {_COMPILED!r} within names")
+    current = {_current(name): first for name, first in own.items()}
+    if len(current) == len(own) and list(current) != list(own):
+        own = current
+        notes.append("renamed what torchvision calls otherwise now")
+    return own, notes
 
 
 def _current(name: str) -> str:
@@ -58,33 +97,32 @@ def _current(name: str) -> str:
     return name
 
 
-def _entry(
-    name: str, tensor: Tensor, state: Mapping[str, Tensor]
-) -> tuple[str | None, Tensor | None]:
-    """One entry of the folded state_dict; (None, None) for the second half of a pair."""
+def _entry(name: str, state: Mapping[str, Form]) -> tuple[str, Fold | None]:
+    """One entry of the folded state_dict; None for the second half of a pair."""
     base, _, end = name.rpartition("_")
     if end in ("orig", "mask"):
-        orig, mask = (state.get(f"{base}_{half}") for half in ("orig", "mask"))
-        if base not in state and orig is not None and mask is not None and _is_mask_of(mask, orig):
-            return (base, orig * mask) if end == "orig" else (None, None)
+        pair = f"{base}_orig", f"{base}_mask"
+        orig, mask = map(state.get, pair)
+        if base not in state and _is_mask_of(mask, orig):
+            return base, Fold(pair, _masked) if end == "orig" else None
     new = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
     if new:
-        g, v = (state.get(name[:-1] + half) for half in "01")
+        pair = f"{name[:-1]}0", f"{name[:-1]}1"
         target = f"{new[1]}.{new[2]}" if new[1] else new[2]
-        if target not in state and g is not None and v is not None and _is_norm_of(g, v):
-            return (target, _weight_norm(v, g)) if new[3] == "0" else (None, None)
+        if target not in state and _is_norm_of(*map(state.get, pair)):
+            return target, Fold(pair, _weight_norm) if new[3] == "0" else None
     if end in ("g", "v"):
-        g, v = (state.get(f"{base}_{half}") for half in "gv")
-        if base not in state and g is not None and v is not None and _is_norm_of(g, v):
-            return (base, _weight_norm(v, g)) if end == "g" else (None, None)
-    return name, tensor
+        pair = f"{base}_g", f"{base}_v"
+        if base not in state and _is_norm_of(*map(state.get, pair)):
+            return base, Fold(pair, _weight_norm) if end == "g" else None
+    return name, Fold((name,))
 
 
-def _is_mask_of(mask: Tensor | None, orig: Tensor | None) -> bool:
+def _is_mask_of(mask: Form | None, orig: Form | None) -> bool:
     return mask is not None and orig is not None and mask.shape == orig.shape
 
 
-def _is_norm_of(g: Tensor | None, v: Tensor | None) -> bool:
+def _is_norm_of(g: Form | None, v: Form | None) -> bool:
     """Whether g has the shape of v's norms, one number for all or for each index of one dimension.
 
     Other pairs with such names are parameters like any other.
@@ -96,7 +134,13 @@ def _is_norm_of(g: Tensor | None, v: Tensor | None) -> bool:
     return v.dim() >= 2 and (g.dim() == 0 or (fits and len(kept) <= 1))
 
 
-def _weight_norm(v: Tensor, g: Tensor) -> Tensor:
+def _masked(orig: Tensor, mask: Tensor) -> Tensor:
+    return orig * mask
+
+
+def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
     """Return ``g v/‖v‖`` with the norm over all dimensions that g does not have."""
+    from torch.linalg import vector_norm
+
     dims = [d for d in range(v.dim()) if g.dim() == 0 or (g.shape[d] == 1 and v.shape[d] != 1)]
     return g * (v / vector_norm(v, dim=dims, keepdim=True) if dims else v.sign())

@@ -6,15 +6,19 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.checkpoints.recognising import fit_of, plural, recognise
-from lpss_cli.data import Data, DataSpec
+from lpss_cli.data import DataSpec
 from lpss_cli.data.spec import KNOWN, canonical_name
 from lpss_cli.errors import InputError
 from lpss_cli.models import mlp_widths, zoo
 from lpss_cli.models.published import View, view
-from lpss_cli.models.templates import Fit
+from lpss_cli.models.shapes import Fit
+
+if TYPE_CHECKING:
+    from lpss_cli.data import Data
 
 Note = Callable[[str], None]
 #: A network may be evaluated on images a little larger than the crop: the usual ratio.
@@ -65,7 +69,7 @@ def introduce(checkpoint: Checkpoint) -> list[str]:
         return []
     if checkpoint.described is not None:
         return [_described(checkpoint.described.fit)]
-    found = recognise(checkpoint.state_dict, explain=False)
+    found = recognise(checkpoint.forms, explain=False)
     return [found.note()] if found.fits else []
 
 

@@ -8,17 +8,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn, strided
-
+from lpss_cli import arrays
 from lpss_cli.checkpoints import kinds, manifest, modelfolder, record, safetensorsfile, torchfile
-from lpss_cli.checkpoints.folding import fold
+from lpss_cli.checkpoints.folding import fold, plan
 from lpss_cli.checkpoints.modelfolder import Described
-from lpss_cli.checkpoints.snapshot import opened, read_whole
-from lpss_cli.checkpoints.streaming import Renamed, Streamed
+from lpss_cli.checkpoints.snapshot import read_whole
+from lpss_cli.checkpoints.streaming import Streamed, streams
 from lpss_cli.errors import InputError
+from lpss_cli.forms import Form
 from lpss_cli.packed import MAGIC, MalformedError, unpack
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _LONGEST_NAME = 1000
@@ -30,7 +33,7 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        state_dict: parameters and buffers by name, on the CPU.
+        state_dict: parameters and buffers by name, on the CPU; empty where the file is streamed.
         meta: what lpss wrote beside them, checked; empty for files of other origin.
         kind: ``lpss``, ``state_dict``, ``safetensors`` or ``pack``, for people.
         notes: what was folded, stripped or ignored on the way in.
@@ -39,8 +42,7 @@ class Checkpoint:
         described: what the folder says that the file lies in, where a folder was named.
         file_bytes: size of the file.
         sha256: of the file, in hex; of a streamed one, it is not known.
-        stream: where a file is streamed, its tensors, read when they are asked for; ``state_dict``
-            holds stand-ins on PyTorch's ``meta`` device then.
+        stream: where a file is streamed, its entries, read when they are asked for.
     """
 
     path: Path
@@ -53,11 +55,16 @@ class Checkpoint:
     described: Described | None = None
     file_bytes: int = 0
     sha256: str = ""
-    stream: Mapping[str, Tensor] | None = None
+    stream: Streamed | None = None
 
-    def tensor(self, name: str) -> Tensor:
-        """Return the values of one entry of the state_dict."""
-        return self.state_dict[name] if self.stream is None else self.stream[name]
+    @property
+    def forms(self) -> Mapping[str, Form]:
+        """Shape and kind of numbers of all entries by name, streamed or not."""
+        return self.state_dict if self.stream is None else self.stream.forms
+
+    def array(self, name: str) -> arrays.Array:
+        """Return the values of one entry, streamed or not."""
+        return arrays.of(self.state_dict[name]) if self.stream is None else self.stream[name]
 
 
 def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
@@ -87,7 +94,9 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     if checkpoint.meta:
         # What lpss wrote has the names of its own network, wrapped or not: no folding.
         parts = {"state_dict": checkpoint.state_dict, "init": checkpoint.init}
-        checkpoint.meta, checkpoint.notes = record.verify(path, checkpoint.meta, parts)
+        checkpoint.meta, checkpoint.notes = record.verify(
+            path, checkpoint.meta, parts, checkpoint.forms
+        )
     else:
         checkpoint.state_dict, checkpoint.notes = fold(checkpoint.state_dict)
     return checkpoint
@@ -102,34 +111,22 @@ def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     Raises:
         InputError: see :func:`read`.
     """
-    if os.path.isdir(path):
-        return read(path, trust_pickle=trust_pickle)
-    with opened(path) as file:
-        head = file.read(9)
-    if head[8:] != b"{" or not _is_safetensors(path, head):
+    if not streams(path):
         return read(path, trust_pickle=trust_pickle)
     streamed = Streamed(path)
-    checkpoint = _described(path, streamed.shapes, streamed.texts)
-    checkpoint.file_bytes, checkpoint.stream = streamed.bytes, streamed
-    if checkpoint.meta:
+    meta, about = _texts(path, streamed.texts)
+    _check_names(streamed.forms, path)
+    checkpoint = Checkpoint(path, {}, kind="safetensors", about=about, stream=streamed)
+    checkpoint.file_bytes = streamed.bytes
+    if meta:
         parts = {"state_dict": streamed, "init": None}
-        checkpoint.meta, checkpoint.notes = record.verify(
-            path, checkpoint.meta, parts, streamed.shapes
-        )
+        checkpoint.meta, checkpoint.notes = record.verify(path, meta, parts, streamed.forms)
         return checkpoint
-    checkpoint.state_dict, checkpoint.notes = fold(streamed.shapes)
-    own = {id(stand_in): name for name, stand_in in streamed.shapes.items()}
-    if any(id(stand_in) not in own for stand_in in checkpoint.state_dict.values()):
+    folds, checkpoint.notes = plan(streamed.forms)
+    if any(one.combine for one in folds.values()):
         return read(path, trust_pickle=trust_pickle)  # a weight is put together from others
-    names = {name: own[id(stand_in)] for name, stand_in in checkpoint.state_dict.items()}
-    checkpoint.stream = Renamed(streamed, names)
+    checkpoint.stream = streamed.renamed({name: one.names[0] for name, one in folds.items()})
     return checkpoint
-
-
-def _is_safetensors(path: Path, head: bytes) -> bool:
-    """Whether a file whose ninth byte is ``{`` is of no other kind."""
-    kinds.refuse_others(path, head)
-    return not head.startswith(MAGIC) and head[:4] != b"PK\x03\x04"
 
 
 def _from_folder(path: Path) -> Checkpoint:
@@ -148,6 +145,8 @@ def _from_folder(path: Path) -> Checkpoint:
 
 def _interpret(path: Path, content: Any) -> Checkpoint:
     """Find the state_dict in whatever ``torch.load`` gave."""
+    from torch import nn
+
     if isinstance(content, nn.Module):
         return Checkpoint(path, dict(content.state_dict()), kind="pickled module")
     if not isinstance(content, Mapping):
@@ -165,11 +164,18 @@ def _interpret(path: Path, content: Any) -> Checkpoint:
 
 
 def _from_safetensors(path: Path, data: bytes) -> Checkpoint:
-    return _described(path, *safetensorsfile.load(path, data))
+    tensors, texts = safetensorsfile.load(path, data)
+    meta, about = _texts(path, texts)
+    _check_names(tensors, path)
+    return Checkpoint(path, tensors, meta, "safetensors", about=about)
 
 
-def _described(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Checkpoint:
-    """Return what a safetensors file holds, with the record in its texts not checked yet."""
+def _texts(path: Path, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the record in a safetensors file's metadata, not checked yet, and the other texts.
+
+    Raises:
+        InputError: a record of ours cannot be read.
+    """
     try:
         meta = json.loads(texts.get("lpss", "{}"))
     except (ValueError, RecursionError):
@@ -178,8 +184,7 @@ def _described(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, st
     if sealed and (not isinstance(meta, dict) or "lpss" not in texts):
         raise InputError(f"{path} is damaged: its record cannot be read", record.AGAIN)
     found = meta if isinstance(meta, dict) else {}
-    about = {key: text for key, text in texts.items() if key != "lpss"}
-    return Checkpoint(path, _tensors(tensors, path), found, "safetensors", about=about)
+    return found, {key: text for key, text in texts.items() if key != "lpss"}
 
 
 def _from_pack(path: Path, data: bytes) -> Checkpoint:
@@ -192,6 +197,8 @@ def _from_pack(path: Path, data: bytes) -> Checkpoint:
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Refuse what looks like a tensor and cannot be computed with."""
+    from torch import strided
+
     for name, tensor in (*checkpoint.state_dict.items(), *(checkpoint.init or {}).items()):
         if tensor.layout is not strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(
@@ -206,14 +213,22 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is none, or a name is no text.
     """
-    tensors = (
-        {name: t for name, t in content.items() if isinstance(t, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors or not all(map(_is_name, tensors)):
-        raise InputError(f"{path} holds no state_dict", "save model.state_dict() with torch.save")
+    from torch import Tensor
+
+    entries = content if isinstance(content, Mapping) else {}
+    tensors = {name: t for name, t in entries.items() if isinstance(t, Tensor)}
+    _check_names(tensors, path)
     return tensors
+
+
+def _check_names(entries: Mapping[Any, object], path: Path) -> None:
+    """Refuse a file without tensors, or with names that are no texts.
+
+    Raises:
+        InputError: it is one.
+    """
+    if not entries or not all(map(_is_name, entries)):
+        raise InputError(f"{path} holds no state_dict", "save model.state_dict() with torch.save")
 
 
 def _is_name(name: object) -> bool:

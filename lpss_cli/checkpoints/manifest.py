@@ -8,10 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from lpss_cli import arrays
+from lpss_cli.arrays import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Of the record. 1: without a manifest. 2: with one.
 FORMAT = 2
@@ -28,12 +33,16 @@ def seal(
     return {**plain, KEY: digest(plain, parts)}
 
 
-def digest(record: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor] | None]) -> str:
+def digest(
+    record: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, Tensor] | Mapping[str, Array] | None],
+) -> str:
     """Return the SHA-256, in hex, of a record and of the tensors beside it.
 
     Args:
         record: plain containers; an entry ``KEY`` is left out. Tuples count as lists.
-        parts: groups of tensors on the CPU by the group's name; None for a group that is not there.
+        parts: groups of tensors, or of their values, by the group's name; None for a group that is
+            not there.
 
     Names, dtypes, shapes and bytes of the tensors count, their order and strides do not.
 
@@ -44,11 +53,9 @@ def digest(record: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor] |
     found = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
     for part, tensors in sorted(parts.items()):
         for name in sorted(tensors or {}):
-            tensor = (tensors or {})[name]  # one at a time: they may come from a file
+            array = arrays.of((tensors or {})[name])  # one at a time: they may come from a file
             # As JSON, so that no two lists of names and shapes give the same text.
-            head = [part, name, str(tensor.dtype), list(tensor.shape)]
+            head = [part, name, f"torch.{array.dtype.name}", list(array.shape)]
             found.update(json.dumps(head).encode())
-            if tensor.numel():
-                flat = tensor.detach().contiguous().flatten()
-                found.update(flat.view(torch.uint8).numpy().data)
+            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()

@@ -17,7 +17,7 @@ from typing import Any
 from lpss_cli.data.spec import INTERPOLATIONS
 from lpss_cli.errors import InputError
 from lpss_cli.models.published import View
-from lpss_cli.models.templates import Fit
+from lpss_cli.models.shapes import Fit
 
 CONFIG, WEIGHTS, IMAGES = "config.json", "model.safetensors", "preprocessor_config.json"
 _CLASSIFIER = "ForImageClassification"

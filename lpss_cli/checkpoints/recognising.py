@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lpss_cli.errors import InputError
+from lpss_cli.forms import Form
 from lpss_cli.models import zoo
+from lpss_cli.models.shapes import Fit, Shapes, Template, needed
 from lpss_cli.models.signatures import Signature, hash_of_shapes, sign, table, timm_table
-from lpss_cli.models.templates import Fit, Shapes, needed, template
 
 # The nearest networks that a refusal lists, of how many that are built for it, and how many
 # differences of each; those with so many times the differences of the first are not near.
@@ -72,11 +71,11 @@ class Recognised:
         )
 
 
-def recognise(state: Mapping[str, Tensor], *, explain: bool = True) -> Recognised:
+def recognise(state: Mapping[str, Form], *, explain: bool = True) -> Recognised:
     """Find the networks that a state_dict is of.
 
     The names choose the candidates from a table, so that few networks have to be built, and these
-    without memory. What is free to differ is in :class:`~lpss_cli.models.templates.Template`.
+    without memory. What is free to differ is in :class:`~lpss_cli.models.shapes.Template`.
 
     Args:
         state: of a bare network, without wrappers' prefixes.
@@ -95,7 +94,7 @@ def recognise(state: Mapping[str, Tensor], *, explain: bool = True) -> Recognise
     return Recognised(shapes, (), _nearest(own, shapes) if explain else ())
 
 
-def _of_timm(state: Mapping[str, Tensor]) -> list[Fit]:
+def _of_timm(state: Mapping[str, Form]) -> list[Fit]:
     """Return how a state_dict fits networks of timm, the most usual first.
 
     Several networks of the same shapes differ in what has no weights: activations, padding.
@@ -111,7 +110,7 @@ def _of_timm(state: Mapping[str, Tensor]) -> list[Fit]:
     return sorted(fits, key=lambda fit: (not zoo.is_published(fit.arch), len(fit.arch), fit.arch))
 
 
-def fit_of(arch: str, state: Mapping[str, Tensor]) -> Fit | None:
+def fit_of(arch: str, state: Mapping[str, Form]) -> Fit | None:
     """Return how a state_dict fits a network by name; None where it does not.
 
     Networks of other people's code have no template: they fit by being built.
@@ -126,12 +125,18 @@ def fit_of(arch: str, state: Mapping[str, Tensor]) -> Fit | None:
 
 def _compared(arch: str, shapes: Shapes) -> Fit | None:
     try:
-        return template(arch).compare(shapes)[0]
+        return _template(arch).compare(shapes)[0]
     except InputError:  # an older library, which does not have it
         return None
 
 
-def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _template(arch: str) -> Template:
+    from lpss_cli.models.templates import template  # builds the network, with PyTorch
+
+    return template(arch)
+
+
+def shapes_of(state: Mapping[str, Form]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the entries that a network cannot do without."""
     return {name: tuple(state[name].shape) for name in needed(state)}
 
@@ -158,7 +163,7 @@ def _nearest(own: Signature, shapes: Shapes) -> tuple[Near, ...]:
     found = []
     for known in [k for k in alike if own.likeness(k)[0] > 0][:_TRIED]:
         try:
-            compared = template(known.arch)
+            compared = _template(known.arch)
         except InputError:  # an older torchvision, which does not have it
             continue
         _, differences = compared.compare(zoo.without_auxiliary(known.arch, shapes))

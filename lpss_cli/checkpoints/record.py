@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lpss_cli import histograms
+from lpss_cli.arrays import Array
 from lpss_cli.checkpoints import manifest
 from lpss_cli.checkpoints.entries import LONGEST_NAME, checked
 from lpss_cli.errors import InputError
+from lpss_cli.forms import Form
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AGAIN = "take another copy, or make it again"
 # A command line may have 2 MB.
@@ -30,8 +33,8 @@ class NotPlainError(Exception):
 def verify(
     path: Path,
     found: Mapping[str, Any],
-    parts: Mapping[str, Mapping[str, Tensor] | None],
-    shapes: Mapping[str, Tensor] | None = None,
+    parts: Mapping[str, Mapping[str, Tensor] | Mapping[str, Array] | None],
+    forms: Mapping[str, Form],
 ) -> tuple[dict[str, Any], list[str]]:
     """Verify a record's manifest, and keep the entries that are of their kind.
 
@@ -39,7 +42,7 @@ def verify(
         path: of the file, for messages.
         found: the record as it was found.
         parts: the tensors beside it, see :func:`manifest.digest`.
-        shapes: stand-ins for those of the network, where they are read only when asked for.
+        forms: shape and kind of numbers of the network's.
 
     Returns:
         The record without its seal, and notes for people on what was ignored.
@@ -62,8 +65,7 @@ def verify(
         raise InputError(f"{path} is damaged: it is not what was written", AGAIN)
     seal = ("format", manifest.KEY)
     meta, wrong = checked({key: value for key, value in meta.items() if key not in seal})
-    state = parts.get("state_dict") if shapes is None else shapes
-    if not _fit(meta.get("weights") or {}, state or {}):
+    if not _fit(meta.get("weights") or {}, forms):
         wrong.append("weights")
         del meta["weights"]
     return meta, [f"{path}: its {name!r} is not as lpss writes it: ignored" for name in wrong]
@@ -78,7 +80,7 @@ def exported(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in _OF_TRAINING}
 
 
-def _fit(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+def _fit(facts: Mapping[str, Any], state: Mapping[str, Form]) -> bool:
     """Whether facts about prunable weights are about weights that the file has."""
     return all(
         name in state

@@ -1,5 +1,5 @@
 """The tensors of a safetensors file, each read when it is asked for: the file may be larger than
-memory.
+memory. PyTorch is not needed.
 
 The header is checked as that of a file that is read whole. That the file stays the one that was
 opened is checked with every tensor.
@@ -7,28 +7,48 @@ opened is checked with every tensor.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from lpss_cli.arrays import Array, dtype_of
+from lpss_cli.checkpoints import kinds
 from lpss_cli.checkpoints.safetensorsfile import DTYPES, read_header
 from lpss_cli.checkpoints.snapshot import changed, opened
 from lpss_cli.errors import InputError
+from lpss_cli.forms import StandIn
+from lpss_cli.packed import MAGIC
 
 
-class Streamed(Mapping[str, Tensor]):
-    """Tensors by name, in the order of the header; each access reads the file anew.
+def streams(path: Path) -> bool:
+    """Whether a file is a safetensors file, whose tensors can be read one at a time.
+
+    Raises:
+        InputError: there is no such file, or it is of a kind that is no checkpoint.
+    """
+    if os.path.isdir(path):  # Path.is_dir fails on names that are too long
+        return False
+    with opened(path) as file:
+        head = file.read(9)
+    if head[8:] != b"{":
+        return False
+    kinds.refuse_others(path, head)
+    return not head.startswith(MAGIC) and head[:4] != b"PK\x03\x04"
+
+
+class Streamed(Mapping[str, Array]):
+    """Values by name, in the order of the header; each access reads the file anew.
 
     Args:
         path: a safetensors file.
 
     Attributes:
-        shapes: name → a stand-in on PyTorch's ``meta`` device: shape and dtype without values.
+        forms: name → shape and kind of numbers.
         texts: the file's metadata.
         bytes: size of the file.
 
@@ -43,9 +63,16 @@ class Streamed(Mapping[str, Tensor]):
             header, self._start, self.texts = read_header(path, file)
             self.bytes = os.fstat(file.fileno()).st_size
         self._places = {name: entry["data_offsets"] for name, entry in header.items()}
-        self.shapes = {name: _stand_in(entry) for name, entry in header.items()}
+        self.forms = {name: _stand_in(entry) for name, entry in header.items()}
 
-    def __getitem__(self, name: str) -> Tensor:
+    def renamed(self, names: Mapping[str, str]) -> Streamed:
+        """Return the same file with other names: new name → name here."""
+        found = copy.copy(self)
+        found._places = {new: self._places[name] for new, name in names.items()}
+        found.forms = {new: self.forms[name] for new, name in names.items()}
+        return found
+
+    def __getitem__(self, name: str) -> Array:
         """Read one tensor.
 
         Raises:
@@ -53,47 +80,25 @@ class Streamed(Mapping[str, Tensor]):
             InputError: the file cannot be read, or is not what it was.
         """
         begin, end = self._places[name]
-        # Not empty_like: on a stand-in it imports a system of computer algebra.
-        tensor, count = torch.empty(self.shapes[name].shape, dtype=self.shapes[name].dtype), 0
+        content = np.empty(end - begin, np.uint8)
         with opened(self._path) as file:
             try:
                 file.seek(self._start + begin)
-                if end > begin:  # what has no bytes has no view as bytes
-                    count = file.readinto(tensor.flatten().view(torch.uint8).numpy().data)
+                count = file.readinto(content.data)
             except OSError as error:
                 raise InputError(
                     f"{self._path} cannot be read: {error.strerror}", "check the disk"
                 ) from None
             if count != end - begin or _identity(file) != self._then:
                 raise changed(self._path)
-        return tensor
+        form = self.forms[name]
+        return content.view(form.dtype).reshape(form.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
+        return iter(self.forms)
 
     def __len__(self) -> int:
-        return len(self.shapes)
-
-
-class Renamed(Mapping[str, Tensor]):
-    """Streamed tensors under other names.
-
-    Args:
-        tensors: the file's own.
-        names: new name → name in the file.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        return len(self.forms)
 
 
 def _identity(file: BufferedReader) -> tuple[int, ...]:
@@ -102,5 +107,5 @@ def _identity(file: BufferedReader) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def _stand_in(entry: Mapping[str, Any]) -> Tensor:
-    return torch.empty(entry["shape"], dtype=getattr(torch, DTYPES[entry["dtype"]]), device="meta")
+def _stand_in(entry: Mapping[str, Any]) -> StandIn:
+    return StandIn(tuple(entry["shape"]), dtype_of(DTYPES[entry["dtype"]]))

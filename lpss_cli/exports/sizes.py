@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from lpss_cli.forms import Form, bias_names
 from lpss_cli.packed import BIAS_VALUES, VALUE_BYTES
-from lpss_cli.weights import bias_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: A plain zstd of the masked file, for comparison: its level, by the file's length.
 _THOROUGH, _LEVELS = 1 << 22, (19, 3)
@@ -72,11 +73,11 @@ def bound(state: Mapping[str, Tensor], prunable: Collection[str], values: str) -
     return found
 
 
-def bound_of(tensor: Tensor, kept: int, values: str) -> float:
+def bound_of(tensor: Form, kept: int, values: str) -> float:
     """Return a prunable tensor's part of the information bound in bytes.
 
     Args:
-        tensor: its size counts, its values do not.
+        tensor: its values do not count.
         kept: number of entries that are not zero.
         values: type of the kept values.
     """
@@ -85,18 +86,18 @@ def bound_of(tensor: Tensor, kept: int, values: str) -> float:
     return places + _width(tensor, values) * kept
 
 
-def whole_bound(tensor: Tensor, values: str, *, bias: bool) -> float:
+def whole_bound(tensor: Form, values: str, *, bias: bool) -> float:
     """Return the part of a tensor whose zeros do not count; only biases are rounded."""
     width = _width(tensor, BIAS_VALUES[values]) if bias else tensor.element_size()
     return float(tensor.numel() * width)
 
 
-def _width(tensor: Tensor, values: str) -> int:
+def _width(tensor: Form, values: str) -> int:
     """Bytes of one stored value."""
     return min(tensor.element_size(), VALUE_BYTES.get(values, tensor.element_size()))
 
 
-def dense_bytes(state: Mapping[str, Tensor]) -> int:
+def dense_bytes(state: Mapping[str, Form]) -> int:
     """Return the tensors' own size in bytes, floating-point ones counted as fp32."""
     return sum(
         t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in state.values()

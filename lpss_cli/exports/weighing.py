@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from lpss_cli import models
-from lpss_cli.checkpoints import artifact
-from lpss_cli.checkpoints.fitting import check_fits, load_into
-from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.exports.compacting import compact
-from lpss_cli.exports.layersizes import Savings
-from lpss_cli.reporting import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lpss_cli.checkpoints.loading import Checkpoint
+    from lpss_cli.exports.layersizes import Savings
+    from lpss_cli.reporting import Report
 
 #: Larger networks are compacted when it is asked for: it takes seconds. Parameters.
 QUICK = 2_000_000
@@ -61,6 +59,8 @@ def savings(checkpoint: Checkpoint, arch: str | None = None) -> Savings:
     Raises:
         InputError: the network or the shape of its inputs is not known, or they do not fit.
     """
+    from lpss_cli.exports.compacting import compact
+
     model, example = _network(checkpoint, arch)
     try:
         return compact(model, example).savings
@@ -73,6 +73,12 @@ def savings(checkpoint: Checkpoint, arch: str | None = None) -> Savings:
 
 def _network(checkpoint: Checkpoint, typed: str | None) -> tuple[nn.Module, Tensor]:
     """Return the network with its weights, and two random inputs of its shape."""
+    import torch
+
+    from lpss_cli import models
+    from lpss_cli.checkpoints import artifact
+    from lpss_cli.checkpoints.fitting import check_fits, load_into
+
     arch = artifact.arch_of(checkpoint, typed)
     shape, outputs = checkpoint.meta.get("input_shape"), checkpoint.meta.get("outputs")
     if not shape or not outputs or math.prod(shape) > _LARGEST_INPUT:

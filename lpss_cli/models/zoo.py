@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lpss_cli.errors import InputError, one_line
 
 from .checks import image_shape, size_text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Parts that some networks have for training alone, and are built without here: their auxiliary
 #: classifiers would make the training output a tuple.
@@ -32,6 +32,8 @@ def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     Raises:
         InputError: library not installed, unknown name, images it cannot take.
     """
+    from torch import Tensor
+
     shape = image_shape(spec, input_shape)
     try:
         network = create(spec, shape, outputs)
@@ -120,6 +122,8 @@ def _from_timm(name: str, shape: tuple[int, int, int], outputs: int) -> nn.Modul
 
 def _fit_channels(network: nn.Module, channels: int) -> None:
     """Replace the first convolution by one for ``channels`` inputs, if it has others."""
+    from torch import nn
+
     convs = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     path, old = next(convs)
     if old.in_channels == channels:
@@ -139,6 +143,8 @@ def _fit_channels(network: nn.Module, channels: int) -> None:
 
 def _try_once(network: nn.Module, shape: tuple[int, int, int]) -> object:
     """Answer one black image, without touching BN statistics."""
+    import torch
+
     network.eval()
     with torch.no_grad():
         answer: object = network(torch.zeros(1, *shape))

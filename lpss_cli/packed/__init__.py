@@ -10,11 +10,9 @@ import math
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lpss_cli.errors import InputError, nearest
 
@@ -24,6 +22,9 @@ from .container import MAGIC
 from .entry import LARGEST, Entry, whole
 from .tensors import Encoded
 from .values import CHOICES, DTYPES, FLOATS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "BIAS_VALUES",
@@ -154,6 +155,8 @@ def _to_array(name: str, tensor: Tensor) -> tuple[str, Array]:
     Raises:
         InputError: as ``pack``.
     """
+    import torch
+
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES or tensor.layout != torch.strided:
         raise InputError(
@@ -177,6 +180,8 @@ def _to_array(name: str, tensor: Tensor) -> tuple[str, Array]:
 
 
 def _to_tensor(entry: Entry, array: Array) -> Tensor:
+    import torch
+
     if entry.dtype == "bool":
         need(not (array > 1).any(), f"a truth value that is none in {entry.name!r:.80}")
         return torch.from_numpy(array.view(np.bool_))

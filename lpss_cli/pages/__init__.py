@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
-from torch import Tensor
 
 from lpss_cli import histograms
+from lpss_cli.arrays import Array
 from lpss_cli.closeups import Closeup, closeup
 from lpss_cli.files import replacing
 from lpss_cli.layers import Layer
@@ -20,13 +20,18 @@ from lpss_cli.pages import figures
 from lpss_cli.reporting import Report
 from lpss_cli.version import __version__
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Values = Mapping[str, Tensor] | Mapping[str, Array]
+
 _FRACTIONS = ("accuracy", "balanced_accuracy")
 # What epochs record, as people call it.
 _NAMES = {"hoyer": "Hoyer", "lr": "learning rate"}
 _UNITS = ("B", "kB", "MB", "GB")
 
 
-def write(path: Path, pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> int:
+def write(path: Path, pages: Sequence[tuple[Report, Values]]) -> int:
     """Write a page about one or several checkpoints, side by side.
 
     Args:
@@ -42,7 +47,7 @@ def write(path: Path, pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> i
     return path.stat().st_size
 
 
-def render(pages: Sequence[tuple[Report, Mapping[str, Tensor]]]) -> str:
+def render(pages: Sequence[tuple[Report, Values]]) -> str:
     """Return the page as HTML; every text from a file is escaped."""
     shown = [_page(report, tensors) for report, tensors in pages]
     return _template().render(pages=shown, version=__version__)
@@ -67,7 +72,7 @@ def _template() -> Template:
     return environment.get_template("report.html")
 
 
-def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _page(report: Report, tensors: Values) -> dict[str, Any]:
     meta, began = report.meta, histograms.of_record(report.meta)
     predicted = _predicted(report.layers)
     masks = {
@@ -94,7 +99,7 @@ def _page(report: Report, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _spreads(
-    report: Report, tensors: Mapping[str, Tensor], began: Mapping[str, Closeup]
+    report: Report, tensors: Values, began: Mapping[str, Closeup]
 ) -> Iterator[tuple[Layer, Closeup, Closeup | None]]:
     """Yield the layers with weights, how these are spread, and how they were before training."""
     for layer in report.layers:

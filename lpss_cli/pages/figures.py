@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
-from torch import Tensor
 
+from lpss_cli import arrays
 from lpss_cli.closeups import Closeup
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Masks with more weights or longer sides are not drawn: nobody could see a weight.
 _LARGEST, _LONGEST = 1 << 19, 2048
@@ -177,21 +181,22 @@ def curve(
     return _svg(title, body + _ends(f"epoch {begin:g}", f"{end:g}"), margins=(2, 14, 16))
 
 
-def mask_picture(weight: Tensor) -> tuple[str, int, int] | None:
+def mask_picture(weight: Tensor | arrays.Array) -> tuple[str, int, int] | None:
     """Draw where a weight is not zero: a row a neuron, a column an input.
 
     Returns:
         A data URI of a PNG and its width and height; None for weights too large to look at.
     """
-    if weight.dim() < 2 or not 0 < weight.numel() <= _LARGEST:
+    array = arrays.of(weight)
+    if array.ndim < 2 or not 0 < array.size <= _LARGEST:
         return None
     from PIL import Image
 
-    kept = weight.detach().flatten(1) != 0
+    kept = array.reshape(len(array), -1) != 0
     height, width = kept.shape
     if max(height, width) > _LONGEST:
         return None
-    picture = Image.fromarray(kept.numpy()).convert("1")
+    picture = Image.fromarray(kept).convert("1")
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

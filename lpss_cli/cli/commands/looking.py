@@ -42,7 +42,6 @@ def report(
     ] = False,
 ) -> None:
     """Count zeros and measure Hoyer sparsity, layer by layer."""
-    run.load_torch()
     from lpss_cli.cli import report_views as views
     from lpss_cli.cli.wording import size
     from lpss_cli.files import check_writable
@@ -90,11 +89,14 @@ def _measured(
     """Read and measure every file; what its files would cost only where it was asked for."""
     from lpss_cli.checkpoints.foreign import introduce
     from lpss_cli.checkpoints.loading import browse
+    from lpss_cli.checkpoints.streaming import streams
     from lpss_cli.reporting import report as measure
 
+    if sizes or not all(map(streams, paths)):
+        run.load_torch()
     checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
     # Where files are measured too, their export says the same.
-    for checkpoint in checkpoints if not sizes else ():
+    for checkpoint in checkpoints if not (sizes or printer.quiet) else ():
         for text in (*checkpoint.notes, *introduce(checkpoint)):
             printer.note(text)
     reports = [measure(checkpoint) for checkpoint in checkpoints]
