@@ -59,6 +59,15 @@ def test_prune_pairs_are_multiplied():
     assert {name for name, one in folds.items() if one.combine} == set(expected)
 
 
+@pytest.mark.parametrize("weight", [torch.float32, torch.float16, torch.float8_e5m2])
+@pytest.mark.parametrize("mask", [torch.float32, torch.bool, torch.uint16, torch.float8_e4m3fn])
+def test_masks_may_be_of_any_kind(weight, mask):
+    values, kept = torch.tensor([[3.0, -4.0]]).to(weight), torch.tensor([[0.0, 1.0]]).to(mask)
+    folded, _ = fold({"w_orig": values, "w_mask": kept})
+    assert folded["w"].dtype == weight
+    assert folded["w"].tolist() == [[0.0, -4.0]]
+
+
 def test_a_mask_without_its_weight_stays():
     state = {"attn_mask": torch.ones(2), "w_orig": torch.ones(2)}
     assert fold(state) == (state, [])
@@ -100,8 +109,9 @@ def test_weight_norm_of_the_old_kind_equals_the_modules_weight(shape, dim):
 
 def test_weight_norm_by_hand():
     v, g = torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([[10.0], [3.0]])
-    folded, _ = fold({"weight_g": g, "weight_v": v})
-    torch.testing.assert_close(folded["weight"], torch.tensor([[6.0, 8.0], [0.0, -3.0]]))
+    for dtype in (torch.float32, torch.float8_e4m3fn):  # which has all these numbers
+        folded, _ = fold({"weight_g": g.to(dtype), "weight_v": v.to(dtype)})
+        torch.testing.assert_close(folded["weight"], torch.tensor([[6.0, 8.0], [0.0, -3.0]]))
 
 
 @pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((4,), (4,)), ((2, 1), (3, 4))])

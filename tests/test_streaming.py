@@ -123,6 +123,24 @@ def test_a_file_that_changes_between_two_tensors_is_refused(path, change):
         streamed["fc2.weight"]
 
 
+def test_a_tensor_larger_than_memory_is_told_in_words(path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("lpss_cli.checkpoints.streaming.np.empty", full)
+    with pytest.raises(InputError, match="cannot be read: it does not fit into memory"):
+        Streamed(path)["fc1.weight"]
+
+
+def test_a_kind_that_the_library_does_not_read_is_no_damage(path, monkeypatch):
+    def unknown(_):
+        raise KeyError("F8_E8M0")
+
+    monkeypatch.setattr("safetensors.torch.load", unknown)
+    with pytest.raises(InputError, match="does not read: 'F8_E8M0'"):
+        loading.read(path)
+
+
 @given(
     values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -2.5, 3e38, -3e38, 1e-45, 0.5]), max_size=40),
     columns=st.integers(1, 5),

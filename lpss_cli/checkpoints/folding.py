@@ -135,12 +135,14 @@ def _is_norm_of(g: Form | None, v: Form | None) -> bool:
 
 
 def _masked(orig: Tensor, mask: Tensor) -> Tensor:
-    return orig * mask
+    return orig * mask.to(orig.dtype)  # PyTorch multiplies some kinds by their own kind alone
 
 
 def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
     """Return ``g v/‖v‖`` with the norm over all dimensions that g does not have."""
     from torch.linalg import vector_norm
 
+    # It has no norms of numbers of 8 bits.
+    g, v = (part.float() if part.element_size() == 1 else part for part in (g, v))
     dims = [d for d in range(v.dim()) if g.dim() == 0 or (g.shape[d] == 1 and v.shape[d] != 1)]
     return g * (v / vector_norm(v, dim=dims, keepdim=True) if dims else v.sign())

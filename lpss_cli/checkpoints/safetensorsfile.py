@@ -42,7 +42,8 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         data: its content.
 
     Raises:
-        InputError: the header breaks a rule of the format, or is larger than reasonable.
+        InputError: the header breaks a rule of the format, or is larger than reasonable; the
+            library does not know a kind of numbers.
     """
     try:
         names, texts = check(data)
@@ -54,7 +55,12 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = library_load(data)
         return {name: tensors[name] for name in names}, texts
-    except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except KeyError as kind:  # the library's list for bytes is shorter than that for files
+        raise InputError(
+            f"{path} holds numbers of a kind that the installed safetensors does not read: {kind}",
+            "update safetensors, or save the weights as plain floating-point numbers",
+        ) from None
+    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
 
 

@@ -53,14 +53,17 @@ def read_whole(path: Path) -> bytes:
             # One byte more than there should be, to see a file that grows.
             content = file.read(before.st_size + 1)
         except (OSError, MemoryError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "it does not fit into memory"
-            raise InputError(
-                f"{path} cannot be read: {reason}", "check the disk and the memory"
-            ) from None
+            raise unreadable(path, error) from None
         after = os.fstat(file.fileno())
     if len(content) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
         raise changed(path)
     return content
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """Return the error of a file that the system, or the memory, does not let be read."""
+    reason = getattr(error, "strerror", None) or "it does not fit into memory"
+    return InputError(f"{path} cannot be read: {reason}", "check the disk and the memory")
 
 
 def changed(path: Path) -> InputError:

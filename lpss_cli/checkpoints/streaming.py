@@ -19,7 +19,7 @@ import numpy as np
 from lpss_cli.arrays import Array, dtype_of
 from lpss_cli.checkpoints import kinds
 from lpss_cli.checkpoints.safetensorsfile import DTYPES, read_header
-from lpss_cli.checkpoints.snapshot import changed, opened
+from lpss_cli.checkpoints.snapshot import changed, opened, unreadable
 from lpss_cli.errors import InputError
 from lpss_cli.forms import StandIn
 from lpss_cli.packed import MAGIC
@@ -80,15 +80,13 @@ class Streamed(Mapping[str, Array]):
             InputError: the file cannot be read, or is not what it was.
         """
         begin, end = self._places[name]
-        content = np.empty(end - begin, np.uint8)
         with opened(self._path) as file:
             try:
+                content = np.empty(end - begin, np.uint8)
                 file.seek(self._start + begin)
                 count = file.readinto(content.data)
-            except OSError as error:
-                raise InputError(
-                    f"{self._path} cannot be read: {error.strerror}", "check the disk"
-                ) from None
+            except (OSError, MemoryError) as error:
+                raise unreadable(self._path, error) from None
             if count != end - begin or _identity(file) != self._then:
                 raise changed(self._path)
         form = self.forms[name]
