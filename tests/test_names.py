@@ -32,10 +32,12 @@ ENCODER = [
         (ENCODER[46], 25, ENCODER[46]),  # the end is another's, and what tells it is too long
         ("pooler.weight", 12, "pooler.weight"),
         ("head.classifier.weight", 20, "…classifier.weight"),
+        ("頭.層層.weight", 14, "頭.層層.weight"),  # such a letter takes two columns
+        ("頭.層層.weight", 13, "…層層.weight"),
     ],
 )
 def test_the_end_is_kept_and_what_tells_a_name_from_others(name, width, shown):
-    names = [*ENCODER, "pooler.weight", "head.classifier.weight"]
+    names = [*ENCODER, "pooler.weight", "head.classifier.weight", "頭.層層.weight"]
     assert column(names)[names.index(name)].within(width) == shown
 
 
@@ -51,10 +53,10 @@ def test_no_two_names_look_the_same(names, width):
         assert short == name or len(short) <= width < len(name)
 
 
-def printed(terminal):
-    tensors = {name: torch.eye(4) for name in ENCODER}
-    table = layer_table(report(Checkpoint("m.pt", tensors, {})), 40)
-    console = Console(width=40, force_terminal=terminal, file=io.StringIO(), no_color=True)
+def printed(terminal, names=ENCODER, width=40):
+    tensors = {name: torch.eye(4) for name in names}
+    table = layer_table(report(Checkpoint("m.pt", tensors, {})), width)
+    console = Console(width=width, force_terminal=terminal, file=io.StringIO(), no_color=True)
     console.print(table)
     return console.file.getvalue()
 
@@ -65,3 +67,7 @@ def test_a_terminal_gets_a_line_a_layer_and_a_pipe_every_character():
     assert "│ …11.…query.weight" in lines[-5]
     folded = [line.split("│")[1].strip() for line in printed(terminal=False).splitlines()[4:-3]]
     assert "".join(folded) == "".join(ENCODER)
+
+
+def test_wide_letters_are_not_folded_where_there_is_room():
+    assert " 頭層層頭層層頭層層.weight " in printed(False, ["頭層層頭層層頭層層.weight"], 200)

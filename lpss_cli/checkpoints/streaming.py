@@ -20,7 +20,6 @@ from lpss_cli.arrays import Array, dtype_of
 from lpss_cli.checkpoints import kinds
 from lpss_cli.checkpoints.safetensorsfile import DTYPES, read_header
 from lpss_cli.checkpoints.snapshot import changed, opened, unreadable
-from lpss_cli.errors import InputError
 from lpss_cli.forms import StandIn
 from lpss_cli.packed import MAGIC
 

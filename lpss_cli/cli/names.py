@@ -52,9 +52,11 @@ class Name:
 
     def within(self, width: int) -> str:
         """Return what is shown in so many columns: the whole name where nothing shorter will do."""
-        if len(self.name) <= width:
+        from rich.cells import cell_len
+
+        if cell_len(self.name) <= width:
             return self.name
-        return next((short for short in self._shortened if len(short) <= width), self.name)
+        return next((short for short in self._shortened if cell_len(short) <= width), self.name)
 
     @cached_property
     def _shortened(self) -> list[str]:
@@ -80,9 +82,10 @@ class Name:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Return the fewest and the most columns that the name can take."""
+        from rich.cells import cell_len
         from rich.measure import Measurement
 
-        return Measurement(1, max(1, len(self.name)))
+        return Measurement(1, max(1, cell_len(self.name)))
 
 
 def column(names: Sequence[str]) -> list[Name]:

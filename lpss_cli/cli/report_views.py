@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.cells import cell_len
 from rich.table import Table
 
 from lpss_cli.cli.export_views import NO_SKIPPING, times_table
@@ -59,7 +60,7 @@ def layer_table(report: Report, width: int) -> Table:
         for name, (footer, cell) in columns.items()
     }
     cells = column([layer.name for layer in report.layers])
-    room = width - 4 - max(len("all prunable"), *(len(shown.name) for shown in cells), 0)
+    room = width - 4 - max(len("all prunable"), *(cell_len(shown.name) for shown in cells), 0)
     for name in _DISPENSABLE:
         if sum(widths.values()) > room and name in columns:
             del columns[name], widths[name]
