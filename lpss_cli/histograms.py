@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 KEY = "histograms"
 _NEAR, _FAR = {"low", "high", "counts"}, {"outside", "ends"}
 _MOST_BINS = 1000
+# What is counted is float32; the distance of larger ends may be no number.
+_LARGEST = float.fromhex("0x1.fffffep127")
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
@@ -58,10 +59,10 @@ def _fit_one(one: Any) -> bool:
 
 
 def _rising(ends: Any, *between: float) -> bool:
-    """Whether these are two finite numbers, and others lie between them, all in order."""
+    """Whether these are two numbers of float32's range, and others lie between, all in order."""
     if not isinstance(ends, list) or len(ends) != 2:
         return False
-    finite = all(type(end) in (int, float) and math.isfinite(end) for end in ends)
+    finite = all(type(end) in (int, float) and abs(end) <= _LARGEST for end in ends)
     numbers = [ends[0], *between, ends[1]]
     return finite and numbers == sorted(numbers)
 

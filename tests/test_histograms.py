@@ -25,6 +25,7 @@ GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
         {**GOOD, "counts": [1, -1]},
         {**GOOD, "counts": [1] * 1001},
         {"low": 0.0, "counts": [1]},
+        {**GOOD, "low": -1.7e308, "high": 1.7e308},
         {**GOOD, "outside": 2},
         {**GOOD, "outside": 0, "ends": [-1.0, 40.0]},
         {**GOOD, "outside": 2, "ends": [-0.5, 40.0]},
