@@ -486,6 +486,9 @@ def _reported(lpss):
     refused(lpss("report", "--mean", "0.5"), "--mean says how to measure", "add --sizes")
     refused(lpss("report", "--sizes", "--csv"), "--csv has the layers alone", "use --json")
     torch.save(torch.load("model.pt", weights_only=True)["state_dict"], "bare.pt")
+    for page in ("bare.pt", "../" + Path().resolve().name + "/bare.pt"):
+        result = lpss("report", "model.pt", "bare.pt", "--html", page, "--force")
+        refused(result, f"--html names {page}, which is to be read", "another name")
     code, out, err = lpss("report", "bare.pt", "--sizes")
     assert code == 0
     assert "no ONNX file, operations or times: bare.pt" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,8 @@ def report(
     if html is not None:
         check_writable(html, force=values["force"], option="--html")
     paths = files or [run.input_file(None, printer)]
+    if html is not None and _among(html, paths):
+        raise InputError(f"--html names {html}, which is to be read", "give the page another name")
     checkpoints, reports = _measured(paths, values, printer, sizes)
     if html is not None:
         from lpss_cli import pages
@@ -68,6 +71,12 @@ def report(
         printer.show(*views.measured_tables(item))
     documents = [item.to_dict() for item in reports]
     printer.document(documents[0] if len(documents) == 1 else documents)
+
+
+def _among(path: Path, paths: list[Path]) -> bool:
+    """Whether a file is one of several, by whatever name."""
+    exist = os.path.exists  # Path.exists fails on names that are too long
+    return exist(path) and any(exist(other) and os.path.samefile(path, other) for other in paths)
 
 
 def _check_report(values: dict[str, Any], csv: bool, sizes: bool) -> None:
