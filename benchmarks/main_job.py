@@ -1,6 +1,6 @@
 """The main job, measured: train densely, sparsify to 90 % from that checkpoint, several seeds.
 
-    python benchmarks/main_job.py --data-dir DIR --out benchmarks/results/main_job
+    python benchmarks/main_job.py --data-dir DIR [--only TEXT] [--out benchmarks/results/main_job]
 
 Runs the `lpss` commands themselves, each sparse run from the dense checkpoint of its own seed
 (paired), and writes OUT.json and OUT.md. Finished rows of OUT.json are kept, so a killed run
@@ -24,6 +24,13 @@ from tables import table as markdown
 
 DIGITS = ["--data", "digits"]
 MNIST = ["--data", "mnist", "--arch", "lenet300", "--epochs", "12"]
+BF16 = ["--precision", "bf16"]
+LENET5 = ["--data", "mnist", "--arch", "lenet5", "--epochs", "12", *BF16]
+# Learning rate and decay of the dense run as benchmarks/tune.py chose them.
+WRN18 = [
+    *("--data", "fashion-mnist", "--arch", "wrn18", "--augment", "fashion", "--epochs", "8"),
+    *("--batch-size", "256", "--lr", "0.2", "--weight-decay", "0.0005", *BF16),
+]
 # (name, train options, sparsify options, seeds)
 ROWS = [
     ("digits, p = 0.5", DIGITS, ["--p", "0.5"], 20),
@@ -32,7 +39,13 @@ ROWS = [
     ("LeNet-300 MNIST, the default", MNIST, ["--epochs", "4"], 3),
     ("LeNet-300 MNIST, p = 0.5", MNIST, ["--p", "0.5", "--epochs", "4"], 3),
     ("LeNet-300 MNIST, gmp", MNIST, ["--method", "gmp", "--epochs", "4"], 3),
-]
+    ("LeNet-5 MNIST, the default", LENET5, ["--epochs", "4", *BF16], 3),
+    ("LeNet-5 MNIST, gmp", LENET5, ["--method", "gmp", "--epochs", "4", *BF16], 3),
+    ("WRN-18 Fashion-MNIST, the default", WRN18, ["--epochs", "4", *BF16], 2),
+    ("WRN-18 Fashion-MNIST, --distill 0.9", WRN18,
+     ["--distill", "0.9", "--epochs", "4", *BF16], 2),
+    ("WRN-18 Fashion-MNIST, gmp", WRN18, ["--method", "gmp", "--epochs", "4", *BF16], 2),
+]  # fmt: skip
 
 
 def lpss(*args: str) -> dict:
@@ -74,14 +87,15 @@ def table(rows: dict[str, list[dict]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
     parser.add_argument("--out", type=Path, default=FOLDER / "main_job")
     arguments = parser.parse_args()
     command = "`python benchmarks/main_job.py --data-dir DIR`"
     results = Results(arguments.out.with_suffix(".json"), command, table)
     with tempfile.TemporaryDirectory() as folder:
-        for name, train, sparsify, seeds in ROWS:
+        for name, train, sparsify, seeds in (row for row in ROWS if arguments.only in row[0]):
             # The data folder is this machine's own: it is passed on, not recorded.
-            where = ["--data-dir", arguments.data_dir] if "mnist" in train else []
+            where = ["--data-dir", arguments.data_dir] if train != DIGITS else []
             pair = partial(measure, [*train, *where], [*sparsify, *where], Path(folder))
             results.fill(name, range(seeds), pair)
     print(table(results.read()))
