@@ -25,10 +25,11 @@ import numpy as np
 from tables import FOLDER, write
 
 _SIDE = 4096  # 64 MB of float32
+_ROWS = 256  # of a matrix, written together
 
 
 def make(path: Path, count: int) -> None:
-    """Write so many matrices, a row at a time: memory of this process would count as theirs."""
+    """Write so many matrices, 4 MB at a time: memory of this process would count as theirs."""
     size = _SIDE * _SIDE * 4
     entries = {
         f"layers.{i}.weight": {
@@ -41,8 +42,8 @@ def make(path: Path, count: int) -> None:
     generator = np.random.default_rng(0)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for _ in range(count * _SIDE):
-            file.write(generator.standard_normal(_SIDE, np.float32).tobytes())
+        for _ in range(count * _SIDE // _ROWS):
+            file.write(generator.standard_normal(_ROWS * _SIDE, np.float32).tobytes())
 
 
 def run(arguments: list[str]) -> tuple[dict, str]:
