@@ -42,8 +42,9 @@ def make(path: Path, count: int) -> None:
     generator = np.random.default_rng(0)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for _ in range(count * _SIDE // _ROWS):
-            file.write(generator.standard_normal(_ROWS * _SIDE, np.float32).tobytes())
+        for begin in range(0, count * _SIDE, _ROWS):
+            rows = min(_ROWS, count * _SIDE - begin)
+            file.write(generator.standard_normal(rows * _SIDE, np.float32).tobytes())
 
 
 def run(arguments: list[str]) -> tuple[dict, str]:
