@@ -141,10 +141,20 @@ def test_a_mask_is_drawn_weight_by_weight():
     picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     drawn = torch.from_numpy(np.array(picture.convert("L"))) > 0
     assert torch.equal(drawn, WEIGHT != 0)
-    assert figures.mask_picture(torch.zeros(3)) is None
-    assert figures.mask_picture(torch.zeros(3000, 2)) is None
-    assert figures.mask_picture(torch.zeros(0, 4)) is None
+    assert not figures.drawable((3,))
+    assert not figures.drawable((3000, 2))
+    assert not figures.drawable((0, 4))
     assert figures.mask_picture(torch.ones(2, 3, 5, 5))[1:] == (75, 2)
+
+
+def test_a_mask_too_large_to_look_at_is_not_even_read():
+    class Closed(dict):
+        def __getitem__(self, name):
+            raise AssertionError(name)
+
+    weight = torch.zeros(3000, 2)
+    with_zeros = Checkpoint(Path("model.pt"), {"fc.weight": weight}, META)
+    assert "fc.weight" in pages.render([(report(with_zeros), Closed(with_zeros.state_dict))])
 
 
 def test_a_histogram_by_hand():

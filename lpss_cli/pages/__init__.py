@@ -78,14 +78,14 @@ def _page(report: Report, tensors: Values) -> dict[str, Any]:
     masks = {
         layer.name: figures.mask_picture(tensors[layer.name])
         for layer in report.layers
-        if layer.name in tensors and layer.zeros
+        if layer.zeros and layer.name in tensors and figures.drawable(layer.shape)
     }
     return {
         "report": report,
         "meta": meta,
         "cards": _cards(report),
         "metrics": _metrics(meta),
-        "masks": {name: picture for name, picture in masks.items() if picture is not None},
+        "masks": masks,
         "histograms": [
             (layer, figures.histogram(near, before), figures.further(near, before))
             for layer, near, before in _spreads(report, tensors, began)

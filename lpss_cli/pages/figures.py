@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -181,21 +182,24 @@ def curve(
     return _svg(title, body + _ends(f"epoch {begin:g}", f"{end:g}"), margins=(2, 14, 16))
 
 
-def mask_picture(weight: Tensor | arrays.Array) -> tuple[str, int, int] | None:
-    """Draw where a weight is not zero: a row a neuron, a column an input.
+def drawable(shape: Sequence[int]) -> bool:
+    """Say whether a mask of this shape is small enough to look at, and has rows to draw."""
+    if len(shape) < 2 or not 0 < math.prod(shape) <= _LARGEST:
+        return False
+    return max(shape[0], math.prod(shape[1:])) <= _LONGEST
+
+
+def mask_picture(weight: Tensor | arrays.Array) -> tuple[str, int, int]:
+    """Draw where a `drawable` weight is not zero: a row a neuron, a column an input.
 
     Returns:
-        A data URI of a PNG and its width and height; None for weights too large to look at.
+        A data URI of a PNG and its width and height.
     """
-    array = arrays.of(weight)
-    if array.ndim < 2 or not 0 < array.size <= _LARGEST:
-        return None
     from PIL import Image
 
+    array = arrays.of(weight)
     kept = array.reshape(len(array), -1) != 0
     height, width = kept.shape
-    if max(height, width) > _LONGEST:
-        return None
     picture = Image.fromarray(kept).convert("1")
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
