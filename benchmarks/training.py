@@ -1,4 +1,4 @@
-"""One training, asked for by plain options."""
+"""Trainings asked for by plain options: from scratch, or from a dense network made first."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ def trained(**options: Any) -> Outcome:
     """
     with tempfile.TemporaryDirectory() as folder:
         return jobs.train(request_for(Path(folder) / "m.pt", **options))
+
+
+def sparsified(dense: Path, start: dict[str, Any], **options: Any) -> Outcome:
+    """Sparsify a checkpoint, which is trained from scratch first where it is not there.
+
+    Args:
+        dense: the checkpoint.
+        start: how it is trained; :func:`request_for` takes the same.
+        options: of the sparsifying, likewise.
+
+    Raises:
+        RunError: training diverged.
+    """
+    if not dense.exists():
+        jobs.train(request_for(dense, **start))
+    with tempfile.TemporaryDirectory() as folder:
+        return jobs.sparsify(dense, request_for(Path(folder) / "m.pt", **options))
 
 
 def request_for(out: Path, **options: Any) -> Request:

@@ -3,7 +3,8 @@
     python benchmarks/tune.py CASE --data-dir DIR
 
 Every method of a case gets about as many points. A tenth of the training data is held out and
-measured; the test split is not touched. Writes benchmarks/results/tune_CASE.json, one record a
+measured; the test split is not touched, and a dense network that runs start from was trained
+without that tenth as well. Writes benchmarks/results/tune_CASE.json, one record a
 run, and goes on where it was stopped.
 """
 
@@ -13,12 +14,14 @@ import argparse
 import itertools
 import json
 import statistics
+import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tables import FOLDER, Results
-from training import trained
+from training import sparsified, trained
 
 from lpss_cli.errors import RunError
 
@@ -46,6 +49,24 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
             ],
             "dense": [SGD, {"lr": (0.4,), "weight_decay": (5e-4,)},
                       {"lr": (0.2,), "weight_decay": (1e-3,)}],
+        },
+    ),
+    "wrn18-from-dense": (
+        {
+            "augment": "fashion",
+            "epochs": 4,
+            "sparsity": 0.9,
+            "batch_size": 256,
+            "precision": "bf16",
+            "start": {
+                **WRN18, "epochs": 8, "method": "dense",
+                "options": {"lr": 0.2, "weight_decay": 5e-4},
+            },
+        },
+        (0,),
+        {
+            "lpss": [{"eta": (0.01, 0.005), "end": (0.7, 0.5)}],
+            "gmp": [{"lr": (0.1, 0.03), "end": (0.7, 0.5)}],
         },
     ),
     "lenet300-0.9": (
@@ -94,13 +115,28 @@ def runs(grids: dict[str, list[dict[str, tuple]]]) -> Iterator[tuple[str, dict[s
                 yield method, dict(zip(grid, values, strict=True))
 
 
-def held_out(base: dict[str, Any], method: str, options: dict[str, Any], seed: int) -> float:
-    """Held-out accuracy of one run; 0 when it diverged."""
-    fields = dict(base)
+def held_out(
+    base: dict[str, Any], folder: Path, method: str, options: dict[str, Any], seed: int
+) -> float:
+    """Held-out accuracy of one run; 0 when it diverged.
+
+    Args:
+        base: what all runs of the case share; ``start`` is the dense run that they go on from.
+        folder: where dense networks are kept.
+        method: of this run.
+        options: of the method.
+        seed: of this run and of the dense one before it.
+    """
+    fields = {**base, "method": method, "options": options, "seed": seed, "holdout": 0.1}
+    start = fields.pop("start", None)
     if method == "dense":
         fields.pop("sparsity")
     try:
-        outcome = trained(**fields, method=method, options=options, seed=seed, holdout=0.1)
+        if start is None:
+            outcome = trained(**fields)
+        else:
+            same = {name: fields[name] for name in ("data_dir", "seed", "holdout")}
+            outcome = sparsified(folder / f"dense-{seed}.pt", {**start, **same}, **fields)
     except RunError:
         return 0.0
     return outcome.after["accuracy"]
@@ -114,10 +150,11 @@ def main() -> None:
     base, seeds, grids = CASES[given.case]
     base = {**base, "data_dir": given.data_dir}
     results = Results(FOLDER / f"tune_{given.case}.json")
-    for method, options in runs(grids):
-        label = f"{method} {json.dumps(options)}"
-        results.fill(label, seeds, partial(held_out, base, method, options))
-        print(f"{label}: {100 * statistics.mean(results.read()[label]):.2f}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for method, options in runs(grids):
+            label = f"{method} {json.dumps(options)}"
+            results.fill(label, seeds, partial(held_out, base, Path(folder), method, options))
+            print(f"{label}: {100 * statistics.mean(results.read()[label]):.2f}", flush=True)
 
 
 if __name__ == "__main__":
