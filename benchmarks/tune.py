@@ -66,7 +66,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
         (0,),
         {
             "lpss": [{"eta": (0.01, 0.005), "end": (0.7, 0.5)}],
-            "gmp": [{"lr": (0.1, 0.03), "end": (0.7, 0.5)}],
+            "gmp": [{"lr": (0.03,), "end": (0.5,)}],
         },
     ),
     "lenet300-0.9": (
