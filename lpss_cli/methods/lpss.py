@@ -82,10 +82,11 @@ class LpSS(Method):
             exponents.check(self.p, _parse_p)
 
     def prepare(self, run: RunState) -> None:
-        """Choose every sphere weight's p; start the controller from a random mask."""
+        """Choose every sphere weight's p; from scratch, start the controller at a random mask."""
         for name, p in self.exponents(run.fan_ins, run.targets).items():
             run.facts[name]["p"] = p
-        if self.config.path == "controller" and run.sparsity > 0 and run.masked == 0:
+        # A random mask would destroy what a checkpoint has learned.
+        if self.config.path == "controller" and run.sparsity > 0 and not run.from_checkpoint:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
 
     def on_weights(self, run: RunState) -> None:
