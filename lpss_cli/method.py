@@ -126,7 +126,9 @@ class Method:
 
     def scores(self, run: RunState) -> Mapping[str, Tensor]:
         """Return the log-saliency of every prunable weight; -inf for one that stays zero."""
-        return {name: w.detach().abs().log() for name, w in run.weights.items()}
+        from lpss_cli.masks import log_magnitude
+
+        return {name: log_magnitude(w) for name, w in run.weights.items()}
 
     def sparsity_at(self, run: RunState) -> float | None:
         """Return the sparsity to cut to after this step; None leaves the masks alone.
