@@ -60,6 +60,9 @@ def test_one_shot_is_exact_too(name):
     model = network(ties=True)
     run = train(name, model, Settings(0, 16, sparsity=0.75))
     assert zeros(model) == run.masked == 480
+    model[4].weight.data.zero_()  # more zeros than are asked for, but none of a checkpoint
+    run = train(name, model, Settings(0, 16, sparsity=0.1))
+    assert zeros(model) == run.masked == 64
 
 
 def test_zeros_of_the_input_are_kept(name):
