@@ -93,6 +93,8 @@ class Method:
     name: ClassVar[str]
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Shared options that mean nothing to this method: it has no such flags.
+    ignores: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -157,6 +159,11 @@ def registry() -> dict[str, type[Method]]:
     return dict(sorted(Method.registry.items()))
 
 
+def options_of(cls: type[Method]) -> list[dataclasses.Field[Any]]:
+    """Return the options that a method takes: the fields of its Config but those it ignores."""
+    return [field for field in dataclasses.fields(cls.Config) if field.name not in cls.ignores]
+
+
 def option_kinds() -> dict[str, Any]:
     """Name → type of every option of any method: ``T | None`` is T, a tuple of texts is a list."""
     kinds: dict[str, Any] = {}
@@ -189,9 +196,9 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     """
     cls = get(name)
     options = dict(options or {})
-    known = {field.name for field in dataclasses.fields(cls.Config)}
+    known = _names(cls)
     for key in options.keys() - known:
-        owners = [m for m, c in registry().items() if key in _fields(c)]
+        owners = [m for m, c in registry().items() if key in _names(c)]
         flag = "--" + key.replace("_", "-")
         raise InputError(
             f"{flag} is not an option of the method {name!r}",
@@ -202,5 +209,5 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     return cls(cls.Config(**options))
 
 
-def _fields(cls: type[Method]) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls.Config)}
+def _names(cls: type[Method]) -> set[str]:
+    return {field.name for field in options_of(cls)}

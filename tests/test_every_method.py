@@ -18,7 +18,8 @@ OPTIONS = {"frequency": 2}
 
 
 def train(name, model, settings=SETTINGS, data=None, **more):
-    return engine.run(model, data or blobs(), method.make(name, OPTIONS), settings, **more)
+    options = {} if "frequency" in method.get(name).ignores else OPTIONS
+    return engine.run(model, data or blobs(), method.make(name, options), settings, **more)
 
 
 def zeros(model):

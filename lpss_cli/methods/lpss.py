@@ -37,6 +37,9 @@ class LpSS(Method):
         """LpSGD's own settings; ``lr`` is for the parameters that are on no sphere."""
 
         lr: float = option(0.05, "peak learning rate of the parameters off the sphere", low=0)
+        weight_decay: float = option(
+            0.0, "L2 decay of weights off the sphere; those on it have none", low=0
+        )
         p: tuple[str, ...] = option(
             (),
             "exponent p of the sphere, 0.2 to 1 or 1.03 to 4 (above 1, smaller is sparser), "
@@ -66,7 +69,10 @@ class LpSS(Method):
             0.2, "controller: random zeros at the start of training from scratch", low=0, high=0.99
         )
         drop_threshold: float = option(
-            0.2, "controller: drop |w| below this part of the row's mean, annealed to 0", low=0
+            0.2,
+            "controller: drop |w| below this part of the row's mean, annealed to 0",
+            low=0,
+            high=1,  # above the mean, a row of equal weights would lose them all
         )
         delta: float = option(
             0.1, "controller: strength of the threshold adaptation", low=0, high=1

@@ -28,6 +28,7 @@ class PublishedLpSS(LpSS):
 
     name: ClassVar[str] = "lpss-published"
     paper: ClassVar[str] = "Li et al. 2021, arXiv:2103.16013, as published"
+    ignores: ClassVar[tuple[str, ...]] = ("warmup",)
 
     @dataclass(frozen=True)
     class Config(LpSS.Config):

@@ -23,6 +23,7 @@ class SNIP(Method):
 
     name: ClassVar[str] = "snip"
     paper: ClassVar[str] = "Lee et al. 2019, arXiv:1810.02340"
+    ignores: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):
