@@ -76,10 +76,6 @@ class MethodConfig:
             if isinstance(value, (int, float)) and not meta["low"] <= value <= meta["high"]:
                 bounds = f"{meta['low']:g} to {meta['high']:g}"
                 raise InputError(f"{flag} {value:g} is out of range", f"give {flag} from {bounds}")
-        if self.begin > self.end:
-            raise InputError(
-                f"--begin {self.begin:g} comes after --end {self.end:g}", "give a smaller --begin"
-            )
 
 
 class Method:
@@ -106,6 +102,9 @@ class Method:
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config: Any = config or self.Config()
+        begin, end = self.config.begin, self.config.end
+        if begin > end and "begin" not in self.ignores:
+            raise InputError(f"--begin {begin:g} comes after --end {end:g}", "give a smaller --begin")
 
     def prepare(self, run: RunState) -> None:
         """Set initial masks or weights, before the optimizer exists."""
