@@ -104,7 +104,8 @@ class Method:
         self.config: Any = config or self.Config()
         begin, end = self.config.begin, self.config.end
         if begin > end and "begin" not in self.ignores:
-            raise InputError(f"--begin {begin:g} comes after --end {end:g}", "give a smaller --begin")
+            what = f"--begin {begin:g} comes after --end {end:g}"
+            raise InputError(what, "give a smaller --begin")
 
     def prepare(self, run: RunState) -> None:
         """Set initial masks or weights, before the optimizer exists."""

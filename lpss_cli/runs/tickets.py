@@ -208,10 +208,10 @@ def _begin(
         load_into(model, replace(checkpoint, state_dict=checkpoint.init), arch)
     parameters = _parameters(model)
     for name, weight in weights.items():
-        start, kept = parameters[name], weight != 0
-        start.mul_(kept)
+        first, kept = parameters[name], weight != 0
+        first.mul_(kept)
         # A zero is a masked weight from here on, and some layers are initialised with zeros.
-        start.masked_fill_(kept & (start == 0), torch.finfo(start.dtype).tiny)
+        first.masked_fill_(kept & (first == 0), torch.finfo(first.dtype).tiny)
     return None
 
 
