@@ -108,7 +108,8 @@ def test_tied_weights_and_layers_that_start_at_zero_keep_their_masks(tmp_path, s
         tmp_path / "s.pt", arch=arch, method="gmp", sparsity=0.5, epochs=1, keep_init=True
     )
     jobs.train(made)
-    ticket(made.out, Request(tmp_path / "t.pt", arch=arch, epochs=1), start)
+    again = Request(tmp_path / "t.pt", arch=arch, epochs=1)
+    ticket(made.out, again, start, control=start == "rewind")
     source, after = read(made.out).state_dict, read(tmp_path / "t.pt").state_dict
     for name in ("words", "head", "first", "second"):
         key = f"{name}.weight"
