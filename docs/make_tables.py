@@ -9,7 +9,6 @@ of the comparison. The pages of docs/methods have marks for a method's flags and
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import statistics
@@ -39,7 +38,7 @@ _RUN = re.compile(r"(?P<method>[\w-]+) at (?P<sparsity>[^,]+), seed \d+, (?P<opt
 def flags(name: str) -> str:
     """Return the table of a method's flags: default, range or choices, meaning."""
     lines = ["| flag | default | takes | what it is |", "|---|---|---|---|"]
-    for field in dataclasses.fields(method.get(name).Config):
+    for field in method.options_of(method.get(name)):
         default = "chosen" if field.default in (None, ()) else f"`{field.default}`"
         flag = "--" + field.name.replace("_", "-")
         text = str(field.metadata["help"]).replace("|", "\\|")

@@ -57,7 +57,8 @@ class Amenable:
         Raises:
             InputError: a weight is missing or has another shape.
         """
-        parameters = dict(model.named_parameters())
+        # A weight that is tied to another may be known by either name.
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, parameter in parameters.items():
             if name.endswith("bias"):
                 parameter.zero_()

@@ -21,7 +21,7 @@ WINDOW = 10
 
 
 class Activity:
-    """Rows and columns of weights that have had a gradient since the last cut.
+    """Rows and columns of weights that have had a gradient, where looked at, since the last cut.
 
     Attributes:
         seen: name → bool tensors of shapes (R, 1, …) and (1, C, 1, …): had one.

@@ -25,7 +25,8 @@ def lamp_masks(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     """Keep the k largest LAMP scores over all layers; of equal ones the first.
 
     Args:
-        scores: log|w| of every weight, one tensor a layer; -inf is never kept. No NaN, no +inf.
+        scores: log|w| of every weight, one tensor a layer, fp32 or longer; -inf is never kept.
+            No NaN, no +inf.
         k: how many to keep; fewer where fewer are finite.
 
     Returns:

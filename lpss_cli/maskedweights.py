@@ -12,6 +12,9 @@ from lpss_cli.masks import Masks, select
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
 
+# A log-saliency below all others: of a weight that was initialised with zero.
+_LAST = -100_000.0
+
 
 class MaskedWeights:
     """Prunable weights, their masks, and the zeros that are asked for.
@@ -78,7 +81,12 @@ class MaskedWeights:
         """Return the masks that keep the best ``N - round(s·N)`` weights.
 
         Layers with a target of their own are as far on the way to it as all weights are to theirs.
+        Where too few scores are finite, weights that are zero without a mask are kept, too.
         """
         zeros = zero_count(self.total, sparsity)
         own = self.quotas.kept(self.sizes, zeros, self.start)
-        return select(scores, self.total - zeros, ranking, own)
+        masks = select(scores, self.total - zeros, ranking, own)
+        if sum(int(mask.sum()) for mask in masks.values()) < self.total - zeros:
+            alive = {n: s.where(~(self.masks[n] & s.isneginf()), _LAST) for n, s in scores.items()}
+            masks = select(alive, self.total - zeros, ranking, own)
+        return masks

@@ -20,13 +20,23 @@ Scores = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
 
 
+def log_magnitude(weight: Tensor) -> Tensor:
+    """Return ``log|w|`` in fp32 or longer.
+
+    The logarithm of a half-precision number has fewer digits than the number: weights that differ
+    would rank alike, and the bins of LAMP need more of them than that.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return weight.detach().to(wide).abs().log()
+
+
 def select(
     scores: Scores, k: int, ranking: str = "lamp", own: Mapping[str, int] | None = None
 ) -> Masks:
     """Keep the k best weights; fewer when fewer than k scores are finite.
 
     Args:
-        scores: log-saliency of every prunable weight, one tensor a layer.
+        scores: log-saliency of every prunable weight, one tensor a layer, fp32 or longer.
         k: number of weights to keep over all layers.
         ranking: one of ``RANKINGS``; it divides what the layers with a count of their own leave.
         own: layer → number of weights to keep there, whatever the ranking says.

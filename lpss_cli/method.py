@@ -76,10 +76,6 @@ class MethodConfig:
             if isinstance(value, (int, float)) and not meta["low"] <= value <= meta["high"]:
                 bounds = f"{meta['low']:g} to {meta['high']:g}"
                 raise InputError(f"{flag} {value:g} is out of range", f"give {flag} from {bounds}")
-        if self.begin > self.end:
-            raise InputError(
-                f"--begin {self.begin:g} comes after --end {self.end:g}", "give a smaller --begin"
-            )
 
 
 class Method:
@@ -93,6 +89,8 @@ class Method:
     name: ClassVar[str]
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Shared options that mean nothing to this method: it has no such flags.
+    ignores: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -104,6 +102,10 @@ class Method:
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config: Any = config or self.Config()
+        begin, end = self.config.begin, self.config.end
+        if begin > end and "begin" not in self.ignores:
+            what = f"--begin {begin:g} comes after --end {end:g}"
+            raise InputError(what, "give a smaller --begin")
 
     def prepare(self, run: RunState) -> None:
         """Set initial masks or weights, before the optimizer exists."""
@@ -126,7 +128,9 @@ class Method:
 
     def scores(self, run: RunState) -> Mapping[str, Tensor]:
         """Return the log-saliency of every prunable weight; -inf for one that stays zero."""
-        return {name: w.detach().abs().log() for name, w in run.weights.items()}
+        from lpss_cli.masks import log_magnitude
+
+        return {name: log_magnitude(w) for name, w in run.weights.items()}
 
     def sparsity_at(self, run: RunState) -> float | None:
         """Return the sparsity to cut to after this step; None leaves the masks alone.
@@ -153,6 +157,11 @@ def registry() -> dict[str, type[Method]]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"lpss_cli.methods.{module.name}")
     return dict(sorted(Method.registry.items()))
+
+
+def options_of(cls: type[Method]) -> list[dataclasses.Field[Any]]:
+    """Return the options that a method takes: the fields of its Config but those it ignores."""
+    return [field for field in dataclasses.fields(cls.Config) if field.name not in cls.ignores]
 
 
 def option_kinds() -> dict[str, Any]:
@@ -187,9 +196,9 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     """
     cls = get(name)
     options = dict(options or {})
-    known = {field.name for field in dataclasses.fields(cls.Config)}
+    known = _names(cls)
     for key in options.keys() - known:
-        owners = [m for m, c in registry().items() if key in _fields(c)]
+        owners = [m for m, c in registry().items() if key in _names(c)]
         flag = "--" + key.replace("_", "-")
         raise InputError(
             f"{flag} is not an option of the method {name!r}",
@@ -200,5 +209,5 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     return cls(cls.Config(**options))
 
 
-def _fields(cls: type[Method]) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls.Config)}
+def _names(cls: type[Method]) -> set[str]:
+    return {field.name for field in options_of(cls)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from lpss_cli.errors import InputError
 from lpss_cli.layertargets import quotas
-from lpss_cli.masks import select
+from lpss_cli.masks import log_magnitude, select
 from lpss_cli.method import Method, make
 from lpss_cli.patterns import resolve
 from lpss_cli.prediction import hoyer_limit, p_for, predicted_hoyer, shape
@@ -113,7 +113,7 @@ def plan(
     if wanted.own:
         targets |= wanted.sparsities(sizes)
     exponents = _exponents(method, weights, targets, hoyer)
-    scores = {name: w.tensor.detach().float().abs().log() for name, w in pruned.items()}
+    scores = {name: log_magnitude(w.tensor) for name, w in pruned.items()}
     ranking = method.config.ranking
     own = {name: sizes[name] - zeros for name, zeros in wanted.own.items()}
     masks = select(scores, total - zero_count(total, sparsity), ranking, own)

@@ -19,7 +19,8 @@ def annealed(start: float, progress: float, begin: float, end: float) -> float:
 def below_row_mean(weight: Tensor, mask: Tensor, fraction: float, dims: Dims) -> Tensor:
     """Active connections with ``|w| < fraction · mean(|w| over the row's active ones)``.
 
-    The drop rule of Li et al. (arXiv:2103.16013): neuron by neuron, so none is emptied.
+    The drop rule of Li et al. (arXiv:2103.16013): neuron by neuron, so none is emptied by a
+    fraction in [0, 1].
     """
     magnitude = weight.detach().abs()
     active = mask.sum(dims, keepdim=True).clamp_min(1)

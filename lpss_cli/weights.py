@@ -18,7 +18,8 @@ class Weight:
     """One prunable weight of a model.
 
     Attributes:
-        name: the parameter's name in ``model.named_parameters()``.
+        name: the module's and the parameter's name, as in ``model.state_dict()``; of a weight that
+            is tied to one of another kind (an embedding), not the first name it has there.
         tensor: the parameter.
         row_dim: the dimension that counts neurons, or None where rows are no simple slices
             (grouped transposed convolutions): such a weight is pruned but not put on a sphere.

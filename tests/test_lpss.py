@@ -154,7 +154,8 @@ def test_the_controller_starts_from_a_random_mask_and_from_a_checkpoints_own():
     with torch.no_grad():
         model[2].weight[:, :4] = 0
     run(model, CONTROLLER, Settings(3, 16, sparsity=0.8, keep_zeros=True), First())
-    assert seen == [round(0.2 * 512), 256, 64]
+    run(deep(), CONTROLLER, Settings(1, 16, sparsity=0.8, keep_zeros=True), First())
+    assert seen == [round(0.2 * 512), 256, 64, 0]
 
 
 def test_the_controller_drops_and_grows_and_the_cut_is_exact():

@@ -15,6 +15,7 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.masks import (
     RANKINGS,
     allocate,
+    log_magnitude,
     select,
     top_k,
 )
@@ -101,6 +102,25 @@ def test_lamp_equals_its_definition_in_float64():
     literal = [math.log(x / sum(y for y in squares if y >= x)) for x in squares]
     lamp = lamp_scores({"a": w.abs().log()})["a"].flatten().tolist()
     assert lamp == pytest.approx(literal, rel=1e-12, abs=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_rank_as_their_values_do(dtype):
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "a": torch.randn(50, 40, generator=generator).to(dtype),
+        "b": torch.randn(30, 50, generator=generator).mul(0.3).to(dtype),
+    }
+    exact = {name: w.double().abs().log() for name, w in weights.items()}
+    scores = {name: log_magnitude(w) for name, w in weights.items()}
+    for layers in (exact, scores):
+        layers["a"][0] -= 1000.0  # far behind, but alive
+    literal = torch.cat([s.flatten() for s in lamp_scores(exact).values()])
+    for k in (350, 3490):
+        masks = select(scores, k, "lamp")
+        assert kept(masks) == k
+        keep = torch.cat([m.flatten() for m in masks.values()])
+        assert literal[keep].min() >= literal[~keep].max() - 1e-9
 
 
 def test_lamp_ranks_weights_whose_squares_underflow():

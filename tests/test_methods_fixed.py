@@ -88,6 +88,16 @@ def test_snip_looks_without_moving_anything():
         assert torch.equal(first.weights[name], before[index].weight * first.masks[name])
 
 
+def test_snip_counts_exactly_where_products_underflow_in_half_precision():
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).half()
+    model[0].bias.data[:6] = -100  # dead units: 96 of 128 scores are 0
+    data = blobs()
+    half = type(data.train)(data.train.x.half(), data.train.y)
+    object.__setattr__(data, "train", half)
+    run = engine.run(model, data, method.make("snip"), Settings(1, 16, sparsity=0.3))
+    assert run.masked == 38
+
+
 def test_snip_ranks_a_checkpoints_zeros_below_every_other_weight():
     model = network()
     model[0].weight.data[:, :6] = 0

@@ -180,6 +180,9 @@ def test_given_settings_are_used():
     assert state.optimizer.param_groups[-1]["weight_decay"] == 0  # biases
     with pytest.raises(InputError, match="--ranking 'erk' is not a choice"):
         method.make("gsm", {"ranking": "erk"})
+    with pytest.raises(InputError, match="--begin is not an option of the method 'gsm'"):
+        method.make("gsm", {"begin": 0.1})
+    method.make("gsm", {"end": 0.05})  # the default of an option that it does not have is no limit
 
 
 def test_the_solved_decay_is_for_pruned_weights_alone():

@@ -110,6 +110,9 @@ def test_a_schedule_of_ones_own_drives_lpsgd():
     sparsifier = Sparsifier(model, STEPS, p=1.3, schedule=False)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sparsifier.optimizer, STEPS)
     train(model, sparsifier.optimizer, after=scheduler.step)
+    # The sum of half a cosine from η = 0.01 down to 0.
+    travels = [fact["travel"] for fact in sparsifier.run.facts.values()]
+    assert travels == pytest.approx([0.01 * (STEPS + 1) / 2] * 2)
     result = sparsifier.finish()
     assert result.report.zeros == 576
     assert {layer.p for layer in result.report.layers} == {4 / 3} or {

@@ -78,6 +78,45 @@ def test_two_numbers_a_layer_are_trained_from_the_file(sparse, tmp_path):
     assert not state["fc1.bias"].any()
 
 
+ODD = """
+import torch
+from torch import nn
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(10, 16)
+        self.first, self.second = nn.Linear(64, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 10, bias=False)
+        self.head.weight = self.words.weight
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x.flatten(1)))
+        return self.head(x + self.second(x))
+
+def make():
+    return Odd()
+"""
+
+
+@pytest.mark.parametrize("start", ["rewind", "centroids"])
+def test_tied_weights_and_layers_that_start_at_zero_keep_their_masks(tmp_path, start):
+    (tmp_path / "odd.py").write_text(ODD)
+    arch = f"{tmp_path / 'odd.py'}:make"
+    made = Request(
+        tmp_path / "s.pt", arch=arch, method="gmp", sparsity=0.5, epochs=1, keep_init=True
+    )
+    jobs.train(made)
+    again = Request(tmp_path / "t.pt", arch=arch, epochs=1)
+    ticket(made.out, again, start, control=start == "rewind")
+    source, after = read(made.out).state_dict, read(tmp_path / "t.pt").state_dict
+    for name in ("words", "head", "first", "second"):
+        key = f"{name}.weight"
+        assert 0 < int((source[key] == 0).sum()) < source[key].numel()
+        assert torch.equal(source[key] == 0, after[key] == 0), key
+
+
 def test_random_is_not_rewind(sparse, tmp_path):
     ticket(sparse, Request(tmp_path / "a.pt", epochs=0), "random", control=False)
     first, other = read(sparse).init, read(tmp_path / "a.pt").state_dict

@@ -143,7 +143,7 @@ def test_no_step_between_updates_waits(name, monkeypatch):
     for way in ("select", "set_masks"):
         monkeypatch.setattr(RunState, way, noted(getattr(RunState, way)))
     settings = Settings(epochs=3, batch_size=16, sparsity=0.9)
-    options = {} if name in ("dense", "lottery") else {"frequency": 6}
+    options = {} if "frequency" in method.get(name).ignores else {"frequency": 6}
     engine.run(network(), blobs(), method.make(name, options), settings, watcher=watcher)
     # The optimizer starts its state with the first step; an update belongs to a step's end, or to
     # the gradients of the next one.

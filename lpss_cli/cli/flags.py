@@ -91,7 +91,7 @@ def method_flags() -> dict[str, Any]:
     for field in fields(methods.MethodConfig):
         texts[field.name] = _text(field.metadata)
     for name, cls in methods.registry().items():
-        for field in fields(cls.Config):
+        for field in methods.options_of(cls):
             texts.setdefault(field.name, _text(field.metadata))
             choices[field.name] = (*choices.get(field.name, ()), *field.metadata["choices"])
             shown = defaults.setdefault(field.name, {})

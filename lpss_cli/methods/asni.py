@@ -21,7 +21,7 @@ class ASNI(Method):
     The sigmoid is rescaled to start at the input's sparsity and to reach the asked one exactly at
     ``end``. Its width c is a part of training (the paper's 10 of 160 and 5 of 90 epochs are
     0.06), so it scales with the run. The paper cuts after every epoch; a run of few epochs cuts
-    100 times. What is cut stays zero.
+    after every hundredth of its steps. What is cut stays zero.
     """
 
     name: ClassVar[str] = "asni"

@@ -13,6 +13,7 @@ class Dense(Method):
 
     name: ClassVar[str] = "dense"
     paper: ClassVar[str] = "momentum SGD; with --sparsity one magnitude cut (Han et al. 2015)"
+    ignores: ClassVar[tuple[str, ...]] = ("begin", "frequency")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):

@@ -55,6 +55,7 @@ class GSM(Method):
 
     name: ClassVar[str] = "gsm"
     paper: ClassVar[str] = "Ding et al. 2019, arXiv:1909.12778"
+    ignores: ClassVar[tuple[str, ...]] = ("begin", "frequency")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):

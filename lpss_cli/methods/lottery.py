@@ -23,6 +23,7 @@ class Lottery(Method):
 
     name: ClassVar[str] = "lottery"
     paper: ClassVar[str] = "Frankle & Carbin 2019, arXiv:1803.03635"
+    ignores: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):

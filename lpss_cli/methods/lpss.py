@@ -37,6 +37,9 @@ class LpSS(Method):
         """LpSGD's own settings; ``lr`` is for the parameters that are on no sphere."""
 
         lr: float = option(0.05, "peak learning rate of the parameters off the sphere", low=0)
+        weight_decay: float = option(
+            0.0, "L2 decay of weights off the sphere; those on it have none", low=0
+        )
         p: tuple[str, ...] = option(
             (),
             "exponent p of the sphere, 0.2 to 1 or 1.03 to 4 (above 1, smaller is sparser), "
@@ -66,7 +69,10 @@ class LpSS(Method):
             0.2, "controller: random zeros at the start of training from scratch", low=0, high=0.99
         )
         drop_threshold: float = option(
-            0.2, "controller: drop |w| below this part of the row's mean, annealed to 0", low=0
+            0.2,
+            "controller: drop |w| below this part of the row's mean, annealed to 0",
+            low=0,
+            high=1,  # above the mean, a row of equal weights would lose them all
         )
         delta: float = option(
             0.1, "controller: strength of the threshold adaptation", low=0, high=1
@@ -82,15 +88,19 @@ class LpSS(Method):
             exponents.check(self.p, _parse_p)
 
     def prepare(self, run: RunState) -> None:
-        """Choose every sphere weight's p; start the controller from a random mask."""
+        """Choose every sphere weight's p; from scratch, start the controller at a random mask."""
         for name, p in self.exponents(run.fan_ins, run.targets).items():
             run.facts[name]["p"] = p
-        if self.config.path == "controller" and run.sparsity > 0 and run.masked == 0:
+        # A random mask would destroy what a checkpoint has learned.
+        if self.config.path == "controller" and run.sparsity > 0 and not run.from_checkpoint:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
 
     def on_weights(self, run: RunState) -> None:
         """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
-        run.memory["travel"] = run.memory.get("travel", 0.0) + self.lr_factor(run)
+        on_sphere = (group for group in run.optimizer.param_groups if group["p"] is not None)
+        # All of them are driven alike, by the method's schedule or by somebody else's.
+        parts = (group["lr"] / group["peak_lr"] for group in on_sphere if group["peak_lr"])
+        run.memory["travel"] = run.memory.get("travel", 0.0) + next(parts, 0.0)
         if run.step == run.total_steps:
             for fact in run.facts.values():
                 if "p" in fact:

@@ -23,11 +23,13 @@ class PublishedLpSS(LpSS):
     """Unit norms, the drop-and-grow controller and the authors' piecewise linear schedule.
 
     Without BatchNorm it may diverge, as the published code does: the unit norm rescales every
-    layer. The exact count at the end is ours.
+    layer. The exact count at the end is ours, and so is growth by the size of the gradient: the
+    published code sorts it with its sign.
     """
 
     name: ClassVar[str] = "lpss-published"
     paper: ClassVar[str] = "Li et al. 2021, arXiv:2103.16013, as published"
+    ignores: ClassVar[tuple[str, ...]] = ("warmup",)
 
     @dataclass(frozen=True)
     class Config(LpSS.Config):

@@ -25,6 +25,9 @@ class SET(Method):
     dropped ones included (one that is grown at once has never been away). Grown weights start at
     0 with zero momentum and take part in the very step of the update.
 
+    This is SET as Evci et al. (arXiv:1911.11134) compare with it. In its own paper a fixed part of
+    the smallest positive and of the largest negative weights moves after every epoch.
+
     From scratch the first mask is random. From a checkpoint it holds the largest weights, within
     the same layer budgets: a random one would destroy what was learned.
     """

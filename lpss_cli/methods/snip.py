@@ -23,6 +23,7 @@ class SNIP(Method):
 
     name: ClassVar[str] = "snip"
     paper: ClassVar[str] = "Lee et al. 2019, arXiv:1810.02340"
+    ignores: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):
@@ -59,7 +60,7 @@ class SNIP(Method):
         tiny = torch.finfo(torch.float32).tiny
         return {
             # A score of 0 (a dead unit's) ranks last but is no zero weight: exact counts need it.
-            name: (w.detach() * g)
+            name: (w.detach().to(torch.promote_types(w.dtype, torch.float32)) * g)
             .abs()
             .clamp_min(tiny)
             .log()

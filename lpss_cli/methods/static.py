@@ -20,6 +20,7 @@ class Static(Method):
 
     name: ClassVar[str] = "static"
     paper: ClassVar[str] = "fixed random mask (as in Evci et al. 2020, arXiv:1911.11134)"
+    ignores: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):

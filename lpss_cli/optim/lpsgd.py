@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.optim.sgd import sgd
 
+from lpss_cli.masks import log_magnitude
 from lpss_cli.optim import groups, native, rowstep
 from lpss_cli.optim.rowstep import Rows, Rule
 from lpss_cli.optim.rules import show, to_sphere
@@ -158,7 +159,7 @@ class LpSGD(Optimizer):
         """
         p = next(g["p"] for g in self.param_groups if any(q is weight for q in g["params"]))
         if p is None:
-            return weight.detach().abs().log()
+            return log_magnitude(weight)
         self.take_latents()
         state = self.state[weight]
         exponent = dual_exponents(p)[1] if p > 1 else 2.0 / p

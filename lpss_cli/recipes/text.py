@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lpss_cli.method import Method
+from lpss_cli.method import Method, options_of
 from lpss_cli.planning import Plan
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
@@ -149,7 +149,7 @@ def _patterns(rest: dict[str, Any], layers: Sequence[_Layer]) -> Iterator[str]:
 def _of_method(method: Method, rest: dict[str, Any]) -> Iterator[str]:
     """List the method's options: those that were given, the others with their defaults."""
     defaults = asdict(type(method).Config())
-    for field in fields(type(method).Config):
+    for field in options_of(type(method)):
         name, choices = field.name, field.metadata["choices"]
         among = f": {', '.join(choices)}" if len(choices) > 1 else ""
         text = f"{field.metadata['help']}{among}"

@@ -1,10 +1,10 @@
 """Several methods at several sparsities and seeds: the same network, data and number of steps.
 
-Learning rate and decay of every method are chosen by the same small grid on a held-out part of
-the training data, at the middle one of the sparsities; the test split is measured once, on the
-final network at its exact target. Every run has a process of its own, so that its peak memory is
-its own. Results are kept in a folder after every run, and the state of the present one beside them;
-a killed comparison goes on where it was.
+Learning rate and decay of every method are chosen by the same small grid on a held-out part of the
+training data, at the middle one of the sparsities; targets that are added to a folder later keep
+what was chosen. The test split is measured once, on the final network at its exact target. Every
+run has a process of its own, so that its peak memory is its own. Results are kept in a folder after
+every run, and the state of the present one beside them; a killed comparison goes on where it was.
 """
 
 from __future__ import annotations

@@ -117,12 +117,17 @@ def _sparse(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor]
     Raises:
         InputError: there are no zeros.
     """
-    parameters = dict(model.named_parameters())  # a record may name buffers too
+    parameters = _parameters(model)  # a record may name buffers too
     weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
     zeros = sum(int((w == 0).sum()) for w in weights.values())
     if zeros == 0:
         raise InputError(f"{checkpoint.path} is dense: it has no mask", "lpss sparsify it first")
     return weights, zeros, sum(w.numel() for w in weights.values())
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return name → parameter; one that is tied to another under both names."""
+    return dict(model.named_parameters(remove_duplicate=False))
 
 
 def _control_of(out: Path) -> Path:
@@ -201,9 +206,12 @@ def _begin(
                 "make it with --keep-init, or pass --init centroids or --init random",
             )
         load_into(model, replace(checkpoint, state_dict=checkpoint.init), arch)
-    parameters = dict(model.named_parameters())
+    parameters = _parameters(model)
     for name, weight in weights.items():
-        parameters[name].mul_(weight != 0)
+        first, kept = parameters[name], weight != 0
+        first.mul_(kept)
+        # A zero is a masked weight from here on, and some layers are initialised with zeros.
+        first.masked_fill_(kept & (first == 0), torch.finfo(first.dtype).tiny)
     return None
 
 
@@ -211,7 +219,7 @@ def _begin(
 def _shuffle(model: nn.Module, weights: Mapping[str, Tensor], seed: int) -> None:
     """Move every masked layer's survivors to random places: the same values and counts."""
     generator = torch.Generator().manual_seed(seed)
-    parameters = dict(model.named_parameters())
+    parameters = _parameters(model)
     for name in weights:
         flat = parameters[name].flatten()
         order = torch.randperm(flat.numel(), generator=generator)
