@@ -72,30 +72,42 @@ def test_every_method_target_and_seed_is_run_once_and_dense_beside(tmp_path, cou
     assert {request.holdout for request in counted} == {None}
 
 
-def test_options_are_chosen_on_held_out_data_by_the_same_grid(tmp_path, monkeypatch):
-    """One run of each method is a real one; the scores are made so that one of the grid is best."""
+@pytest.mark.parametrize(
+    ("best", "rates"),
+    [
+        (0.1, [0.05, 0.1, 0.2]),
+        (0.7, [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]),
+        (0.03, [0.0125, 0.025, 0.05]),
+    ],
+)
+def test_options_are_chosen_on_held_out_data_by_the_same_grid(best, rates, tmp_path, monkeypatch):
+    """One run of each method is a real one; the scores are made so that ``best`` is best."""
     counted, real = [], {}
 
     def call(interrupts, function, request):
         counted.append(request)
         if request.method not in real:
             real[request.method], _ = here(interrupts, function, request)
-        score = -abs(request.options["lr"] - 0.2) + request.options["weight_decay"]
+        score = -abs(request.options["lr"] - best) + request.options["weight_decay"]
         return {**real[request.method], "score": score}, []
 
     monkeypatch.setattr(apart, "call", call)
     what = Comparison(("gmp",), (0.5, 0.8, 0.9), seeds=1)
-    rows = compare(what, BUDGET, tmp_path, quiet)
+    notes: list[str] = []
+    rows = compare(what, BUDGET, tmp_path, notes.append)
     assert all(found["score"] == found["metric"] > 0 for found in real.values())
-    assert all(row["options"] == {"lr": 0.2, "weight_decay": 5e-4} for row in rows)
+    nearest = min(rates, key=lambda rate: abs(rate - best))
+    assert all(row["options"] == {"lr": nearest, "weight_decay": 5e-4} for row in rows)
     chosen = [r for r in counted if r.holdout is not None]
-    assert len(chosen) == 2 * 6  # dense and gmp
+    rates = sorted({0.05, 0.1, 0.2, *rates})
+    assert len(chosen) == 2 * 2 * len(rates)  # dense and gmp, two decays
     assert {r.sparsity for r in chosen if r.method == "gmp"} == {0.8}
-    assert {r.options["lr"] for r in chosen if r.method == "gmp"} == {0.05, 0.1, 0.2}
+    assert sorted({r.options["lr"] for r in chosen if r.method == "gmp"}) == rates
     assert all(r.seed not in range(1000) for r in chosen)
     reported = [r for r in counted if r.holdout is None]
     assert [r.options for r in reported] == [row["options"] for row in rows]
-    assert len(counted) == what.runs()
+    assert len(counted) == what.runs() + 2 * 2 * (len(rates) - 3)
+    assert notes[-1].startswith(f"run {len(counted)} of {len(counted)}: ")
 
 
 def test_a_killed_comparison_goes_on(tmp_path, counted):

@@ -1,10 +1,11 @@
 """Several methods at several sparsities and seeds: the same network, data and number of steps.
 
 Learning rate and decay of every method are chosen by the same small grid on a held-out part of the
-training data, at the middle one of the sparsities; targets that are added to a folder later keep
-what was chosen. The test split is measured once, on the final network at its exact target. Every
-run has a process of its own, so that its peak memory is its own. Results are kept in a folder after
-every run, and the state of the present one beside them; a killed comparison goes on where it was.
+training data, at the middle one of the sparsities; the grid grows beyond a learning rate at its end
+that is the best. Targets that are added to a folder later keep what was chosen. The test split is
+measured once, on the final network at its exact target. Every run has a process of its own, so that
+its peak memory is its own. Results are kept in a folder after every run, and the state of the
+present one beside them; a killed comparison goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import json
 import math
 import signal
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from lpss_cli.targets import check_sparsity
 #: Factors on a method's own learning rate, and decays, that every method is tried with.
 FACTORS = (0.5, 1.0, 2.0)
 DECAYS = (0.0, 5e-4)
+# While the best factor is at an end, the one beyond it is tried, so far and no further.
+_FURTHEST = 16.0
 HOLDOUT = 0.1
 DENSE = "dense"
 # Seeds of the runs that choose options: others than those that are reported.
@@ -81,7 +85,7 @@ class Comparison:
                 yield from ((name, target) for target in self.sparsities)
 
     def runs(self) -> int:
-        """Return how many runs that makes, those that choose options among them."""
+        """Return how many runs that makes, those of the grid before it grows among them."""
         cells = set(self.cells())
         choosing = sum(len(_grid(name)) for name in {name for name, _ in cells})
         return (choosing if self.tune else 0) + self.seeds * len(cells)
@@ -143,10 +147,12 @@ def _kept(finished: int, path: Path) -> str:
 
 
 def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
+    chosen: dict[str, dict[str, Any]] = {}
     for name, target in what.cells():
-        sparsity = sparsity_of(target)
-        options = _chosen(what, request, name, store) if what.tune else {}
+        if name not in chosen:
+            chosen[name] = _chosen(what, request, name, store) if what.tune else {}
+        sparsity, options = sparsity_of(target), chosen[name]
         runs = []
         for seed in range(what.seeds):
             one = replace(request, method=name, options=options, sparsity=sparsity, seed=seed)
@@ -159,30 +165,58 @@ def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str,
 def _chosen(what: Comparison, request: Request, name: str, store: RunStore) -> dict[str, Any]:
     """Return the learning rate and decay that were best on the held-out part."""
     middle = sorted(map(sparsity_of, what.sparsities))[(len(what.sparsities) - 1) // 2]
-    best: tuple[float, dict[str, Any]] = (-math.inf, {})
-    for options in _grid(name):
-        one = replace(
-            request,
-            method=name,
-            options=options,
-            sparsity=0.0 if name == DENSE else middle,
-            seed=_CHOOSING_SEED,
-            holdout=HOLDOUT,
-        )
+    shared = replace(
+        request,
+        method=name,
+        sparsity=0.0 if name == DENSE else middle,
+        seed=_CHOOSING_SEED,
+        holdout=HOLDOUT,
+    )
+
+    def score(options: dict[str, Any]) -> float:
+        one = replace(shared, options=options)
         found = store.get(f"choosing {name}, {json.dumps(options)}", one)
-        score = found.get("score", -math.inf)
-        if score > best[0]:
-            best = score, options
-    return best[1]
+        return float(found.get("score", -math.inf))
+
+    # By factor: the score and the options that were best with it.
+    tried: dict[float, tuple[float, dict[str, Any]]] = {}
+    wanted = list(_factors(name))
+    while wanted:
+        for factor in wanted:
+            scores = [(score(options), options) for options in _options(name, factor)]
+            tried[factor] = max(scores, key=itemgetter(0))  # the first of equal ones
+        wanted = _beyond(tried)
+        store.expect(sum(len(_options(name, factor)) for factor in wanted))
+    return max(tried.values(), key=itemgetter(0))[1]
+
+
+def _beyond(tried: Mapping[float, tuple[float, Any]]) -> list[float]:
+    """Return the factor that lies beyond the best one, where that is at an end and not alone."""
+    best = max(tried, key=lambda factor: tried[factor][0])
+    if len(tried) == 1 or tried[best][0] == -math.inf:
+        return []
+    if best == max(tried) and best < _FURTHEST:
+        return [2 * best]
+    if best == min(tried) and best > 1 / _FURTHEST:
+        return [best / 2]
+    return []
 
 
 def _grid(name: str) -> list[dict[str, Any]]:
-    """Return the options that a method is tried with, as far as it has them."""
+    """Return the options that a method is tried with first, as far as it has them."""
+    return [options for factor in _factors(name) for options in _options(name, factor)]
+
+
+def _factors(name: str) -> tuple[float, ...]:
+    return (1.0,) if methods.get(name).Config().lr is None else FACTORS
+
+
+def _options(name: str, factor: float) -> list[dict[str, Any]]:
+    """Return the options of one learning rate; a method that solves for them has none."""
     config = methods.get(name).Config()
-    rates = [None] if config.lr is None else [config.lr * factor for factor in FACTORS]
-    decays = [None] if config.weight_decay is None else DECAYS
-    pairs = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in decays]
-    return [{key: value for key, value in one.items() if value is not None} for one in pairs]
+    rate = {} if config.lr is None else {"lr": config.lr * factor}
+    decays = ({},) if config.weight_decay is None else ({"weight_decay": d} for d in DECAYS)
+    return [rate | decay for decay in decays]
 
 
 def _row(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

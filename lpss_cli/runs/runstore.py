@@ -72,6 +72,10 @@ class RunStore:
         """How many runs are on disk."""
         return len(self._content["runs"])
 
+    def expect(self, more: int) -> None:
+        """Count on more runs than were known of at first."""
+        self._total += more
+
     def get(self, label: str, request: Request) -> dict[str, Any]:
         """Return a run's result; run it first, or go on with it, if it is missing.
 
