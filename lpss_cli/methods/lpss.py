@@ -97,10 +97,12 @@ class LpSS(Method):
 
     def on_weights(self, run: RunState) -> None:
         """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
+        from lpss_cli.optim.groups import part_of_peak
+
         on_sphere = (group for group in run.optimizer.param_groups if group["p"] is not None)
         # All of them are driven alike, by the method's schedule or by somebody else's.
-        parts = (group["lr"] / group["peak_lr"] for group in on_sphere if group["peak_lr"])
-        run.memory["travel"] = run.memory.get("travel", 0.0) + next(parts, 0.0)
+        part = next(map(part_of_peak, on_sphere), 0.0)
+        run.memory["travel"] = run.memory.get("travel", 0.0) + part
         if run.step == run.total_steps:
             for fact in run.facts.values():
                 if "p" in fact:

@@ -46,17 +46,21 @@ def divide(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def rule_of(group: dict[str, Any]) -> Rule:
     """Return what is the same for all weights of a group in the coming step."""
-    # A schedule that drives the group's lr drives its radii too.
-    part = group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0
     return Rule(
         p=group["p"],
         eta=group["lr"],
         momentum=group["momentum"],
         dampening=group["dampening"],
         nesterov=group["nesterov"],
-        gain_rate=group["gain_lr"] * part,
+        # A schedule that drives the group's lr drives its radii too.
+        gain_rate=group["gain_lr"] * part_of_peak(group),
         unit=group["gain"] == "unit",
     )
+
+
+def part_of_peak(group: dict[str, Any]) -> float:
+    """Return where a group's schedule is, from 0 to 1: its present step over its peak."""
+    return group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0
 
 
 def _on_sphere(weight: Tensor, group: dict[str, Any]) -> bool:
