@@ -97,12 +97,8 @@ class LpSS(Method):
 
     def on_weights(self, run: RunState) -> None:
         """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
-        from lpss_cli.optim.groups import part_of_peak
-
-        on_sphere = (group for group in run.optimizer.param_groups if group["p"] is not None)
-        # All of them are driven alike, by the method's schedule or by somebody else's.
-        part = next(map(part_of_peak, on_sphere), 0.0)
-        run.memory["travel"] = run.memory.get("travel", 0.0) + part
+        optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made below
+        run.memory["travel"] = run.memory.get("travel", 0.0) + optimizer.part_of_peak()
         if run.step == run.total_steps:
             for fact in run.facts.values():
                 if "p" in fact:

@@ -166,6 +166,14 @@ class LpSGD(Optimizer):
         latent: Tensor = state["latent"]
         return latent.abs().log().mul_(exponent).add_(state["gain"].log())
 
+    def part_of_peak(self) -> float:
+        """Return where the schedule of the spheres is, from 0 to 1; 0 where there are none.
+
+        All of their groups are driven alike, by a method's schedule or by somebody else's.
+        """
+        on_sphere = (group for group in self.param_groups if group["p"] is not None)
+        return next(map(groups.part_of_peak, on_sphere), 0.0)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # untyped
         # (the base class overloads closure for typing only)
