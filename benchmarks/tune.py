@@ -34,8 +34,8 @@ WRN18 = {
     "batch_size": 256,
     "precision": "bf16",
 }
-SGD = {"lr": (0.05, 0.1, 0.2), "weight_decay": (0.0, 5e-4)}
-LPSGD = {"eta": (0.005, 0.01, 0.02), "lr": (0.05, 0.1)}
+SGD = {"lr": (0.05, 0.1, 0.2, 0.4), "weight_decay": (0.0, 5e-4)}
+LPSGD = {"eta": (0.005, 0.01, 0.02), "lr": (0.05, 0.1, 0.2)}
 #: case → (what all its runs share, seeds, grids of options per method)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str, tuple]]]]] = {
     "wrn18": (
@@ -47,7 +47,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
                 {"lr": (0.05, 0.2)},
                 {"lr": (0.2,), "weight_decay": (5e-4,)},
             ],
-            "dense": [SGD, {"lr": (0.4,), "weight_decay": (5e-4,)},
+            "dense": [{"lr": (0.05, 0.1, 0.2), "weight_decay": (0.0, 5e-4)},
+                      {"lr": (0.4,), "weight_decay": (5e-4,)},
                       {"lr": (0.2,), "weight_decay": (1e-3,)}],
         },
     ),
