@@ -35,7 +35,9 @@ WRN18 = {
     "precision": "bf16",
 }
 SGD = {"lr": (0.05, 0.1, 0.2, 0.4), "weight_decay": (0.0, 5e-4)}
-LPSGD = {"eta": (0.005, 0.01, 0.02), "lr": (0.05, 0.1, 0.2)}
+LPSGD = {"eta": (0.005, 0.01, 0.02), "lr": (0.05, 0.1)}
+# Beyond the largest learning rate, where that was the best.
+LARGER = {"lr": (0.8,), "weight_decay": (0.0, 5e-4)}
 #: case → (what all its runs share, seeds, grids of options per method)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str, tuple]]]]] = {
     "wrn18": (
@@ -71,10 +73,18 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, list[dict[str,
         },
     ),
     "lenet300-0.9": (
-        {**LENET300, "sparsity": 0.9}, (0,), {"lpss": [LPSGD], "gmp": [SGD], "dense": [SGD]},
+        {**LENET300, "sparsity": 0.9},
+        (0,),
+        {
+            "lpss": [LPSGD, {"eta": (0.005, 0.01, 0.02), "lr": (0.2,)}],
+            "gmp": [SGD],
+            "dense": [SGD, LARGER],
+        },
     ),
     "lenet300-60x": (
-        {**LENET300, "epochs": 20, "sparsity": 1 - 1 / 60}, (0,), {"lpss": [LPSGD], "gmp": [SGD]},
+        {**LENET300, "epochs": 20, "sparsity": 1 - 1 / 60},
+        (0,),
+        {"lpss": [LPSGD], "gmp": [SGD, LARGER]},
     ),
     "lenet5-300x": (
         {**LENET5, "epochs": 5, "sparsity": 1 - 1 / 300},
