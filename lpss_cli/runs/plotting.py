@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by everybody; markers for those who print in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vP*Xp"  # one more than colours: no two methods look the same
+_LINES = ("-", ":", "-.")  # of the second and third that have a colour
 
 
 def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
@@ -74,6 +75,7 @@ def _curves(axes: Axes, rows: Sequence[dict[str, Any]], scale: float) -> None:
             label=name,
             color=_COLOURS[index % len(_COLOURS)],
             marker=_MARKERS[index % len(_MARKERS)],
+            linestyle=_LINES[index // len(_COLOURS) % len(_LINES)],
             capsize=3,
             linewidth=1.5,
         )
