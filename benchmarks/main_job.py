@@ -48,6 +48,8 @@ ROWS = [
     ("WRN-18 Fashion-MNIST, --eta 0.005 --end 0.5", WRN18,
      ["--eta", "0.005", "--end", "0.5", "--epochs", "4", *BF16], 2),
     ("WRN-18 Fashion-MNIST, --epochs 8", WRN18, ["--epochs", "8", *BF16], 2),
+    ("WRN-18 Fashion-MNIST, gmp --epochs 8", WRN18,
+     ["--method", "gmp", "--epochs", "8", *BF16], 2),
 ]  # fmt: skip
 
 
