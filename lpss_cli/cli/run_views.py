@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lpss_cli.runs.tickets import Ticket
 
 
+# Points of accuracy; smaller drops are as a rule the luck of a seed.
+_WORTH_A_WORD = 0.2
+
+
 def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
     """Summarise a finished training job and name the next command to type."""
     report = outcome.report
@@ -38,8 +42,19 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
         rows.add_row("dead neurons", f"{report.dead:,}")
     rows.add_row("time", f"{outcome.seconds:.1f} s of training")
     rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
+    if (drop := _drop(outcome)) >= _WORTH_A_WORD:
+        more = 2 * int(report.meta["settings"]["epochs"]) or 4
+        rows.add_row("lost", f"{drop:.2f} points; --epochs {more} may win them back")
     rows.add_row("next", following)
     return Panel(rows, title=title, title_align="left", expand=False)
+
+
+def _drop(outcome: Outcome) -> float:
+    """Return how many points of accuracy a checkpoint has lost; 0 where nothing like that is."""
+    name = outcome.primary
+    if outcome.before is None or not outcome.report.zeros or not is_fraction(name):
+        return 0.0
+    return 100 * (outcome.before[name] - outcome.after[name])
 
 
 def ticket_panel(ticket: Ticket) -> Panel:
