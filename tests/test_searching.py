@@ -119,6 +119,8 @@ def test_where_the_search_begins_follows_from_the_record():
     assert found.settings == Settings(
         48, 32, seed=5, skip=("4",)
     )  # not 99: four times twelve at most
+    older = {"lr": 0.03, "frequency": 20}  # a record that holds what the method ignores
+    assert origin(method="dense", config=older).method.config.lr == 0.03
     assert origin(data_fingerprint=held.fingerprint).settings is None
     assert origin(data_fingerprint="other") is None
     assert origin(source={"file": "x"}) is None

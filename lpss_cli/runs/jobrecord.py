@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lpss_cli.checkpoints import artifact, manifest
+from lpss_cli.method import Method, options_of
 from lpss_cli.state import RunState
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def record_of(job: Job, state: RunState) -> dict[str, Any]:
         "classes": list(data.classes),
         "preprocessing": data.preprocessing,
         "method": job.method.name,
-        "config": _plain(asdict(job.method.config)),
+        "config": _plain(_config(job.method)),
         "notes": state.notes,
         "settings": _plain(asdict(job.settings)),
         "sparsity": job.settings.sparsity,
@@ -63,6 +64,12 @@ def record_of(job: Job, state: RunState) -> dict[str, Any]:
         **job.notes,
         "source": source and {"file": source.path.name, "sha256": source.sha256},
     }
+
+
+def _config(method: Method) -> dict[str, Any]:
+    """Return the options of a method by name, as it has used them."""
+    names = (field.name for field in options_of(type(method)))
+    return {name: getattr(method.config, name) for name in names}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

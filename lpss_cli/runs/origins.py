@@ -9,7 +9,7 @@ from typing import Any
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError
-from lpss_cli.method import Method, make
+from lpss_cli.method import Method, get, make
 from lpss_cli.runs import given
 from lpss_cli.runs.resolving import TRAIN_BUDGET
 from lpss_cli.starting import Settings
@@ -52,8 +52,15 @@ def origin_of(checkpoint: Checkpoint, data: Data, held: Data, settings: Settings
     try:
         # Of what a record says, these are taken; anything else in it is not asked for.
         known = given.check({key: own.get(key) for key in ("epochs", "batch_size", "seed")})
-        config = {k: v for k, v in (meta.get("config") or {}).items() if v is not None}
-        method = make(str(meta.get("method")), given.check(config))
+        name = str(meta.get("method"))
+        # Older records hold what their method ignores, too.
+        unwanted = get(name).ignores
+        config = {
+            k: v
+            for k, v in (meta.get("config") or {}).items()
+            if v is not None and k not in unwanted
+        }
+        method = make(name, given.check(config))
     except (InputError, TypeError):
         return None
     longest = _LONGEST_AGAIN * max(settings.epochs, TRAIN_BUDGET[0])
