@@ -75,6 +75,7 @@ def _examine_archive(data: bytes, trust_pickle: bool) -> None:
             if trust_pickle:
                 return
             described = outline(io.BytesIO(archive.read(members["data.pkl"])))
+    # zipfile: NotImplementedError is a compression it lacks, RuntimeError an encrypted member.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise RefusedError(one_line(error)) from None
     except (struct.error, ValueError, OverflowError, OSError, IndexError) as error:
