@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lpss_cli import engine
+from lpss_cli import engine, modes
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data, DataSpec
 from lpss_cli.data.factory import as_source
@@ -99,12 +99,12 @@ def sparsify(
     """
     check_sparsity(sparsity)
     if p is not None:
-        options["p"] = (str(p),) if isinstance(p, (int, float, str)) else tuple(map(str, p))
+        options["p"] = texts(p)
     chosen = make(method, options)
     data = data_of(train, test, batch_size, loss)
     home = next(model.parameters()).device if device is None else torch.device(device)
     size = data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size
-    patterns = _patterns(layers), _patterns(skip)
+    patterns = texts(layers), texts(skip)
     settings = Settings(
         epochs, size, seed, sparsity, *patterns, keep_zeros=True, precision=precision
     )
@@ -112,15 +112,15 @@ def sparsify(
     def metrics() -> dict[str, float] | None:
         return None if test is None else evaluate(model, data.test, data.task, device=home)
 
-    before, training = metrics(), model.training
-    run = engine.run(model, data, chosen, settings, device=home, watcher=watcher)
-    after = metrics()
-    model.train(training)
-    return result_of(model, run, before, after)
+    before = metrics()
+    with modes.kept(model):
+        run = engine.run(model, data, chosen, settings, device=home, watcher=watcher)
+    return result_of(model, run, before, metrics())
 
 
-def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def texts(given: float | str | Sequence[float | str]) -> tuple[str, ...]:
+    """Return one value or several as an option of many takes them."""
+    return (str(given),) if isinstance(given, (int, float, str)) else tuple(map(str, given))
 
 
 def result_of(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lpss_cli import modes
 from lpss_cli.data import Source
 from lpss_cli.tasks import Task
+
+# Examples at a time.
+_BATCH = 1024
 
 
 @torch.no_grad()
@@ -15,13 +19,11 @@ def outputs(
     source: Source,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """All outputs and targets of a source, on the CPU, with the network in evaluation mode."""
-    training = model.training
-    model.eval().to(device)
-    pairs = [(model(x).cpu(), y.cpu()) for x, y in source.batches(batch_size, device=device)]
-    model.train(training)
+    with modes.kept(model):
+        model.eval().to(device)
+        pairs = [(model(x).cpu(), y.cpu()) for x, y in source.batches(_BATCH, device=device)]
     return torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
@@ -31,7 +33,6 @@ def evaluate(
     task: Task,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 1024,
 ) -> dict[str, float]:
     """Return the task's metrics, by name, on the source."""
-    return task.metrics(*outputs(model, source, device=device, batch_size=batch_size))
+    return task.metrics(*outputs(model, source, device=device))

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# More than any two log-saliencies differ by, so that what is idle ranks last and in its own order.
-BEHIND = 10_000.0
+from lpss_cli.masks import BEHIND
+
 # Steps before a cut whose gradients are looked at.
 WINDOW = 10
 
@@ -45,7 +45,7 @@ class Activity:
                 self.seen[name] = rows, columns
 
     def behind(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Let what is idle rank behind all else: log-saliencies lower by ``BEHIND``."""
+        """Let what is idle rank behind all else, in its own order."""
         ranked = dict(scores)
         for name, (rows, columns) in self.seen.items():
             if name in ranked:

@@ -19,6 +19,15 @@ from lpss_cli.lamp import lamp_masks
 Scores = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
 
+#: More than any two log-saliencies of kept weights differ by: what is lowered by so much ranks
+#: behind all else.
+BEHIND = 10_000.0
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor in fp32 or longer: itself, unless it is of half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
 
 def log_magnitude(weight: Tensor) -> Tensor:
     """Return ``log|w|`` in fp32 or longer.
@@ -26,8 +35,7 @@ def log_magnitude(weight: Tensor) -> Tensor:
     The logarithm of a half-precision number has fewer digits than the number: weights that differ
     would rank alike, and the bins of LAMP need more of them than that.
     """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return weight.detach().to(wide).abs().log()
+    return wide(weight.detach()).abs().log()
 
 
 def select(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lpss_cli import starting, stepping
-from lpss_cli.api import Examples, Sparse, data_of, result_of
+from lpss_cli.api import Examples, Sparse, data_of, result_of, texts
 from lpss_cli.data import epoch_order
 from lpss_cli.errors import InputError
 from lpss_cli.method import Method, make
@@ -92,8 +92,7 @@ class Sparsifier:
         if steps < 1:
             raise InputError(f"{steps} steps are no training", "give the number of all steps")
         if "p" in options:
-            p = options["p"]
-            options["p"] = (str(p),) if isinstance(p, (int, float, str)) else tuple(map(str, p))
+            options["p"] = texts(options["p"])
         self._method = _method(method, options, optimizer)
         self._watcher = watcher or Watcher()
         self._model = model
@@ -103,8 +102,8 @@ class Sparsifier:
             batch_size=batch_size,
             seed=seed,
             sparsity=check_sparsity(sparsity),
-            layers=(layers,) if isinstance(layers, str) else tuple(layers),
-            skip=(skip,) if isinstance(skip, str) else tuple(skip),
+            layers=texts(layers),
+            skip=texts(skip),
             keep_zeros=True,
         )
         self.run = self._start(steps, optimizer)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli import idle
+from lpss_cli import idle, modes
 from lpss_cli.errors import RunError
 from lpss_cli.method import Method
 from lpss_cli.state import RunState
@@ -53,6 +53,8 @@ def finish_step(run: RunState, method: Method) -> None:
 
 def _before_cut(run: RunState, method: Method) -> bool:
     """Whether the coming step is one of the last before the masks may change."""
+    if not run.quotas.zeros:
+        return False  # dense training
     # A method with a rhythm of its own may cut after any step.
     step, every = run.step + 1, method.config.frequency or 1
     return step <= run.cut_step and min(-step % every, run.cut_step - step) < idle.WINDOW
@@ -90,23 +92,25 @@ def exact_cut(run: RunState, method: Method, watcher: Watcher) -> None:
 def recalibrate_norms(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
     """Estimate every BatchNorm's running statistics anew as plain means over the batches.
 
-    Without a batch they stay as they are.
+    Without a batch they stay as they are, and so does one that is frozen: in evaluation mode
+    within a network in training.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in norms if norm.training or not model.training]
     first = next(batches, None) if norms else None
     if first is None:
         return
-    training, momenta = model.training, [m.momentum for m in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the cumulative mean
-        norm.train()
-    for x, _ in chain([first], batches):
-        model(x)
+    momenta = [norm.momentum for norm in norms]
+    with modes.kept(model):
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the cumulative mean
+            norm.train()
+        for x, _ in chain([first], batches):
+            model(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    model.train(training)
 
 
 def check_loss(run: RunState) -> None:

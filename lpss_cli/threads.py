@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lpss_cli import modes
+
 # Below this much work in a forward pass, handing parts to other threads costs more than it
 # saves: an MLP on digits trains 1.5 times as fast on one thread, 4 times on a busy machine.
 _WORTH_SHARING = 2e8
@@ -19,10 +21,8 @@ LARGEST = 4 * (os.cpu_count() or 1)
 
 def forward_flops(model: nn.Module, examples: Tensor) -> float:
     """Count the floating-point operations of a forward pass, per example."""
-    training = model.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with modes.kept(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(examples)
-    model.train(training)
     return float(counter.get_total_flops()) / len(examples)
 
 

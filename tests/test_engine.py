@@ -11,6 +11,7 @@ from torch import nn
 
 from lpss_cli import engine, method
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.idle import Activity
 from lpss_cli.methods.dense import Dense
 from lpss_cli.methods.gmp import GMP
 from lpss_cli.starting import Settings
@@ -124,6 +125,14 @@ def test_norm_statistics_are_plain_means_over_the_batches():
     assert model[1].momentum == momentum
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)  # dropout drew nothing
+    model[1].eval()  # frozen, as when a network is tuned finely
+    model[1].running_mean.fill_(7)
+    recalibrate_norms(model, data.train.batches(32))
+    assert (model[1].running_mean == 7).all()
+    assert [module.training for module in model] == [True, False, True]
+    recalibrate_norms(model.eval(), data.train.batches(32))
+    torch.testing.assert_close(model[1].running_mean, expected_mean)
+    assert not any(module.training for module in model)
 
 
 def test_one_shot_cut_keeps_the_largest_and_recalibrates():
@@ -245,6 +254,16 @@ def test_gradients_are_clipped_to_the_norm_asked_for():
         engine.run(network(), blobs(), Norm(config), Settings(1, 16))
     assert min(norms[:8]) > 0.01
     assert norms[8:] == pytest.approx([0.01] * 8, rel=1e-3)
+
+
+def test_gradients_are_looked_at_only_where_a_cut_may_follow(monkeypatch):
+    looks = []
+    monkeypatch.setattr(Activity, "look", lambda self, weights: looks.append(len(looks)))
+    engine.run(network(), blobs(), method.make("dense"), Settings(4, 16))
+    assert looks == []
+    # 32 steps: up to the cut after the 22nd, the last 10 of every 20 and the last 10 of all.
+    engine.run(network(), blobs(), method.make("gmp"), Settings(4, 16, sparsity=0.5))
+    assert len(looks) == 12
 
 
 def test_what_cannot_train_is_refused():

@@ -29,7 +29,7 @@ TIERS = (
     " idle channels wiring constants layersizes cutting compacting onnxruntimes gaps onnxproof"
     " latency"
     " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
-    " bisection tally groups histograms closeups arrays forms hoyer",
+    " bisection tally groups histograms closeups arrays forms hoyer modes",
     "recognising foreign fitting artifact state method",
     "methods starting stepping engine planning reporting"
     " exporting evaluation packing onnxfile quantizing onnxjob",
@@ -59,6 +59,7 @@ METHOD_LAZY = METHOD_EAGER | {
     "lpsgd",
     "masking",
     "masks",
+    "modes",
     "sphere",
     "weights",
     "models",

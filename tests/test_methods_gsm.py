@@ -50,6 +50,25 @@ def test_only_the_q_largest_products_keep_their_gradient():
         assert set(products.topk(16).indices.tolist()) == set(passed.nonzero().flatten().tolist())
 
 
+def test_products_that_underflow_in_half_precision_are_told_apart():
+    passed = []
+
+    class Spy(GSM):
+        def on_gradients(self, run):
+            weight = run.weights["0.weight"]
+            weight.detach().copy_(torch.linspace(1e-4, 1e-3, 48).view(4, 12))
+            weight.grad.fill_(1e-5)
+            passed.append(super().on_gradients(run) and weight.grad.flatten() != 0)
+            return False
+
+    data = blobs()
+    half = type(data.train)(data.train.x.half(), data.train.y)
+    object.__setattr__(data, "train", half)
+    model = nn.Sequential(nn.Linear(12, 4)).half()
+    engine.run(model, data, Spy(GSM.Config(settle=1.0)), Settings(1, 16, sparsity=0.75))
+    assert passed[0].nonzero().flatten().tolist() == list(range(36, 48))
+
+
 def test_once_settled_the_largest_weights_alone_see_gradients():
     passed, largest = [], []
 

@@ -136,6 +136,7 @@ class GSM(Method):
     def on_gradients(self, run: RunState) -> bool:
         """Zero the gradients of all but the Q most salient weights."""
         from lpss_cli.masking import keep_only
+        from lpss_cli.masks import wide
 
         if not self._fades(run) or run.step >= run.cut_step:
             return True
@@ -143,7 +144,7 @@ class GSM(Method):
             self._settle(run)
             return True
         pairs = [(w.detach(), w.grad) for w in run.weights.values() if w.grad is not None]
-        scores = [(weight * gradient).abs() for weight, gradient in pairs]
+        scores = [(wide(weight) * gradient).abs() for weight, gradient in pairs]
         if scores:
             threshold = self._threshold(run, scores)
             for (_, gradient), score in zip(pairs, scores, strict=True):

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from lpss_cli.state import RunState
 
 
-# More than any two log-magnitudes of kept weights differ by.
-_BEHIND = 10_000.0
-
-
 class LpSS(Method):
     """Keep weight rows on Lp spheres and cut the smallest latents along a path to the target.
 
@@ -146,11 +142,13 @@ class LpSS(Method):
         ranks before every inactive one, and those without a latent come last: a layer with a
         target of its own may need them.
         """
+        from lpss_cli.masks import BEHIND
+
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
         scores = {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
         if self.config.path == "controller":
-            ranked = {name: s.where(run.masks[name], s - _BEHIND) for name, s in scores.items()}
-            return {name: s.clamp_min(-2 * _BEHIND) for name, s in ranked.items()}
+            ranked = {name: s.where(run.masks[name], s - BEHIND) for name, s in scores.items()}
+            return {name: s.clamp_min(-2 * BEHIND) for name, s in ranked.items()}
         return scores
 
     def sparsity_at(self, run: RunState) -> float | None:

@@ -41,18 +41,21 @@ class SNIP(Method):
         """Return ``log|w · Σg|``, equation 4 of the paper without its normalising constant."""
         import torch
 
+        from lpss_cli import modes
+        from lpss_cli.masks import wide
+
         names, weights = zip(*run.weights.items(), strict=True)
         total = [torch.zeros_like(w) for w in weights]
         buffers = {name: b.clone() for name, b in run.model.named_buffers()}
-        run.model.train()
-        for x, y in islice(run.batches(0), self.config.snip_batches):
-            loss = run.part * run.loss(run.model(x), y)
-            for total_, g in zip(
-                total,
-                torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True),
-                strict=True,
-            ):
-                total_ += g
+        with modes.kept(run.model):
+            run.model.train()
+            for x, y in islice(run.batches(0), self.config.snip_batches):
+                loss = run.part * run.loss(run.model(x), y)
+                gradients = torch.autograd.grad(
+                    loss, weights, allow_unused=True, materialize_grads=True
+                )
+                for sum_, gradient in zip(total, gradients, strict=True):
+                    sum_ += gradient
         run.world.average(total)
         with torch.no_grad():
             for name, buffer in run.model.named_buffers():
@@ -60,7 +63,7 @@ class SNIP(Method):
         tiny = torch.finfo(torch.float32).tiny
         return {
             # A score of 0 (a dead unit's) ranks last but is no zero weight: exact counts need it.
-            name: (w.detach().to(torch.promote_types(w.dtype, torch.float32)) * g)
+            name: (wide(w.detach()) * g)
             .abs()
             .clamp_min(tiny)
             .log()

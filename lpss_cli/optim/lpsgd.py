@@ -122,7 +122,8 @@ class LpSGD(Optimizer):
         """Start the state of one weight from its present value."""
         dim, dims = group["row_dim"], row_dims(weight, group["row_dim"])
         check_rows(weight, dim)
-        latent = torch.empty_like(weight, dtype=_state_dtype(weight), requires_grad=False)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        latent = torch.empty_like(weight, dtype=wide, requires_grad=False)
         radii = []
         for part, place in rowstep.blocks(dim, local(weight.detach()), local(latent)):
             radius, direction = to_sphere(part.to(latent.dtype), group["p"], dims)
@@ -242,7 +243,3 @@ def _zero_rows(radius: Tensor) -> Tensor:
     Looked up once, so that no step has to wait for the device to know whether there are any.
     """
     return (radius.flatten() == 0).nonzero().squeeze(1)
-
-
-def _state_dtype(weight: Tensor) -> torch.dtype:
-    return torch.promote_types(weight.dtype, torch.float32)
