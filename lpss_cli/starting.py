@@ -21,7 +21,7 @@ from lpss_cli.processes.distributed import World
 from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity, zero_count
 from lpss_cli.watching import Watcher
-from lpss_cli.weights import Weight, prunable, trainable
+from lpss_cli.weights import Weight, computed, prunable, trainable
 
 if TYPE_CHECKING:
     from lpss_cli.data import Data
@@ -173,6 +173,9 @@ def choose(
     frozen = [name for name in prunable(model) if name not in candidates]
     if frozen:
         watcher.on_warning(f"frozen weights are not pruned: {', '.join(frozen)}")
+    made = computed(model)
+    if made:
+        watcher.on_warning(f"weights made from other parameters are not pruned: {', '.join(made)}")
     skipped = resolve(settings.skip, list(candidates), "--skip")
     total = sum(w.tensor.numel() for name, w in candidates.items() if name not in skipped)
     check_sparsity(settings.sparsity, total)

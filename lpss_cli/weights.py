@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import UninitializedParameter
 
+from lpss_cli.errors import InputError
 from lpss_cli.sphere import fan_in
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -38,15 +40,35 @@ class Weight:
 def prunable(model: nn.Module) -> dict[str, Weight]:
     """Every weight of Linear, Conv and attention projections, in module order.
 
-    A tied weight is listed once, under its first name.
+    A tied weight is listed once, under its first name; one without entries is not listed.
+
+    Raises:
+        InputError: a weight of a lazy layer has no shape yet.
     """
     found: dict[str, Weight] = {}
     seen: set[int] = set()
     for weight in _candidates(model):
-        if id(weight.tensor) not in seen:
+        if isinstance(weight.tensor, UninitializedParameter):
+            raise InputError(
+                f"{weight.name} has no shape yet", "let the network see an example before"
+            )
+        if id(weight.tensor) not in seen and weight.tensor.numel():
             seen.add(id(weight.tensor))
             found[weight.name] = weight
     return found
+
+
+def computed(model: nn.Module) -> list[str]:
+    """Names of the weights of Linear and Conv that are made from other parameters.
+
+    Weight norm, spectral norm and ``torch.nn.utils.prune`` leave such: what training changes is
+    not what is multiplied, so it cannot be pruned.
+    """
+    return [
+        f"{prefix}.weight".removeprefix(".")
+        for prefix, module in model.named_modules()
+        if isinstance(module, (nn.Linear, _ConvNd)) and "weight" not in _own(module)
+    ]
 
 
 def trainable(model: nn.Module) -> dict[str, Weight]:
@@ -56,15 +78,17 @@ def trainable(model: nn.Module) -> dict[str, Weight]:
 
 def _candidates(model: nn.Module) -> Iterator[Weight]:
     for prefix, module in model.named_modules():
-        dot = f"{prefix}." if prefix else ""
+        dot, own = f"{prefix}." if prefix else "", _own(module)
         if isinstance(module, (nn.Linear, _ConvNd)):
-            if isinstance(module.weight, nn.Parameter):
-                yield Weight(f"{dot}weight", module.weight, _row_dim(module))
+            if "weight" in own:
+                yield Weight(f"{dot}weight", own["weight"], _row_dim(module))
         elif isinstance(module, nn.MultiheadAttention):
-            for name in _ATTENTION:
-                tensor = getattr(module, name, None)
-                if isinstance(tensor, nn.Parameter):
-                    yield Weight(f"{dot}{name}", tensor)
+            yield from (Weight(f"{dot}{name}", own[name]) for name in _ATTENTION if name in own)
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's parameters; as an attribute, a weight may be computed anew."""
+    return dict(module.named_parameters(recurse=False))
 
 
 def _row_dim(module: nn.Module) -> int | None:

@@ -9,6 +9,7 @@ from lpss_cli import InputError, Sparsifier, engine, sparsify
 from lpss_cli.data import epoch_order
 from lpss_cli.method import make, registry
 from lpss_cli.starting import Settings
+from lpss_cli.watching import Watcher
 
 BLOBS = blobs()
 TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)
@@ -224,6 +225,28 @@ def test_batchnorm_is_estimated_anew_where_there_are_examples():
     assert torch.equal(with_[cut - 2], without[cut - 2])
     assert not torch.equal(with_[cut - 1], without[cut - 1])
     assert bool((without[cut - 1] != 0).all())  # and not reset for want of examples
+
+
+@pytest.mark.parametrize("name", ["gmp", "snip"])
+def test_a_frozen_norm_stays_frozen(name):
+    model = network()
+    model[1].eval()
+    before = {key: tensor.clone() for key, tensor in model[1].state_dict().items()}
+    sparsifier = Sparsifier(model, 8, method=name, train=TRAIN, batch_size=SIZE)
+    train(model, sparsifier.optimizer, examples=list(batches(epochs=1)))
+    assert [module.training for module in model] == [True, False, True, True, True]
+    assert all(torch.equal(model[1].state_dict()[key], before[key]) for key in before if "_" in key)
+    assert sparsifier.finish().report.zeros == 576
+
+
+def test_weights_made_from_others_are_warned_of():
+    model, said = plain(), []
+    nn.utils.parametrizations.weight_norm(model[0])
+    watcher = Watcher()
+    watcher.on_warning = said.append
+    sparsifier = Sparsifier(model, STEPS, sparsity=0.5, watcher=watcher)
+    assert said == ["weights made from other parameters are not pruned: 0.weight"]
+    assert list(sparsifier.run.weights) == ["2.weight"]
 
 
 @pytest.mark.parametrize(

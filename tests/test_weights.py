@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from lpss_cli.errors import InputError
 from lpss_cli.forms import prunable_names
-from lpss_cli.weights import prunable
+from lpss_cli.weights import computed, prunable
 
 
 class Everything(nn.Module):
@@ -61,6 +63,28 @@ def test_a_tied_weight_is_listed_once():
 def test_a_bare_layer_has_a_name():
     assert list(prunable(nn.Linear(2, 2))) == ["weight"]
     assert list(prunable(nn.MultiheadAttention(4, 2))) == ["in_proj_weight", "out_proj.weight"]
+
+
+def test_a_weight_that_is_made_from_others_is_named_and_not_touched():
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    model = nn.Sequential(spectral, nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert prunable(model) == {}
+    assert computed(model) == ["0.weight", "1.weight"]
+    # In training, looking at a spectral norm's weight moves its vectors.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert computed(Everything()) == []
+    assert computed(spectral) == ["weight"]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_layer_without_weights_has_nothing_to_prune():
+    assert list(prunable(nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2)))) == ["1.weight"]
+
+
+def test_a_lazy_layer_must_have_seen_an_example():
+    with pytest.raises(InputError, match=r"1\.weight has no shape yet"):
+        prunable(nn.Sequential(nn.ReLU(), nn.LazyLinear(2)))
 
 
 def test_names_of_a_bare_state_dict_are_guessed_like_the_models():
