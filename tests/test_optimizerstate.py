@@ -21,7 +21,7 @@ def network(order):
 def stepped(model, make):
     optimizer = make(model.parameters())
     for name, parameter in model.named_parameters():
-        parameter.grad = torch.full_like(parameter, ord(name) / 100)
+        parameter.grad = torch.full_like(parameter, ord(name[-1]) / 100)
     optimizer.step()
     return optimizer
 
@@ -52,6 +52,18 @@ def test_a_tied_parameter_has_its_first_name_and_its_state_once():
     assert list(saved["state"]) == ["a", "b"]
     optimizerstate.restore(optimizer, model, saved)
     assert torch.equal(optimizer.state[model.tied]["momentum_buffer"], torch.full((2, 3), 0.97))
+
+
+def test_parameters_of_another_network_are_known_by_their_place():
+    model, head = network("ab"), network("xy")
+    both = nn.ModuleList([head, model])
+    saved = optimizerstate.by_name(stepped(both, lambda p: SGD(p, lr=0.1, momentum=0.9)), model)
+    assert set(saved["state"]) == {"a", "b", "#0", "#1"}
+    restored = SGD(both.parameters(), lr=0.1, momentum=0.9)
+    optimizerstate.restore(restored, model, saved)
+    for name, place in (("a", model.a), ("#1", head.y)):
+        wanted = saved["state"][name]["momentum_buffer"]
+        assert torch.equal(restored.state[place]["momentum_buffer"], wanted)
 
 
 def test_options_of_groups_come_back_and_other_groups_are_refused():

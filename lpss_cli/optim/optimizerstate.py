@@ -20,9 +20,10 @@ def by_name(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
 
     Returns:
         ``state``: name → what the optimizer keeps for that parameter; ``groups``: its groups, with
-        names in place of parameters. A tied parameter has its first name.
+        names in place of parameters. A tied parameter has its first name; one that is not the
+        network's has a number.
     """
-    names = _names(model)
+    names = _names(optimizer, model)
     return {
         "state": {names[id(p)]: dict(kept) for p, kept in optimizer.state.items() if kept},
         "groups": [
@@ -38,7 +39,7 @@ def restore(optimizer: Optimizer, model: nn.Module, saved: Mapping[str, Any]) ->
     Raises:
         InputError: the parameters are grouped in another way.
     """
-    names = _names(model)
+    names = _names(optimizer, model)
     group_of = {name: group for group in saved["groups"] for name in group["params"]}
     state: dict[int, Any] = {}
     groups, position = [], 0
@@ -63,5 +64,8 @@ def _same_group(own: list[str], group_of: Mapping[str, dict[str, Any]]) -> dict[
     return then
 
 
-def _names(model: nn.Module) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+def _names(optimizer: Optimizer, model: nn.Module) -> dict[int, str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    others = (parameter for parameter in every if id(parameter) not in names)
+    return names | {id(parameter): f"#{number}" for number, parameter in enumerate(others)}
