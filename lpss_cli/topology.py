@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lpss_cli.masks import wide
 from lpss_cli.sphere import Dims
 
 
@@ -22,10 +23,12 @@ def below_row_mean(weight: Tensor, mask: Tensor, fraction: float, dims: Dims) ->
     The drop rule of Li et al. (arXiv:2103.16013): neuron by neuron, so none is emptied by a
     fraction in [0, 1].
     """
-    magnitude = weight.detach().abs()
+    magnitude = wide(weight.detach()).abs() * mask
     active = mask.sum(dims, keepdim=True).clamp_min(1)
-    mean = (magnitude * mask).sum(dims, keepdim=True) / active
-    return mask & (magnitude < fraction * mean)
+    mean = magnitude.sum(dims, keepdim=True) / active
+    # The mean of equal numbers may be rounded to more than they are.
+    bound = torch.minimum(fraction * mean, magnitude.amax(dims, keepdim=True))
+    return mask & (magnitude < bound)
 
 
 def largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
@@ -61,8 +64,9 @@ def exchange(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor
 
 def row_normalised(gradient: Tensor, dims: Dims) -> Tensor:
     """``|g| / ‖g‖₂`` of every row; rows of zeros stay zero."""
-    top = gradient.abs().amax(dims, keepdim=True)
-    scaled = gradient.abs() / torch.where(top > 0, top, 1)
+    size = wide(gradient).abs()
+    top = size.amax(dims, keepdim=True)
+    scaled = size / torch.where(top > 0, top, 1)
     norm = scaled.square().sum(dims, keepdim=True).sqrt()
     return scaled / torch.where(norm > 0, norm, 1)
 

@@ -32,6 +32,18 @@ def test_connections_are_dropped_below_a_part_of_the_mean_of_their_rows_active_o
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_no_row_is_emptied_by_a_mean_that_was_rounded_up(dtype):
+    for n in range(1, 100):
+        row = torch.full((1, n), 0.1, dtype=dtype)
+        assert not topology.below_row_mean(row, row > 0, 1.0, (1,)).any()
+
+
+def test_sums_of_half_precision_rows_do_not_overflow():
+    row = torch.full((1, 100), 1000.0, dtype=torch.float16)
+    assert not topology.below_row_mean(row, row > 0, 0.5, (1,)).any()
+
+
 @pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [1]), (2, [1, 3]), (9, [1, 3, 4])])
 def test_the_largest_candidates_are_chosen_exactly_with_ties_by_position(count, expected):
     scores = torch.tensor([9.0, 5.0, 8.0, 5.0, 1.0])
