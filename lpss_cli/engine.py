@@ -79,7 +79,7 @@ def run(
     if state.total_steps == 0:
         exact_cut(state, method, watcher)
     # By epochs: a state saved after the last step of one has its end still before it.
-    while state.epoch * state.steps_per_epoch < state.total_steps:
+    while state.epoch < state.epochs:
         _epoch(state, method, watcher)
     finish(state)
     compute.contiguous(model)

@@ -38,7 +38,12 @@ class Quotas:
         return self.zeros - sum(self.own.values())
 
     def sparsities(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """Return the target of every layer: its own, else that of the others together."""
+        """Return the target of every layer: its own, else that of the others together.
+
+        Without targets of their own there are none: each layer's is that of the whole.
+        """
+        if not self.own:
+            return {}
         rest = self.shared / self.others if self.others else 0.0
         return {name: self.own[name] / n if name in self.own else rest for name, n in sizes.items()}
 

@@ -61,10 +61,7 @@ class MaskedWeights:
     @property
     def targets(self) -> dict[str, float]:
         """Name → sparsity that a layer is to end with, as far as that is known before training."""
-        if not self.quotas.own:
-            return dict.fromkeys(self.candidates, self.sparsity)
-        skipped = dict.fromkeys(self.candidates, self.sparsity)
-        return skipped | self.quotas.sparsities(self.sizes)
+        return dict.fromkeys(self.candidates, self.sparsity) | self.quotas.sparsities(self.sizes)
 
     @property
     def present(self) -> Quotas:

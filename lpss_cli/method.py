@@ -197,7 +197,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     cls = get(name)
     options = dict(options or {})
     known = _names(cls)
-    for key in options.keys() - known:
+    for key in (key for key in options if key not in known):
         owners = [m for m, c in registry().items() if key in _names(c)]
         flag = "--" + key.replace("_", "-")
         raise InputError(

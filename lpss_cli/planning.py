@@ -12,7 +12,7 @@ from lpss_cli.masks import log_magnitude, select
 from lpss_cli.method import Method, make
 from lpss_cli.patterns import resolve
 from lpss_cli.prediction import hoyer_limit, p_for, predicted_hoyer, shape
-from lpss_cli.targets import check_sparsity, zero_count
+from lpss_cli.targets import check_sparsity
 from lpss_cli.weights import Weight
 
 
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def kept(self) -> int:
-        """Weights of the budget: exactly ``N - round(s·N)``."""
+        """Weights of the budget: ``N - round(s·N)``, fewer where there are more zeros already."""
         return sum(layer.kept for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,14 +109,12 @@ def plan(
     total = sum(sizes.values())
     check_sparsity(sparsity, total)
     wanted = quotas(layers, sizes, sparsity)
-    targets = dict.fromkeys(weights, sparsity)
-    if wanted.own:
-        targets |= wanted.sparsities(sizes)
+    targets = dict.fromkeys(weights, sparsity) | wanted.sparsities(sizes)
     exponents = _exponents(method, weights, targets, hoyer)
     scores = {name: log_magnitude(w.tensor) for name, w in pruned.items()}
     ranking = method.config.ranking
     own = {name: sizes[name] - zeros for name, zeros in wanted.own.items()}
-    masks = select(scores, total - zero_count(total, sparsity), ranking, own)
+    masks = select(scores, total - wanted.zeros, ranking, own)
     planned = [
         _layer(weight, exponents.get(name), int(masks[name].sum()))
         for name, weight in pruned.items()

@@ -118,7 +118,8 @@ def report(source: Path | Checkpoint) -> Report:
     """
     checkpoint = source if isinstance(source, Checkpoint) else browse(source)
     forms, meta = checkpoint.forms, checkpoint.meta
-    facts, row_dims = _facts(checkpoint), _row_dims(checkpoint)
+    facts = _facts(checkpoint)
+    row_dims = {name: fact.get("row_dim") or 0 for name, fact in facts.items() if name in forms}
     values = packed_values(checkpoint)
     layers: dict[str, Layer] = {}
     broken: dict[str, int] = {}
@@ -154,14 +155,6 @@ def packed_values(checkpoint: Checkpoint) -> str:
     """Return the type of a packed file's values; the default one where the file names none."""
     told = checkpoint.about.get("values") if checkpoint.kind == "pack" else None
     return told if isinstance(told, str) and told in CHOICES else DEFAULT_VALUES
-
-
-def _row_dims(checkpoint: Checkpoint) -> dict[str, int]:
-    return {
-        name: fact.get("row_dim") or 0
-        for name, fact in _facts(checkpoint).items()
-        if name in checkpoint.forms
-    }
 
 
 def _own_names(checkpoint: Checkpoint) -> list[str]:

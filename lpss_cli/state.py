@@ -36,7 +36,8 @@ class RunState(MaskedWeights):
         optimizer: made by the method after ``prepare``.
         start_sparsity: the sparsity training began with.
         from_checkpoint: whether the weights were trained before, so that they mean something.
-        step, total_steps, steps_per_epoch, epoch: finished steps, steps in all, finished epochs.
+        step, total_steps: finished steps, steps in all.
+        epoch, epochs, steps_per_epoch: finished epochs, epochs in all.
         cut_step: the step of the exact cut; after it the masks are fixed.
         precision: of the forward and backward pass.
         batch_size: examples of a step; 0: not known.
@@ -78,6 +79,7 @@ class RunState(MaskedWeights):
         self.start_sparsity = 0.0
         self.from_checkpoint = False
         self.step = 0
+        self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = epochs * steps_per_epoch
         self.cut_step = self.total_steps
@@ -144,8 +146,9 @@ class RunState(MaskedWeights):
         self.prune_to(sparsity, scores, ranking)
 
     def random_like(self, weight: Tensor) -> Tensor:
-        """Uniform random numbers in [0, 1), one per weight, the same on every device."""
-        return torch.rand(weight.shape, generator=self.rng).to(weight.device)
+        """Uniform fp32 numbers in [0, 1), one per weight, the same on every device."""
+        drawn = torch.rand(weight.shape, generator=self.rng, dtype=torch.float32)
+        return drawn.to(weight.device)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of masked weights."""

@@ -59,7 +59,7 @@ def test_a_line_for_a_pipe():
 class Run:
     """As much of a run as the observer looks at."""
 
-    epoch, steps_per_epoch, total_steps, cut_step = 0, 5, 20, 14
+    epoch, epochs, steps_per_epoch, total_steps, cut_step = 0, 4, 5, 20, 14
     step, batch_size, total, masked, sparsity = 0, 8, 100, 50, 0.9
     history: list = []  # noqa: RUF012  # set anew by who needs it
     loss_sum = 0.0

@@ -85,8 +85,9 @@ def test_both_rules_move_along_the_same_great_circle_at_p_2():
     v = torch.nn.functional.normalize(weight(1, 9).detach(), dim=1)
     d = weight(1, 9, seed=5).detach()
     dual, signed = v.clone(), v.clone()
-    dual_step(dual, d, 0.01, 2.0, (1,))
-    power_step(signed, d, 0.01, (1,))
+    live = torch.tensor([[True]])
+    dual_step(dual, d, 0.01, 2.0, (1,), live)
+    power_step(signed, d, 0.01, (1,), live)
     basis = torch.linalg.qr(torch.cat([v, d]).T).Q  # the plane of v and d
     for moved in (dual, signed):
         assert moved.norm().item() == pytest.approx(1)

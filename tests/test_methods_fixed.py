@@ -43,6 +43,17 @@ def test_static_keeps_each_layers_budget(ranking, kept):
     assert [int(m.sum()) for m in first.masks.values()] == kept
 
 
+def test_what_is_drawn_has_the_same_digits_whatever_the_default_format():
+    _, run = start("static")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        drawn = run.random_like(run.weights["0.weight"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.dtype == torch.float32
+    assert len(drawn.unique()) > 400  # of 480; eight bits tell 256 apart
+
+
 def test_static_draws_another_mask_with_another_seed():
     masks = [torch.cat([m.flatten() for m in start("static", seed=s)[0].masks.values()])
              for s in (0, 0, 1)]  # fmt: skip

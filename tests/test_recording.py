@@ -64,7 +64,7 @@ def test_the_time_of_measuring_is_no_time_of_training(monkeypatch):
 
     monkeypatch.setattr(recording, "time", Clock)
     meter = recording.Meter(resuming.Watcher(), lambda: {"accuracy": 0.5}, "accuracy", 1)
-    state = type("Run", (), {"epoch": 1, "steps_per_epoch": 5, "total_steps": 10})
+    state = type("Run", (), {"epoch": 1, "epochs": 2})
     state.history, state.device = [{}], torch.device("cpu")
     meter.on_epoch(state)
     assert meter.seconds == 1.0

@@ -77,7 +77,7 @@ class Observer:
         loss = float(run.loss_sum) / done if done else last["loss"] if last else None
         found = Moment(
             epoch=run.epoch,
-            epochs=run.total_steps // run.steps_per_epoch,
+            epochs=run.epochs,
             step=run.step,
             steps=run.total_steps,
             loss=loss,

@@ -90,10 +90,10 @@ class Printer(JobWatcher):
             self._draw(run)
         elif self._observer is not None:
             from lpss_cli.cli.live import line
-            from lpss_cli.runs.recording import epochs_of, interval
+            from lpss_cli.runs.recording import interval
 
             moment = self._observer.moment(run)
-            if run.epoch % interval(epochs_of(run), None) == 0 or run.epoch == epochs_of(run):
+            if run.epoch % interval(run.epochs, None) == 0 or run.epoch == run.epochs:
                 self._out.note(line(moment))
 
     def _draw(self, run: RunState) -> None:

@@ -60,7 +60,7 @@ class PublishedLpSS(LpSS):
 
     def lr_factor(self, run: RunState) -> float:
         """Return the published piecewise linear factor at the present epoch."""
-        epochs = max(1, run.total_steps // run.steps_per_epoch)
+        epochs = run.epochs
         epoch = run.progress * epochs
         # Three epochs before the end, or half-way down where there are too few of them.
         knots = (0.0, epochs / 6, epochs / 3, max(epochs - 3, 2 * epochs / 3), float(epochs))

@@ -21,7 +21,7 @@ def default_eta(p: float) -> float:
 
 
 def dual_step(
-    v: Tensor, d: Tensor, eta: float, p: float, dims: Dims, live: Tensor | None = None
+    v: Tensor, d: Tensor, eta: float, p: float, dims: Dims, live: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Move the feature vector ``v`` by η along ``-d/‖d‖_q`` and renormalise it, in place.
 
@@ -34,7 +34,7 @@ def dual_step(
     """
     q, a = dual_exponents(p)
     largest = largest_of(d, dims)
-    live = largest > 0 if live is None else live & (largest > 0)
+    live = live & (largest > 0)
     # The row's own η, in its number format: torch.where on two scalars would round to fp32.
     step = live.to(v.dtype).mul_(eta)
     largest = torch.where(live, largest, 1)
@@ -52,7 +52,7 @@ def dual_step(
     return w0, total.pow_(-1.0 / p)
 
 
-def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims, live: Tensor | None = None) -> None:
+def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims, live: Tensor) -> None:
     """Move ``u`` by η along the part of ``-d`` tangent to the unit 2-sphere, in place.
 
     Rows that are not ``live`` keep their u.
@@ -66,8 +66,7 @@ def power_step(u: Tensor, d: Tensor, eta: float, dims: Dims, live: Tensor | None
     after = torch.square(tangent, out=scratch).sum(dims, keepdim=True)
     # What a gradient along u leaves behind is rounding noise; it has no direction.
     noise = (8 * torch.finfo(u.dtype).eps) ** 2
-    moving = after > noise * before
-    live = moving if live is None else live & moving
+    live = live & (after > noise * before)
     u.addcmul_(tangent, torch.where(live, -eta * after.rsqrt(), 0.0))
     u.mul_(torch.square(u, out=scratch).sum(dims, keepdim=True).rsqrt().where(live, 1.0))
 

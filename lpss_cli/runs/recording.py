@@ -32,11 +32,6 @@ def interval(epochs: int, every: int | None) -> int:
     return max(1, math.ceil(epochs / _MEASUREMENTS)) if every is None else every
 
 
-def epochs_of(run: RunState) -> int:
-    """Return the epochs of a whole run."""
-    return run.total_steps // run.steps_per_epoch if run.steps_per_epoch else 0
-
-
 class Meter(Relay):
     """Measures the network after some of its epochs, for curves; nothing is chosen by it.
 
@@ -67,7 +62,7 @@ class Meter(Relay):
 
     def on_epoch(self, run: RunState) -> None:
         """Add the metric to the epoch's record where it is time, and pass it on."""
-        every = interval(epochs_of(run), self._every)
+        every = interval(run.epochs, self._every)
         if every and run.epoch % every == 0:
             began = time.perf_counter()
             with randomness.kept(run.device):
@@ -87,7 +82,7 @@ def line_of(run: RunState) -> dict[str, Any]:
     examples = run.steps_per_epoch * run.batch_size
     values = {
         "epoch": run.epoch,
-        "epochs": epochs_of(run),
+        "epochs": run.epochs,
         "step": run.step,
         **record,
         "target": run.sparsity,
