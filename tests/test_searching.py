@@ -127,6 +127,7 @@ def test_where_the_search_begins_follows_from_the_record():
     assert origin(method="unknown") is None
     assert origin(config={"lr": -1}) is None
     assert origin(settings={"epochs": "many"}) is None
+    assert origin(settings={"epochs": 3, "batch_size": None, "seed": 0}) is None
     assert origin_of(Checkpoint(Path("m"), {}), data, held, settings) is None
 
 

@@ -61,15 +61,11 @@ def origin_of(checkpoint: Checkpoint, data: Data, held: Data, settings: Settings
             if v is not None and k not in unwanted
         }
         method = make(name, given.check(config))
-    except (InputError, TypeError):
+        least = min(known["epochs"], known["batch_size"])
+    except (InputError, TypeError, KeyError):
+        return None
+    if least < 1:
         return None
     longest = _LONGEST_AGAIN * max(settings.epochs, TRAIN_BUDGET[0])
-    epochs = min(known["epochs"], longest)
-    if min(known["epochs"], known["batch_size"]) < 1:
-        return None
-    return Origin(
-        method,
-        replace(
-            settings, **{**known, "epochs": epochs}, keep_zeros=False, sparsity=0.0, distill=0.0
-        ),
-    )
+    known["epochs"] = min(known["epochs"], longest)
+    return Origin(method, replace(settings, **known, keep_zeros=False, sparsity=0.0, distill=0.0))
