@@ -43,7 +43,7 @@ def test_100_random_steps_equal_the_reference(p, momentum, dampening, nesterov, 
         [w], p=p, eta=0.02, momentum=momentum, dampening=dampening, nesterov=nesterov,
         gain=gain, gain_lr=0.01,
     )  # fmt: skip
-    rng = np.random.default_rng(1)
+    rng, found, expected = np.random.default_rng(1), [], []
     for _ in range(100):
         g = rng.standard_normal((3, 7))
         w.grad = torch.from_numpy(g)
@@ -53,8 +53,9 @@ def test_100_random_steps_equal_the_reference(p, momentum, dampening, nesterov, 
                 row_g, eta=0.02, mu=momentum, dampening=dampening, nesterov=nesterov,
                 gain_lr=0.01 if gain == "learned" else None,
             )  # fmt: skip
-        expected = np.stack([row.w() for row in rows])
-        np.testing.assert_allclose(w.detach().numpy(), expected, rtol=1e-6, atol=1e-9)
+        expected.append([row.w() for row in rows])
+        found.append(w.detach().numpy().copy())
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def _exact(p):

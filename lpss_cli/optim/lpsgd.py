@@ -46,9 +46,9 @@ class LpSGD(Optimizer):
 
     Args:
         params: parameters, named parameters or groups; a group may set every option below.
-        lr: step of the ordinary parameters, > 0.
+        lr: step of the ordinary parameters, ≥ 0.
         p: exponent of the sphere, 0.2…1 or 1.03…4; None for an ordinary group.
-        eta: step on the sphere as a fraction of the radius; None takes ``default_eta(p)``.
+        eta: step on the sphere as a fraction of the radius, in [0, 1); None: ``default_eta(p)``.
         momentum: μ in [0, 1).
         dampening: in [0, 1); Nesterov needs 0.
         nesterov: look one momentum step ahead.
