@@ -167,9 +167,9 @@ class Sparsifier:
         """Go back to a saved state, of a sparsifier that was made with the same arguments.
 
         Raises:
-            InputError: it is the state of another network.
+            InputError: it is the state of another network, or of something else.
         """
-        shapes = {name: mask.shape for name, mask in state["masks"].items()}
+        shapes = {name: mask.shape for name, mask in state.get("masks", {}).items()}
         if shapes != {name: mask.shape for name, mask in self.run.masks.items()}:
             raise InputError(
                 "the saved state has masks of other weights", "make the same network, skip alike"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from lpss_cli import randomness
 from lpss_cli.data.order import derive_seed
 from lpss_cli.distillation import Teacher
 from lpss_cli.idle import Activity
+from lpss_cli.layertargets import Quotas
 from lpss_cli.maskedweights import MaskedWeights
 from lpss_cli.masking import keep_only
 from lpss_cli.masks import Masks
 from lpss_cli.optim import optimizerstate
 from lpss_cli.processes.distributed import World
+from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
 
 # What is saved and restored as it is.
@@ -202,6 +205,7 @@ class RunState(MaskedWeights):
             "model": self.model.state_dict(),
             "optimizer": optimizerstate.by_name(self.optimizer, self.model),
             "masks": self.masks,
+            "start": asdict(self.start),
             "activity": self.activity.seen,
             "loss_sum": self.loss_sum,
             **{key: getattr(self, key) for key in _PLAIN},
@@ -222,6 +226,8 @@ class RunState(MaskedWeights):
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
         self._any_masked = self.masked > 0
+        self.start = Quotas(**state.get("start", asdict(self.start)))  # older states have none
+        self.quotas = replace(self.quotas, zeros=zero_count(self.total, self.sparsity))
         self.activity.seen = moved(state["activity"], self.device)
         self.loss_sum.copy_(state["loss_sum"])
         self.rng.set_state(state["rng"])
@@ -243,6 +249,5 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: moved(part, device) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        parts = [moved(part, device) for part in value]
-        return tuple(parts) if isinstance(value, tuple) else parts
+        return type(value)(moved(part, device) for part in value)
     return value

@@ -167,15 +167,26 @@ def test_more_steps_than_announced_keep_the_masks():
     assert sparsifier.finish().report.zeros == zeros(model) == 576
 
 
-@pytest.mark.parametrize("name", ["lpss", "gsm", "rigl", "lottery"])
-def test_a_saved_state_goes_on_to_the_same_bits(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lpss", {}),
+        ("gsm", {}),
+        ("rigl", {}),
+        ("lottery", {}),
+        ("gmp", {"layers": "2.*=0.8", "frequency": 2}),  # from what was zero at the start
+    ],
+)
+def test_a_saved_state_goes_on_to_the_same_bits(name, options, tmp_path):
     whole, resumed = plain(), plain(seed=5)
-    reference = Sparsifier(whole, STEPS, method=name)
+    if options:
+        whole[2].weight.data[:, :15] = 0
+    reference = Sparsifier(whole, STEPS, method=name, **options)
     for number, batch in enumerate(batches()):
         train(whole, reference.optimizer, examples=[batch])
         if number == STEPS // 2:
             torch.save(reference.state_dict(), tmp_path / "state.pt")
-    again = Sparsifier(resumed, STEPS, method=name)
+    again = Sparsifier(resumed, STEPS, method=name, **options)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.run.step == STEPS // 2 + 1
     train(resumed, again.optimizer, examples=list(batches())[again.run.step :])
@@ -186,6 +197,8 @@ def test_a_saved_state_goes_on_to_the_same_bits(name, tmp_path):
     other = Sparsifier(network(), STEPS, method=name)
     with pytest.raises(InputError, match="masks of other weights"):
         other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    with pytest.raises(InputError, match="masks of other weights"):
+        other.load_state_dict(other.optimizer.state_dict())
 
 
 def test_a_layer_has_a_target_of_its_own():
