@@ -17,8 +17,8 @@ from lpss_cli.hoyer import hoyer_of
 
 Dims = tuple[int, ...]
 
-# Below p = 1.03 the exponent 1/(p-1) passes 33 and fp32 rows overflow; below 0.2 row norms
-# n^(1/p) do; above 4 there is no sparsity left to steer.
+# Below p = 1.03 the exponent 1/(p-1) passes 33 and what is small in a row underflows; below 0.2 row
+# norms n^(1/p) overflow; above 4 there is no sparsity left to steer.
 P_RANGES = ((0.2, 1.0), (1.03, 4.0))
 
 

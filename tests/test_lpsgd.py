@@ -58,6 +58,20 @@ def test_100_random_steps_equal_the_reference(p, momentum, dampening, nesterov, 
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("eta", [0.5, 0.99])
+def test_large_steps_equal_the_reference_in_fp32(eta):
+    w = weight(3, 50, dtype=torch.float32)
+    rows = [DualRow(row, 1.03, "fixed") for row in w.detach().double().numpy()]
+    optimizer = LpSGD([w], p=1.03, eta=eta, gain="fixed")
+    for seed in range(1, 5):
+        w.grad = weight(3, 50, seed=seed, dtype=torch.float32).detach()
+        optimizer.step()
+        for row, g in zip(rows, w.grad.double().numpy(), strict=True):
+            row.step(g, eta=eta, mu=0.9, dampening=0.0, nesterov=True)
+        expected = np.stack([row.w() for row in rows])
+        np.testing.assert_allclose(w.detach().numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
 def _exact(p):
     return 15 / 14 if p == 1.0714 else p
 

@@ -44,6 +44,8 @@ def dual_step(
     norm = power(magnitude, q).sum(dims, keepdim=True).pow_(1.0 / q).clamp_min_(1.0)
     # (1-η)v - ηd/‖d‖, divided by 1-η: it is renormalised anyway.
     v.addcmul_(d, step / norm.mul_(step - 1.0))
+    if eta > 0.5:
+        v.mul_(1.0 - step)  # not divided after all: a power of 1/(1-η) would overflow
     torch.abs(v, out=magnitude)
     w0 = power(magnitude, a)
     total = magnitude.mul_(w0).sum(dims, keepdim=True)
