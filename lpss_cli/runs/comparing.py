@@ -92,7 +92,7 @@ class Comparison:
 
 
 def compare(
-    what: Comparison, request: Request, folder: Path, note: Callable[[str], None] = print
+    what: Comparison, request: Request, folder: Path, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Run what is missing and return one row a method and sparsity.
 
