@@ -6,10 +6,10 @@ does around its own: gradients are shown to the method and masked before, masks 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class Sparsifier:
         watcher: Watcher | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(steps, Integral) or steps < 1:
+        if not 1 <= steps < math.inf or steps != int(steps):  # often the result of a division
             raise InputError(
                 f"steps={steps} is no whole number of 1 or more",
                 "give the number of all optimizer steps: epochs * len(loader)",
@@ -99,7 +99,7 @@ class Sparsifier:
             options["p"] = (str(p),) if isinstance(p, (int, float, str)) else tuple(map(str, p))
         self._method = method_for(optimizer, method, options)
         target = check_sparsity(parse(sparsity, "sparsity"))
-        self._made = {"method": method, "steps": int(steps), "sparsity": target}
+        self._made: dict[str, Any] = {"method": method, "steps": int(steps), "sparsity": target}
         self._made |= {
             name: ",".join(value) if name == "p" else str(value) for name, value in options.items()
         }
@@ -115,7 +115,7 @@ class Sparsifier:
             skip=(skip,) if isinstance(skip, str) else tuple(skip),
             keep_zeros=True,
         )
-        self.run = self._start(steps, optimizer)
+        self.run = self._start(int(steps), optimizer)
         self.optimizer = self.run.optimizer
         self._hooks = StepHooks(
             self.run, self._method, self._watcher, schedule=schedule and optimizer is None
@@ -220,7 +220,7 @@ def _none(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _check_made(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse the state of a sparsifier that was made with other arguments."""
-    others = [name for name in (then | now) if then.get(name) != now.get(name)]
+    others = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if others:
         was, own = (
             ", ".join(f"{n}={made[n]}" for n in others if n in made) or "the defaults"

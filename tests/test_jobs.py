@@ -259,6 +259,16 @@ def test_mnist_sparse_zeros_counted_independently(tmp_path):
     [
         ({"kind": "array", "mean": [0.0], "std": [1.0]}, ["inputs are used as they are"]),
         ({"kind": "image", "mean": [0.5], "std": [0.25]}, ["standardised by mean/std 0.5/0.25;"]),
+        (
+            {
+                "kind": "image",
+                "mean": [0.5],
+                "std": [0.25],
+                "image_size": [64, 64],
+                "resize_shorter_side": 73,
+            },
+            ["brought to 73 pixels (shorter side), cropped to 64x64, standardised by mean/std 0.5"],
+        ),
         ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in all)"]),
         ({"kind": "table", "mean": [1.0], "std": [2.0]}, []),
         ({"kind": "factory"}, []),

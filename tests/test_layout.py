@@ -21,8 +21,8 @@ GROUPS = {"checkpoints", "exports", "optim", "processes", "runs"}
 # Lower tiers know nothing of higher ones; any other package counts as one module.
 TIERS = (
     "errors version targets checkpoints exports optim processes runs",
-    "data models sphere lpsgd masks schedule patterns weights files tasks folding nesting loading snapshot"
-    " lookup described torchpickle torchfile safetensorsfile manifest record entries kinds"
+    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
+    " nesting lookup described torchpickle torchfile safetensorsfile manifest record entries kinds"
     " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts apart randomness optimizerstate generations"
@@ -35,8 +35,8 @@ TIERS = (
     " exporting evaluation packing onnxfile quantizing onnxjob",
     "request resolving given recipes resuming stopping job jobrecord jobs tickets comparing"
     " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring"
-    " runstore labels ownoptimizer sparsifier stephooks recording drafting searching warmstart origins weighing"
-    " filesizes",
+    " runstore labels sparsifier stephooks recording drafting searching warmstart origins weighing"
+    " filesizes ownoptimizer",
     "cli",
     "__init__ __main__",
 )
