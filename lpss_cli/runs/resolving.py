@@ -20,6 +20,7 @@ from lpss_cli.distillation import check_task
 from lpss_cli.errors import InputError
 from lpss_cli.patterns import resolve
 from lpss_cli.runs.request import Request
+from lpss_cli.runs.trial import flops
 from lpss_cli.starting import TEMPERATURE, Settings
 from lpss_cli.weights import Weight
 
@@ -44,7 +45,7 @@ def restore(
         note: told what was found out or assumed.
 
     Raises:
-        InputError: the network or the data are unknown, or do not fit the weights.
+        InputError: the network or the data are unknown, or do not fit the weights or each other.
     """
     fit = None
     if checkpoint.meta:
@@ -67,6 +68,7 @@ def restore(
     if not checkpoint.meta:
         checkpoint.state_dict = part_of(checkpoint.state_dict, model.state_dict(), note)
     load_into(model, checkpoint, arch)
+    flops(model, data, arch)  # says in words where they do not fit
     return model, arch, data
 
 
