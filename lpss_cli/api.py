@@ -23,7 +23,7 @@ from lpss_cli.method import make
 from lpss_cli.reporting import Report, report
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
-from lpss_cli.targets import check_sparsity
+from lpss_cli.targets import check_sparsity, parse
 from lpss_cli.tasks import CLASSIFICATION, REGRESSION, Loss, Task
 from lpss_cli.watching import Watcher
 from lpss_cli.weights import prunable
@@ -57,7 +57,7 @@ def sparsify(
     train: Examples,
     test: Examples | None = None,
     *,
-    sparsity: float = 0.9,
+    sparsity: float | str = 0.9,
     p: float | str | Sequence[str] | None = None,
     method: str = "lpss",
     epochs: int = 4,
@@ -78,7 +78,7 @@ def sparsify(
         train: what to learn from: a DataLoader that yields (inputs, targets) and is used as it
             is, a map-style Dataset, or a pair of tensors.
         test: what to measure with, before and after; never used to choose anything.
-        sparsity: zeros / prunable weights, in [0, 1).
+        sparsity: zeros / prunable weights, in [0, 1), or a text as ``--sparsity`` takes it.
         p: exponent of the spheres, 0.2…1 or 1.03…4, or what ``--p`` takes; None chooses by layer.
         method: a name that ``lpss sparsify --method`` knows.
         epochs: passes over the training examples; 0 only cuts.
@@ -97,7 +97,7 @@ def sparsify(
         InputError: something does not exist or fit; the model is as it was.
         RunError: training diverged.
     """
-    check_sparsity(sparsity)
+    target = check_sparsity(parse(sparsity, "sparsity"))
     if p is not None:
         options["p"] = texts(p)
     chosen = make(method, options)
@@ -105,9 +105,7 @@ def sparsify(
     home = next(model.parameters()).device if device is None else torch.device(device)
     size = data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size
     patterns = texts(layers), texts(skip)
-    settings = Settings(
-        epochs, size, seed, sparsity, *patterns, keep_zeros=True, precision=precision
-    )
+    settings = Settings(epochs, size, seed, target, *patterns, keep_zeros=True, precision=precision)
 
     def metrics() -> dict[str, float] | None:
         return None if test is None else evaluate(model, data.test, data.task, device=home)
@@ -143,11 +141,18 @@ def describe(model: nn.Module, facts: dict[str, dict[str, Any]] | None = None) -
         facts: name → what a run noted about a weight; None: every prunable weight, without.
     """
     if facts is None:
+        model = uncompiled(model)
         facts = {name: {"row_dim": weight.row_dim} for name, weight in prunable(model).items()}
     state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
     size = sum(t.numel() * t.element_size() for t in state.values())
     named = Checkpoint(Path(type(model).__name__), state, {"weights": facts})
     return replace(report(named), file_bytes=size)
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module within what ``torch.compile`` made of it: the same weights, own names."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def data_of(train: Examples, test: Examples | None, batch_size: int, loss: Loss | None) -> Data:

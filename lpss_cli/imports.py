@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +31,9 @@ def call_function(spec: str, known: Mapping[str, Any] | None = None) -> Any:
     """
     head, _, attribute = spec.rpartition(":")
     # On the path for the call too: a function may import its helpers when it is called.
-    with _on_path(Path(head).resolve().parent if _is_file(head) else Path.cwd()):
+    # What it prints is no result of ours.
+    folder = Path(head).resolve().parent if _is_file(head) else Path.cwd()
+    with _on_path(folder), redirect_stdout(sys.stderr):
         function = _find(_module(head), head, attribute)
         names = _parameters(function)
         try:

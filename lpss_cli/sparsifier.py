@@ -6,26 +6,25 @@ does around its own: gradients are shown to the method and masked before, masks 
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lpss_cli import starting, stepping
-from lpss_cli.api import Examples, Sparse, data_of, result_of, texts
+from lpss_cli.api import Examples, Sparse, data_of, result_of, texts, uncompiled
 from lpss_cli.data import epoch_order
-from lpss_cli.errors import InputError
-from lpss_cli.method import Method, make
+from lpss_cli.errors import InputError, RunError
+from lpss_cli.ownoptimizer import check_holds, method_for
 from lpss_cli.state import RunState
 from lpss_cli.stephooks import StepHooks
-from lpss_cli.targets import check_sparsity
+from lpss_cli.targets import check_sparsity, parse
 from lpss_cli.tasks import CLASSIFICATION, Loss
 from lpss_cli.watching import Watcher
-
-# Options that say how to make an optimizer or its schedule.
-_OPTIMIZER = ("lr", "momentum", "weight_decay", "warmup")
 
 
 class Sparsifier:
@@ -44,11 +43,12 @@ class Sparsifier:
     Args:
         model: any network, on its device or moved later; its weights are the start, and as many
             as are zero stay zero.
-        steps: optimizer steps of the whole training, ≥ 1.
-        sparsity: zeros / prunable weights, in [0, 1).
+        steps: optimizer steps of the whole training, a whole number ≥ 1.
+        sparsity: zeros / prunable weights, in [0, 1), or a text as ``--sparsity`` takes it.
         method: a name that ``lpss sparsify --method`` knows.
         optimizer: one of the user's own; for methods that need none of theirs (``gmp``, ``set``,
-            …). It keeps its learning rates, and gradients are clipped only with ``clip=``.
+            …). It holds all weights that are pruned and keeps its learning rates; gradients are
+            clipped only with ``clip=``.
         schedule: set the learning rates by the method's schedule before every step; False where
             a scheduler drives them.
         layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
@@ -76,7 +76,7 @@ class Sparsifier:
         model: nn.Module,
         steps: int,
         *,
-        sparsity: float = 0.9,
+        sparsity: float | str = 0.9,
         method: str = "lpss",
         optimizer: Optimizer | None = None,
         schedule: bool = True,
@@ -89,24 +89,32 @@ class Sparsifier:
         watcher: Watcher | None = None,
         **options: Any,
     ) -> None:
-        if steps < 1:
-            raise InputError(f"{steps} steps are no training", "give the number of all steps")
+        if not 1 <= steps < math.inf or steps != int(steps):  # often the result of a division
+            raise InputError(
+                f"steps={steps} is no whole number of 1 or more",
+                "give the number of all optimizer steps: epochs * len(loader)",
+            )
         if "p" in options:
             options["p"] = texts(options["p"])
-        self._method = _method(method, options, optimizer)
+        self._method = method_for(optimizer, method, options)
+        target = check_sparsity(parse(sparsity, "sparsity"))
+        self._made: dict[str, Any] = {"method": method, "steps": int(steps), "sparsity": target}
+        self._made |= {
+            name: ",".join(value) if name == "p" else str(value) for name, value in options.items()
+        }
         self._watcher = watcher or Watcher()
-        self._model = model
+        self._given, self._model = model, uncompiled(model)
         self._data = None if train is None else data_of(train, None, batch_size, loss)
         self._settings = starting.Settings(
             epochs=1,
             batch_size=batch_size,
             seed=seed,
-            sparsity=check_sparsity(sparsity),
+            sparsity=target,
             layers=texts(layers),
             skip=texts(skip),
             keep_zeros=True,
         )
-        self.run = self._start(steps, optimizer)
+        self.run = self._start(int(steps), optimizer)
         self.optimizer = self.run.optimizer
         self._hooks = StepHooks(
             self.run, self._method, self._watcher, schedule=schedule and optimizer is None
@@ -116,7 +124,8 @@ class Sparsifier:
         settings = self._settings
         candidates, skipped = starting.choose(self._model, settings, self._watcher)
         if optimizer is not None:
-            _check_owner(optimizer, [weight.tensor for weight in candidates.values()])
+            pruned = {n: w.tensor for n, w in candidates.items() if n not in skipped}
+            check_holds(optimizer, pruned)
         task = CLASSIFICATION if self._data is None else self._data.task
         run = RunState(
             self._model,
@@ -143,7 +152,7 @@ class Sparsifier:
         A loop that ended before the exact cut is cut here, with a warning: nothing recovers then.
 
         Raises:
-            RunError: weights are not finite, or the zeros are not as many as asked.
+            RunError: weights are not finite, or something else has changed masked ones.
         """
         run = self.run
         self._hooks.follow_device()
@@ -155,25 +164,38 @@ class Sparsifier:
             )
             stepping.exact_cut(run, self._method, self._watcher)
             run.cut_step = run.step
+        for name, weight in run.weights.items():
+            if bool((weight[~run.masks[name]] != 0).any()):
+                raise RunError(
+                    f"{name} is not zero where it is masked: something beside the optimizer's step "
+                    "has changed it",
+                    "load no weights of before the exact cut, and step no other optimizer for them",
+                )
         stepping.finish(run)
         self._hooks.remove()
-        return result_of(run.model, run)
+        return replace(result_of(run.model, run), model=self._given)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides how the run goes on, the model and the optimizer included."""
-        return self.run.state_dict()
+        return {**self.run.state_dict(), "made": self._made}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state, of a sparsifier that was made with the same arguments.
 
         Raises:
-            InputError: it is the state of another network, or of something else.
+            InputError: it is no such state, or that of another network or of other arguments;
+                nothing has changed then.
         """
-        shapes = {name: mask.shape for name, mask in state.get("masks", {}).items()}
+        if not isinstance(state.get("masks"), Mapping):
+            raise InputError(
+                "this is no state of a Sparsifier", "give what its state_dict() returned"
+            )
+        shapes = {name: mask.shape for name, mask in state["masks"].items()}
         if shapes != {name: mask.shape for name, mask in self.run.masks.items()}:
             raise InputError(
                 "the saved state has masks of other weights", "make the same network, skip alike"
             )
+        _check_made(state.get("made", self._made), self._made)
         self.run.load_state_dict(state)
         self._hooks.forget_rates()
 
@@ -195,30 +217,15 @@ def _none(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     return iter(())
 
 
-def _method(name: str, options: dict[str, Any], optimizer: Optimizer | None) -> Method:
-    """Return the method; one that the user's own optimizer serves, if there is such."""
-    if optimizer is None:
-        return make(name, options)
-    given = [option for option in _OPTIMIZER if option in options]
-    if given:
-        raise InputError(
-            f"{', '.join(given)} is the business of the optimizer that was given",
-            "set it there, or leave optimizer out",
+def _check_made(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse the state of a sparsifier that was made with other arguments."""
+    others = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if others:
+        was, own = (
+            ", ".join(f"{n}={made[n]}" for n in others if n in made) or "the defaults"
+            for made in (then, now)
         )
-    method = make(name, {"clip": 0.0, **options})
-    own: Callable[..., Optimizer] = type(method).make_optimizer
-    if own is not Method.make_optimizer:
         raise InputError(
-            f"the method {name!r} trains with an optimizer of its own",
-            "leave optimizer out and step sparsifier.optimizer, or pass method='gmp'",
-        )
-    return method
-
-
-def _check_owner(optimizer: Optimizer, weights: Sequence[Tensor]) -> None:
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(weight) in owned for weight in weights):
-        raise InputError(
-            "the optimizer trains none of the model's weights",
-            "make it from this model's parameters",
+            f"the saved state is of {was}, and this sparsifier of {own}",
+            "make it with the same arguments",
         )

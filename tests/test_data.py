@@ -119,6 +119,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path):
     path = write_table(tmp_path)
     refused(DataSpec(path, target="y", image_size=8), "--image-size means nothing for a table")
     refused(DataSpec(path, target="y", augment="cifar"), "--augment means nothing for a table")
+    refused(DataSpec("digits", mean=(127.5,), std=(51.0,)), "--mean 127.5 is no mean of pixels")
 
 
 # --- order and sources -------------------------------------------------------------------------

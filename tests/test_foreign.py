@@ -86,7 +86,8 @@ def test_a_resnet_becomes_sparse_in_three_commands(lpss, pictures):
 
 
 def test_what_only_reads_a_file_says_what_it_is(lpss):
-    save(build("resnet20", (3, 32, 32), 10))
+    state = build("resnet20", (3, 32, 32), 10).state_dict()
+    torch.save({"model.net." + name: tensor for name, tensor in state.items()}, "weights.pt")
     for command in ("report", "plan"):
         code, _, err = lpss(command, "weights.pt")
         assert code == 0
@@ -100,10 +101,19 @@ def test_what_only_reads_a_file_says_what_it_is(lpss):
 def test_own_networks_without_a_record(lpss):
     lpss("train", "--epochs", "2")
     facts = torch.load("model.pt", weights_only=True)
-    torch.save(facts["state_dict"], "bare.pt")
+    # As a training program writes it: the network is an attribute, its state one entry of several.
+    state = {f"model.{name}": tensor for name, tensor in facts["state_dict"].items()}
+    torch.save({"epoch": 2, "net": state | {"criterion.weight": torch.ones(10)}}, "bare.pt")
+    arch = ("--arch", "mlp:64-300-100-10", "--data", "digits")
+    code, out, err = lpss("eval", "bare.pt", *arch)
+    assert code == 0, err
+    assert "took the part of the file under 'model.'; left out: criterion.weight" in err
+    assert float(out) == pytest.approx(facts["lpss"]["metrics"]["after"]["accuracy"], abs=1e-6)
+    torch.save({"epoch": 2, "net": state}, "bare.pt")
     code, out, err = lpss("eval", "bare.pt", "--data", "digits")
     assert code == 0, err
     assert "recognised as mlp:64-300-100-10" in err
+    assert "inputs are standardised by mean/std 0.3054/0.3761" in err
     assert float(out) == pytest.approx(facts["lpss"]["metrics"]["after"]["accuracy"], abs=1e-6)
     refused(lpss("eval", "bare.pt"), "does not say which data", "--data")
     # A bare file is exported as it is, and its pack is proved by the network's answers.

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, m
     with pytest.raises(InputError, match=r"does not take inputs of shape \(6,\)"):
         jobs.train(request)
     assert not Path("a.pt").exists()
+    torch.save(nn.Sequential(nn.Linear(7, 3)).state_dict(), "bare.pt")
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "class Named(nn.Sequential):\n"
+        "    def forward(self, x): return {'scores': super().forward(x[:, :1].expand(-1, 7))}\n"
+        "def seven(): return nn.Sequential(nn.Linear(7, 3))\n"
+        "def named(): return Named(nn.Linear(7, 3))\n"
+    )
+    for arch, what in (("seven", "does not take inputs of shape"), ("named", "returns a dict")):
+        with pytest.raises(InputError, match=what):
+            jobs.evaluate_file(Path("bare.pt"), replace(request, arch=f"net.py:{arch}"))
 
 
 def test_a_bare_checkpoint_needs_arch_and_data(tmp_path):
@@ -259,6 +271,16 @@ def test_mnist_sparse_zeros_counted_independently(tmp_path):
     [
         ({"kind": "array", "mean": [0.0], "std": [1.0]}, ["inputs are used as they are"]),
         ({"kind": "image", "mean": [0.5], "std": [0.25]}, ["standardised by mean/std 0.5/0.25;"]),
+        (
+            {
+                "kind": "image",
+                "mean": [0.5],
+                "std": [0.25],
+                "image_size": [64, 64],
+                "resize_shorter_side": 73,
+            },
+            ["brought to 73 pixels (shorter side), cropped to 64x64, standardised by mean/std 0.5"],
+        ),
         ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in all)"]),
         ({"kind": "table", "mean": [1.0], "std": [2.0]}, []),
         ({"kind": "factory"}, []),

@@ -22,7 +22,7 @@ GROUPS = {"checkpoints", "exports", "optim", "processes", "runs"}
 TIERS = (
     "errors version targets checkpoints exports optim processes runs",
     "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
-    " lookup described torchpickle torchfile safetensorsfile manifest record entries kinds"
+    " nesting lookup described torchpickle torchfile safetensorsfile manifest record entries kinds"
     " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
     " prediction amenable fading watching packed sizes"
     " interrupts apart randomness optimizerstate generations"
@@ -36,7 +36,7 @@ TIERS = (
     "request resolving given recipes resuming stopping job jobrecord jobs tickets comparing"
     " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring"
     " runstore labels sparsifier stephooks recording drafting searching warmstart origins weighing"
-    " filesizes",
+    " filesizes ownoptimizer",
     "cli",
     "__init__ __main__",
 )

@@ -41,12 +41,31 @@ def test_an_artifact_keeps_its_facts(tmp_path):
     assert checkpoint.meta["arch"] == "mlp:3-2"
 
 
-@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model", "net"])
 def test_a_state_dict_is_found_bare_or_nested(tmp_path, key):
-    content = STATE if key is None else {"epoch": 3, "optimizer": {"lr": 0.1}, key: STATE}
-    checkpoint = read(saved(tmp_path, content))
+    beside = {
+        "epoch": 3,
+        "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 0.1}]},
+        "best": torch.tensor(0.9),
+        "empty": {},
+    }
+    checkpoint = read(saved(tmp_path, STATE if key is None else {**beside, key: STATE}))
     assert same(checkpoint.state_dict)
-    assert (checkpoint.kind, checkpoint.meta, checkpoint.notes) == ("state_dict", {}, [])
+    assert (checkpoint.kind, checkpoint.meta) == ("state_dict", {})
+    assert checkpoint.notes == (["took the state_dict under 'net'"] if key == "net" else [])
+
+
+def test_the_usual_name_wins_and_one_of_several_has_to_be_chosen(tmp_path):
+    other = {name: tensor + 1 for name, tensor in STATE.items()}
+    assert same(read(saved(tmp_path, {"ema": other, "model": STATE})).state_dict)
+    with pytest.raises(InputError, match="holds several state_dicts: 'first', 'second'") as found:
+        read(saved(tmp_path, {"first": STATE, "second": other}))
+    assert "torch.load(FILE)['first']" in found.value.do
+
+
+@pytest.mark.parametrize("name", ["statistics", "layer._extra_state"])
+def test_something_small_beside_the_tensors_is_not_the_network(tmp_path, name):
+    assert same(read(saved(tmp_path, {**STATE, name: {"mean": torch.zeros(1)}})).state_dict)
 
 
 def test_the_format_before_zip_archives(tmp_path):

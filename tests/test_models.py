@@ -324,7 +324,7 @@ def late():
     from late_neighbour import WIDTH
     return nn.Linear(WIDTH, 2)
 def sized(input_shape, outputs, bias=False): return nn.Linear(input_shape[0], outputs, bias)
-def classes(num_classes=10): return nn.Linear(1, num_classes)
+def classes(num_classes=10): print("made"); return nn.Linear(1, num_classes)
 def raises(): raise KeyError("two\\nlines")
 def leaves(): raise SystemExit(3)
 def nothing(): pass
@@ -339,7 +339,7 @@ number = 3
     return file
 
 
-def test_factory_of_a_file(nets):
+def test_factory_of_a_file(nets, capsys):
     before, modules = list(sys.path), set(sys.modules)
     try:
         assert build(f"{nets}:plain", (3,), 2).in_features == 3
@@ -351,6 +351,7 @@ def test_factory_of_a_file(nets):
         for name in set(sys.modules) - modules:
             del sys.modules[name]
     assert sys.path == before
+    assert capsys.readouterr() == ("", "made\n")  # stdout is for results
 
 
 def test_factory_of_a_module(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lpss_cli.checkpoints import artifact
-from lpss_cli.checkpoints.fitting import load_into
+from lpss_cli.checkpoints.fitting import load_into, part_of
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
 from lpss_cli.reporting import report
@@ -49,6 +49,29 @@ def test_a_compiled_part_of_a_network(tmp_path):
     checkpoint = read(saved(tmp_path, state))
     assert equal(checkpoint.state_dict, bare)
     assert "within names" in checkpoint.notes[0]
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.inner."])
+@pytest.mark.parametrize("others", [{}, {"criterion.weight": torch.ones(3)}])
+def test_a_training_program_keeps_the_network_as_an_attribute(prefix, others):
+    bare, notes = net().state_dict(), []
+    part = part_of({**others, **{prefix + n: t for n, t in bare.items()}}, bare, notes.append)
+    assert list(part) == list(bare)
+    assert all(part[name] is bare[name] for name in bare)
+    left = "; left out: criterion.weight" if others else ""
+    assert notes == [f"took the part of the file under {prefix!r}{left}"]
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [("",), ("model.", "ema."), ("", "ema.")],  # its own names; two that it may be; its own first
+)
+def test_what_is_no_single_part_stays_whole(prefixes):
+    bare = net().state_dict()
+    state = {prefix + name: tensor for prefix in prefixes for name, tensor in bare.items()}
+    assert part_of(state, bare, pytest.fail) is state
+    del state[prefixes[-1] + "1.bias"]
+    assert part_of(state, {**bare, "more": bare["1.bias"]}, pytest.fail) is state
 
 
 @pytest.mark.parametrize("others", [True, False])

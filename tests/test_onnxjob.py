@@ -61,6 +61,7 @@ def test_the_int8_file_is_measured_beside_it(trained, files):
     data, model = trained
     fp32, int8 = files
     assert Path(int8.path).name == "m.int8.onnx"
+    assert (fp32.values, int8.values) == ("fp32", "int8")
     assert int8.metrics["accuracy"] > fp32.metrics["accuracy"] - 0.05
     assert int8.largest_difference > fp32.largest_difference
     outputs, expected = run(Path(int8.path), data.test.x), run_torch(model, data.test.x)

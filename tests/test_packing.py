@@ -198,7 +198,7 @@ def test_a_packed_file_need_not_say_which_values_were_asked_for(tmp_path, monkey
     (tmp_path / "w.lpss").write_bytes(pack(state, {}, ["w.weight"]))
     assert read(tmp_path / "w.lpss").about == about
     assert report(tmp_path / "w.lpss").bound_values == "fp16"
-    found = exportjob.sizes_of(tmp_path / "w.lpss", Request(), [], "fp16")
+    found = exportjob.sizes_of(tmp_path / "w.lpss", Request(), [])
     assert (found[-1].name, found[-1].values) == ("pack", "fp16")
 
 

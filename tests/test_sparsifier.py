@@ -5,7 +5,7 @@ import torch
 from helpers import blobs, network
 from torch import nn
 
-from lpss_cli import InputError, Sparsifier, engine, sparsify
+from lpss_cli import InputError, RunError, Sparsifier, describe, engine, sparsify
 from lpss_cli.data import epoch_order
 from lpss_cli.method import make, registry
 from lpss_cli.starting import Settings
@@ -265,8 +265,11 @@ def test_weights_made_from_others_are_warned_of():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "no training"),
+        ({"steps": 0}, "steps=0 is no whole number"),
+        ({"steps": 9.5}, r"steps=9\.5 is no whole number"),
+        ({"steps": float("inf")}, "steps=inf is no whole number"),
         ({"sparsity": 1.0}, "outside"),
+        ({"sparsity": "most"}, "sparsity 'most' is no number"),
         ({"method": "lps"}, "unknown method"),
         ({"method": "snip"}, "looks at training examples"),
         ({"skip": "nothing*"}, "nothing"),
@@ -274,6 +277,8 @@ def test_weights_made_from_others_are_warned_of():
         ({"optimizer": "sgd"}, "optimizer of its own"),
         ({"optimizer": "sgd", "method": "gmp", "lr": 0.1}, "lr is the business"),
         ({"optimizer": "other", "method": "gmp"}, "none of the model's weights"),
+        # Another optimizer would revive the zeros of the rest.
+        ({"optimizer": "part", "method": "gmp"}, r"the optimizer does not train 2\.weight"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):
@@ -282,12 +287,71 @@ def test_what_does_not_fit_is_refused(arguments, message):
     made = {
         "sgd": torch.optim.SGD(model.parameters()),
         "other": torch.optim.SGD(plain().parameters()),
+        "part": torch.optim.SGD(model[0].parameters()),
     }
     if "optimizer" in arguments:
         arguments = {**arguments, "optimizer": made[arguments["optimizer"]]}
     with pytest.raises(InputError, match=message):
         Sparsifier(model, **{"steps": STEPS, **arguments})
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_part_that_the_optimizer_does_not_train_may_be_skipped():
+    model = plain()
+    sparsifier = Sparsifier(
+        model,
+        STEPS,
+        sparsity="10x",
+        method="gmp",
+        optimizer=torch.optim.SGD(model[0].parameters()),
+        skip="2.*",
+    )
+    assert (sparsifier.run.sparsity, sparsifier.run.total) == (pytest.approx(0.9), 480)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 0.8}, r"is of sparsity=0\.9, and this sparsifier of sparsity=0\.8"),
+        ({"steps": 2 * STEPS}, f"is of steps={STEPS}, and this sparsifier of steps={2 * STEPS}"),
+        ({"method": "gmp"}, r"is of method=lpss, p=1\.3, and this sparsifier of method=gmp$"),
+        ({"p": 1.2}, r"is of p=1\.3, and this sparsifier of p=1\.2"),
+    ],
+)
+def test_the_state_of_other_arguments_is_refused_and_changes_nothing(arguments, message):
+    made = {"steps": STEPS, "p": 1.3}
+    state = Sparsifier(plain(), **made).state_dict()
+    asked = {**made, **arguments}
+    if "method" in arguments:
+        del asked["p"]
+    model = plain(seed=5)
+    other = Sparsifier(model, **asked)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(InputError, match=message):
+        other.load_state_dict(state)
+    with pytest.raises(InputError, match="no state of a Sparsifier"):
+        other.load_state_dict(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_compiled_network_has_its_own_names():
+    compiled = nn.Module()  # what torch.compile returns holds the network so
+    compiled._orig_mod = plain()
+    sparsifier = Sparsifier(compiled, STEPS, skip="2.*")
+    assert list(sparsifier.run.masks) == ["0.weight"]
+    assert [layer.name for layer in describe(compiled).layers] == ["0.weight", "2.weight"]
+    with pytest.warns(UserWarning, match="the exact cut comes now"):
+        assert sparsifier.finish().model is compiled
+
+
+def test_weights_of_before_the_cut_are_noticed():
+    model = plain()
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sparsifier = Sparsifier(model, 2)
+    train(model, sparsifier.optimizer, examples=[TRAIN] * 2)
+    model.load_state_dict(best)
+    with pytest.raises(RunError, match=r"0\.weight is not zero where it is masked"):
+        sparsifier.finish()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from lpss_cli.arrays import not_finite
 from lpss_cli.checkpoints.folding import WRAPPERS
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import InputError, one_line
+from lpss_cli.models.shapes import needed
 from lpss_cli.models.zoo import without_auxiliary
 
 
@@ -31,6 +32,39 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     # older PyTorch does not have.
     own.update(theirs)
     model.load_state_dict(own)
+
+
+def part_of(
+    state: dict[str, Tensor], own: Collection[str], note: Callable[[str], None]
+) -> dict[str, Tensor]:
+    """Return the part of a training program's file that is the network, under its own names.
+
+    A module that trains a network keeps it as an attribute: all its names begin with ``model.``,
+    or whatever the attribute is called. What else the module has is left out.
+
+    Args:
+        state: the file's entries.
+        own: names of the network's entries.
+        note: told which part was taken, and what was left out.
+    """
+    needed_names = needed(own)
+    if not needed_names or any(name in state for name in needed_names):
+        return state
+    first = "." + needed_names[0]
+    found = [
+        prefix
+        for prefix in (name.removesuffix(first) + "." for name in state if name.endswith(first))
+        if all(prefix + name in state for name in needed_names)
+    ]
+    if len(found) != 1:
+        return state
+    [prefix] = found
+    part = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    others = [name for name in state if not name.startswith(prefix)]
+    left = f"; left out: {', '.join(others[:3])}" if others else ""
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    note(f"took the part of the file under {prefix!r}{left}{more}")
+    return part
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], path: Path) -> None:
@@ -115,4 +149,6 @@ def check_fits(
             f"{checkpoint.path} names a network that cannot be built: {one_line(error)[:200]}",
             "pass --arch",
         ) from error
-    refuse_misfits(model.state_dict(), checkpoint.state_dict, checkpoint.path, arch)
+    own = model.state_dict()
+    theirs = part_of(checkpoint.state_dict, own, lambda _: None)
+    refuse_misfits(own, theirs, checkpoint.path, arch)

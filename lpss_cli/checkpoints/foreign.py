@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from lpss_cli.checkpoints.loading import Checkpoint
-from lpss_cli.checkpoints.recognising import fit_of, plural, recognise
+from lpss_cli.checkpoints.recognising import Recognised, fit_of, plural, recognise
 from lpss_cli.data import DataSpec
 from lpss_cli.data.spec import KNOWN, canonical_name
 from lpss_cli.errors import InputError
+from lpss_cli.forms import Form
 from lpss_cli.models import mlp_widths, zoo
 from lpss_cli.models.published import View, view
 from lpss_cli.models.shapes import Fit
@@ -46,13 +47,14 @@ def identify(checkpoint: Checkpoint, typed: str | None, note: Note) -> tuple[str
         arch = fit.arch
         note(_described(fit))
     elif typed is None:
-        found = recognise(checkpoint.state_dict)
+        found = _recognised(checkpoint.state_dict)
         if not found.fits:
-            raise found.refusal(checkpoint.path)
+            raise recognise(checkpoint.state_dict).refusal(checkpoint.path)
         note(found.note())
         arch, fit = found.fits[0].arch, found.fits[0]
     else:
-        arch, fit = typed, fit_of(typed, checkpoint.state_dict)
+        fits = (fit_of(typed, state) for state in _within(checkpoint.state_dict))
+        arch, fit = typed, next(filter(None, fits), None)
     if len(zoo.without_auxiliary(arch, checkpoint.state_dict)) < len(checkpoint.state_dict):
         note("the auxiliary classifiers are left out: training alone needs them")
     return arch, fit
@@ -69,8 +71,28 @@ def introduce(checkpoint: Checkpoint) -> list[str]:
         return []
     if checkpoint.described is not None:
         return [_described(checkpoint.described.fit)]
-    found = recognise(checkpoint.forms, explain=False)
+    found = _recognised(checkpoint.forms)
     return [found.note()] if found.fits else []
+
+
+def _recognised(state: Mapping[str, Form]) -> Recognised:
+    """Look for the networks that a state_dict is of, or that it holds as its only attribute."""
+    tried = (recognise(inner, explain=False) for inner in _within(state))
+    first = next(tried)
+    return first if first.fits else next((found for found in tried if found.fits), first)
+
+
+def _within(state: Mapping[str, Form]) -> Iterator[Mapping[str, Form]]:
+    """Yield the state_dict, then what is left of its names without the attribute they all share.
+
+    A module that trains a network keeps it as ``self.model``, or whatever it calls it.
+    """
+    while state:
+        yield state
+        attributes = {name.partition(".")[0] for name in state}
+        if len(attributes) > 1 or not all("." in name for name in state):
+            return
+        state = {name.partition(".")[2]: form for name, form in state.items()}
 
 
 def as_published(

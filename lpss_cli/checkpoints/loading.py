@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpss_cli import arrays
-from lpss_cli.checkpoints import kinds, manifest, modelfolder, record, safetensorsfile, torchfile
+from lpss_cli.checkpoints import (
+    kinds,
+    manifest,
+    modelfolder,
+    nesting,
+    record,
+    safetensorsfile,
+    torchfile,
+)
 from lpss_cli.checkpoints.folding import fold, plan
 from lpss_cli.checkpoints.modelfolder import Described
 from lpss_cli.checkpoints.snapshot import read_whole
@@ -23,7 +31,6 @@ from lpss_cli.packed import MAGIC, MalformedError, unpack
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NESTED = ("state_dict", "model_state_dict", "model")
 _LONGEST_NAME = 1000
 
 
@@ -98,7 +105,8 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
             path, checkpoint.meta, parts, checkpoint.forms
         )
     else:
-        checkpoint.state_dict, checkpoint.notes = fold(checkpoint.state_dict)
+        checkpoint.state_dict, notes = fold(checkpoint.state_dict)
+        checkpoint.notes += notes
     return checkpoint
 
 
@@ -159,8 +167,8 @@ def _interpret(path: Path, content: Any) -> Checkpoint:
         init = _tensors(content["init"], path) if content.get("init") is not None else None
         state = _tensors(content.get("state_dict"), path)
         return Checkpoint(path, state, dict(meta), "lpss", init=init)
-    nested = next((content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), content)
-    return Checkpoint(path, _tensors(nested, path))
+    nested, notes = nesting.find(content, path)
+    return Checkpoint(path, _tensors(nested, path), notes=notes)
 
 
 def _from_safetensors(path: Path, data: bytes) -> Checkpoint:

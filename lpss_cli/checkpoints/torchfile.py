@@ -53,14 +53,15 @@ def load(path: Path, data: bytes, *, trust_pickle: bool = False) -> Any:
             "save model.state_dict() instead, or pass --trust-pickle if you trust its origin",
         ) from None
     except _OtherKindError as kind:
-        raise InputError(f"{path} is {kind}", _DO) from None
+        what, do = (*kind.args, _DO)[:2]
+        raise InputError(f"{path} is {what}", do) from None
     except RefusedError as reason:
         raise InputError(f"{path} cannot be read: {reason}", _DAMAGED) from None
     return _torch_load(path, data, trust_pickle)
 
 
 class _OtherKindError(Exception):
-    """The file is sound and no checkpoint; the message is what it is."""
+    """The file is sound and no checkpoint: what it is, and what to do where that is special."""
 
 
 def _examine_archive(data: bytes, trust_pickle: bool) -> None:
@@ -95,7 +96,10 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     names = [info.filename for info in infos]
     folder = names[0].split("/")[0] + "/" if names else ""
     if f"{folder}constants.pkl" in names:
-        raise _OtherKindError("a TorchScript archive")
+        raise _OtherKindError(
+            "a TorchScript archive",
+            "take the weights out: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+        )
     if any(name.endswith(".npy") for name in names):
         raise _OtherKindError("a NumPy archive")
     if f"{folder}data.pkl" not in names:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lpss_cli.data import augment as augmentation
 from lpss_cli.data import fingerprint
 from lpss_cli.data.bundle import Data
-from lpss_cli.data.pixels import Numbers, normalise, per_channel
+from lpss_cli.data.pixels import Numbers, normalise, standard
 from lpss_cli.data.sources import DatasetSource, Source, TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.errors import InputError, one_line
@@ -46,13 +46,9 @@ class View:
     def of(cls, spec: DataSpec) -> View:
         """Complete a specification with the usual evaluation view of ImageNet."""
         size = spec.image_size or 224
-        return cls(
-            size,
-            spec.resize or round(size * 256 / 224),
-            spec.interpolation or "bilinear",
-            per_channel(spec.mean or _IMAGENET_MEAN, 3, "mean"),
-            per_channel(spec.std or _IMAGENET_STD, 3, "std"),
-        )
+        mean, std = standard(spec.mean or _IMAGENET_MEAN, spec.std or _IMAGENET_STD, 3)
+        resize, interpolation = spec.resize or round(size * 256 / 224), spec.interpolation
+        return cls(size, resize, interpolation or "bilinear", mean, std)
 
 
 class ImageFiles:

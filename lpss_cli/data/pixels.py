@@ -58,6 +58,22 @@ def per_channel(values: Numbers, channels: int, option: str) -> Numbers:
     return values * channels if len(values) == 1 else values
 
 
+def standard(mean: Numbers, std: Numbers, channels: int) -> tuple[Numbers, Numbers]:
+    """Return mean and standard deviation per channel, of pixels in [0, 1].
+
+    Raises:
+        InputError: another number of numbers, or those of pixels in 0 to 255.
+    """
+    mean, std = per_channel(mean, channels, "mean"), per_channel(std, channels, "std")
+    if max(mean) > 1:
+        divided = (",".join(f"{n / 255:.4g}" for n in numbers) for numbers in (mean, std))
+        raise InputError(
+            f"--mean {max(mean):g} is no mean of pixels in [0, 1]",
+            "of pixels in 0 to 255 these are --mean {} --std {}".format(*divided),
+        )
+    return mean, std
+
+
 def statistics(spec: DataSpec, raw: Pixels) -> tuple[Numbers, Numbers]:
     """Mean and standard deviation per channel: asked for, published, or measured."""
     channels = raw.train.shape[1]
@@ -68,7 +84,7 @@ def statistics(spec: DataSpec, raw: Pixels) -> tuple[Numbers, Numbers]:
         mean = mean or tuple(values.mean(dim=1).tolist())
         # A channel of one colour has nothing to scale.
         std = std or tuple(torch.where(deviations == 0, 1.0, deviations).tolist())
-    return per_channel(mean, channels, "mean"), per_channel(std, channels, "std")
+    return standard(mean, std, channels)
 
 
 def normalise(x: Tensor, white: int, mean: Numbers, std: Numbers) -> Tensor:

@@ -39,6 +39,7 @@ class Exported:
         savings: what removing dead units saved; None where that was not tried.
         latency: of the file, and of the network as it was where units were removed.
         measured: of a pack, on the test split, where it was at hand: name -> (before, in the file).
+        values: type of the kept values in it.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Exported:
     savings: Savings | None = None
     latency: tuple[Latency, ...] = ()
     measured: dict[str, tuple[float, float]] | None = None
+    values: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for JSON."""

@@ -160,20 +160,19 @@ def _sealed(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, meta=manifest.seal(kept, parts))
 
 
-def sizes_of(path: Path, request: Request, written: Sequence[Exported], values: str) -> list[Size]:
+def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[Size]:
     """Set the sizes of a checkpoint's written files beside the dense and the masked ones.
 
     Args:
         path: the checkpoint that was exported.
         request: whether pickles are trusted.
         written: the files.
-        values: type of the packed ones' values.
 
     Raises:
         InputError: the checkpoint cannot be read.
     """
     checkpoint = read(path, trust_pickle=request.trust_pickle)
-    files = [(x.kind, x.bytes, values if x.kind == "pack" else "fp32") for x in written]
+    files = [(x.kind, x.bytes, x.values) for x in written]
     if checkpoint.kind == "pack":
         files.append(("pack", checkpoint.file_bytes, packed_values(checkpoint)))
     return table(checkpoint.state_dict, list(weights_of(checkpoint)), files)

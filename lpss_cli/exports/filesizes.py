@@ -33,7 +33,7 @@ def with_files(report: Report, request: Request, watcher: JobWatcher | None = No
     try:
         with tempfile.TemporaryDirectory(prefix="lpss-") as folder:
             written = _exported(path, request, Options(formats, values), Path(folder), watcher)
-            sizes = sizes_of(path, request, written, values)
+            sizes = sizes_of(path, request, written)
     except OSError as error:
         raise InputError(
             f"no room for the files to be measured: {error.strerror}",

@@ -137,7 +137,15 @@ def _write_int8(
     metrics = data.task.metrics(outputs, y)
     size = path.stat().st_size
     return Exported(
-        str(path), "onnx", size, checked, found.difference, len(x), found.changed, metrics
+        str(path),
+        "onnx",
+        size,
+        checked,
+        found.difference,
+        len(x),
+        found.changed,
+        metrics,
+        values="int8",
     )
 
 

@@ -75,7 +75,8 @@ def export_pack(
     codes = sorted({entry.values for entry in back.entries} - {"raw"})
     rounding = f"{', '.join(codes)} as rounded" if codes else "bit for bit"
     checked = f"every tensor, {rounding}, and every zero"
-    return Exported(str(path), "pack", path.stat().st_size, checked, difference, measured=metrics)
+    size = path.stat().st_size
+    return Exported(str(path), "pack", size, checked, difference, measured=metrics, values=values)
 
 
 def _try(

@@ -33,6 +33,7 @@ from lpss_cli.runs.resolving import (
     SPARSITY,
     TRAIN_BUDGET,
     load_data,
+    preprocessing_notes,
     restore,
     settings_for,
     sparsity_of,
@@ -200,5 +201,7 @@ def evaluate_file(
     for note in checkpoint.notes:
         watcher.on_note(note)
     model, _, data = restore(checkpoint, request, watcher.on_note)
+    for note in preprocessing_notes(data):
+        watcher.on_note(note)
     metrics = evaluate(model, data.test, data.task, device=device_of(request.device))
     return data.task.primary, metrics

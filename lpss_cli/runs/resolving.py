@@ -12,7 +12,7 @@ from torch import nn
 
 from lpss_cli import layertargets, models
 from lpss_cli.checkpoints import artifact, foreign
-from lpss_cli.checkpoints.fitting import check_fits, load_into
+from lpss_cli.checkpoints.fitting import check_fits, load_into, part_of
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
@@ -20,6 +20,7 @@ from lpss_cli.distillation import check_task
 from lpss_cli.errors import InputError
 from lpss_cli.patterns import resolve
 from lpss_cli.runs.request import Request
+from lpss_cli.runs.trial import flops
 from lpss_cli.starting import TEMPERATURE, Settings
 from lpss_cli.weights import Weight
 
@@ -38,12 +39,13 @@ def restore(
     """Return the checkpoint's network with its weights, the network's spec, and its data.
 
     Args:
-        checkpoint: ours, or one of other origin: its network is recognised, if nobody typed it.
+        checkpoint: ours, or one of other origin: its network is recognised, if nobody typed it, and
+            of a file of a whole training program it holds the network's part from now on.
         request: what was typed.
         note: told what was found out or assumed.
 
     Raises:
-        InputError: the network or the data are unknown, or do not fit the weights.
+        InputError: the network or the data are unknown, or do not fit the weights or each other.
     """
     fit = None
     if checkpoint.meta:
@@ -63,7 +65,10 @@ def restore(
         check_fits(arch, data.input_shape, data.outputs, checkpoint)
     torch.manual_seed(request.seed)
     model = models.build(arch, data.input_shape, data.outputs)
+    if not checkpoint.meta:
+        checkpoint.state_dict = part_of(checkpoint.state_dict, model.state_dict(), note)
     load_into(model, checkpoint, arch)
+    flops(model, data, arch)  # says in words where they do not fit
     return model, arch, data
 
 
@@ -168,11 +173,21 @@ def settings_for(
 
 def preprocessing_notes(data: Data) -> list[str]:
     """Say what is done to the inputs, so that nobody has to guess it."""
-    mean, std = data.preprocessing.get("mean"), data.preprocessing.get("std")
-    if not mean or not std or data.preprocessing.get("kind") == "table":
+    done = data.preprocessing
+    mean, std = done.get("mean"), done.get("std")
+    if not mean or not std or done.get("kind") == "table":
         return []
+    if "resize_shorter_side" in done:
+        height, width = done["image_size"]
+        resized = (
+            f"brought to {done['resize_shorter_side']} pixels (shorter side), cropped to "
+            f"{height}x{width}, "
+        )
+        options = "--image-size, --mean and --std change that"
+    else:
+        resized, options = "", "--mean and --std change that"
     if set(mean) == {0.0} and set(std) == {1.0}:
-        return ["inputs are used as they are; --mean and --std change that"]
+        return [f"inputs are {resized}used as they are; {options}"]
     few = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
     more = f", … ({len(mean)} in all)" if len(mean) > 3 else ""
-    return [f"inputs are standardised by mean/std {few}{more}; --mean and --std change that"]
+    return [f"inputs are {resized}standardised by mean/std {few}{more}; {options}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,17 +21,26 @@ def flops(model: nn.Module, data: Data, arch: str) -> float:
         arch: names the network in messages.
 
     Raises:
-        InputError: the network does not take the data, or has too few outputs.
+        InputError: the network does not take the data, or has too few outputs or other ones.
     """
     x, y = next(iter(data.train.batches(2)))
+    returned: Any = x
     try:
         count = threads.forward_flops(model, x)
         with torch.no_grad():
-            data.task.loss(model.eval()(x), y)
+            returned = model.eval()(x)
+            data.task.loss(returned, y)
         _check_outputs(model(x), data, arch)
     except LpssError:
         raise
     except Exception as error:  # whatever a user's network raises
+        if not isinstance(returned, Tensor):
+            raise InputError(
+                f"{arch} returns a {type(returned).__name__}, and the loss cannot take it: "
+                f"{one_line(error)}",
+                "let its forward return the outputs alone, or give data with a loss of its own: "
+                "--data file.py:factory",
+            ) from error
         raise InputError(
             f"{arch} does not take inputs of shape {tuple(x.shape[1:])}: {one_line(error)}",
             "give an --arch and --data that fit",

@@ -84,7 +84,7 @@ def export(
     with printer.busy("writing, reading back and comparing"):
         request = run.request(values, path, {}, {})
         written = export_file(path, request, options, out_dir, Printer(printer))
-        sizes = sizes_of(path, request, written, packed_values)
+        sizes = sizes_of(path, request, written)
     printer.show(export_table(written), *savings_table(written), *networks_table(written))
     printer.show(size_table(sizes))
     for text in onnx_notes(written):
