@@ -93,7 +93,7 @@ def test_names_from_a_file_cannot_add_lines_to_a_recipe(lpss):
         "def make():\n"
         "    m = nn.Module()\n"
         "    m.body = nn.ModuleDict({'a\\nseed = 7': nn.Linear(64, 10)})\n"
-        "    m.forward = lambda x: m.body['a\\nseed = 7'](x)\n"
+        "    m.forward = lambda x: m.body['a\\nseed = 7'](x.flatten(1))\n"
         "    return m\n"
     )
     torch.save({"body.a\nseed = 7.weight": torch.ones(10, 64),
