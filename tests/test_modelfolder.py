@@ -59,7 +59,8 @@ def test_a_folder_of_transformers_is_sparsified_and_exported(lpss, vit, tmp_path
     )
     assert code == 0, err
     assert "config.json says hf:vit-small: 3 outputs, images of 3 channels" in err
-    assert "shorter side to 32 (bicubic), centre of 32x32, as preprocessor_config.json" in err
+    assert "images: as preprocessor_config.json says" in err
+    assert "shorter side to 32 (bicubic), centre of 32x32, " in err
     document = json.loads(out)
     report = document["report"]
     assert document["out"] == "vit-small.sparse.pt"
@@ -185,7 +186,8 @@ def test_a_folder_of_timm_says_its_network_and_its_images(lpss, tmp_path):
     )
     assert code == 0, err
     assert "config.json says timm:test_vit: 3 outputs" in err
-    assert "shorter side to 200 (bicubic), centre of 160x160, as config.json says" in err
+    assert "images: as config.json says" in err
+    assert "shorter side to 200 (bicubic), centre of 160x160, " in err
     assert json.loads(out)["report"]["run"]["preprocessing"]["std"] == [0.25] * 3
 
 

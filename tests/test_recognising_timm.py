@@ -101,7 +101,8 @@ def test_a_bare_state_dict_becomes_sparse_with_its_images_right(monkeypatch, cap
     captured = capsys.readouterr()
     assert stop.value.code == 0, captured.err
     assert "recognised as timm:test_vit: all " in captured.err
-    assert "shorter side to 168 (bicubic), centre of 160x160, as timm evaluates" in captured.err
+    assert "images: as timm evaluates" in captured.err
+    assert "shorter side to 168 (bicubic), centre of 160x160, " in captured.err
     report = json.loads(captured.out)["report"]
     assert report["run"]["arch"] == "timm:test_vit"
     assert report["zeros"] == report["prunable"] / 2

@@ -15,7 +15,7 @@ from lpss_cli.data.spec import KNOWN, canonical_name
 from lpss_cli.errors import InputError
 from lpss_cli.forms import Form
 from lpss_cli.models import mlp_widths, zoo
-from lpss_cli.models.published import View, view
+from lpss_cli.models.published import view
 from lpss_cli.models.shapes import Fit
 
 if TYPE_CHECKING:
@@ -119,16 +119,9 @@ def as_published(
         mean=spec.mean or known.mean,
         std=spec.std or known.std,
     )
-    note(_said(chosen, known))
+    typed = spec.image_size or spec.mean or spec.std
+    note(f"images: {known.said}" + (", but for what was typed" if typed else ""))
     return chosen
-
-
-def _said(spec: DataSpec, known: View) -> str:
-    return (
-        f"images: shorter side to {spec.resize} ({spec.interpolation}), centre of "
-        f"{spec.image_size}x{spec.image_size}, {known.said}; --image-size, --mean and --std "
-        "change that"
-    )
 
 
 def _is_folder(spec: DataSpec) -> bool:

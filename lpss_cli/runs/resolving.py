@@ -177,17 +177,16 @@ def preprocessing_notes(data: Data) -> list[str]:
     mean, std = done.get("mean"), done.get("std")
     if not mean or not std or done.get("kind") == "table":
         return []
+    what, options = "inputs are", "--mean and --std change that"
     if "resize_shorter_side" in done:
         height, width = done["image_size"]
-        resized = (
-            f"brought to {done['resize_shorter_side']} pixels (shorter side), cropped to "
-            f"{height}x{width}, "
+        what = (
+            f"images: shorter side to {done['resize_shorter_side']} ({done['interpolation']}), "
+            f"centre of {height}x{width},"
         )
-        options = "--image-size, --mean and --std change that"
-    else:
-        resized, options = "", "--mean and --std change that"
+        options = f"--image-size, {options}"
     if set(mean) == {0.0} and set(std) == {1.0}:
-        return [f"inputs are {resized}used as they are; {options}"]
+        return [f"{what} used as they are; {options}"]
     few = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
     more = f", … ({len(mean)} in all)" if len(mean) > 3 else ""
-    return [f"inputs are {resized}standardised by mean/std {few}{more}; {options}"]
+    return [f"{what} standardised by mean/std {few}{more}; {options}"]
