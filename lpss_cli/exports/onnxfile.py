@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lpss_cli.errors import RunError, one_line
 from lpss_cli.exports import gaps
 from lpss_cli.exports.exporting import Exported
 from lpss_cli.exports.onnxproof import check_unfolded, check_zeros, compare
-from lpss_cli.exports.onnxruntimes import run, run_torch
+from lpss_cli.exports.onnxruntimes import rounding_of, run, run_torch
 from lpss_cli.files import replacing
 
 ENCODINGS = ("dense", "gaps")
@@ -53,8 +54,9 @@ def export_onnx(
         labels: outputs are scores of classes; changed predictions are counted.
 
     Raises:
-        RunError: outputs differ by more than ``TOLERANCE`` of the largest, a zero of a weight is
-            not zero in the file, or a weight unfolds to other bits; no file is left.
+        RunError: outputs differ by more than ``TOLERANCE`` of the largest, or where rounding to
+            fp32 does more to the network, by more than four times that; a zero of a weight is not
+            zero in the file, or a weight unfolds to other bits; no file is left.
     """
     model = copy.deepcopy(model).cpu().eval()
     if reference is None:
@@ -67,7 +69,14 @@ def export_onnx(
         temporary.write_bytes(checked_bytes(proto))
         exact = values == "fp32" or encoding == "dense"
         tolerance = TOLERANCE if exact else _TOLERANCE_FP16
-        found = compare(run(temporary, inputs), reference, path, tolerance=tolerance, labels=labels)
+        found = compare(
+            run(temporary, inputs),
+            reference,
+            path,
+            tolerance=tolerance,
+            rounding=partial(rounding_of, model, inputs),
+            labels=labels,
+        )
         # Rounding can make more zeros; it never takes one away.
         check_zeros(model, dense, path, rounded=not exact)
         if encoding == "gaps":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,15 @@ def _messages(message: Any) -> Iterator[Any]:
 def run_torch(model: torch.nn.Module, inputs: Tensor) -> Tensor:
     """Return the outputs of a network for (N, …) inputs, computed in the same batches."""
     return torch.cat([model(x) for x in inputs.split(_BATCH)])
+
+
+def rounding_of(model: torch.nn.Module, inputs: Tensor) -> float:
+    """Return how far a network's outputs are from those in fp64, as a part of the largest.
+
+    0 where it cannot be run in fp64: then nothing is known of it.
+    """
+    try:
+        exact = run_torch(copy.deepcopy(model).double(), inputs.double())
+        return float((run_torch(model, inputs) - exact).abs().max() / exact.abs().max())
+    except Exception:  # the network's own code may raise anything
+        return 0.0
