@@ -345,6 +345,17 @@ def test_an_onnx_file_of_another_network_is_not_equal(exported, tmp_path):
     assert verifying.verify_files(*exported, Request(), tolerance=0.0).predictions.changed == 0
 
 
+def test_an_onnx_file_may_differ_by_what_rounding_explains(exported, monkeypatch):
+    monkeypatch.setattr(verifying, "ROUNDING", 0.0)
+    largest = verifying.verify_files(*exported, Request()).predictions.largest
+    assert 0 < largest < 1e-5
+    for explained, equal in ((largest / 2, False), (2 * largest, True)):
+        monkeypatch.setattr(verifying, "explained_by_rounding", lambda *_, bound=explained: bound)
+        found = verifying.verify_files(*exported, Request())
+        assert (found.equal, found.tolerance) == (equal, explained)
+        assert not verifying.verify_files(*exported, Request(), largest / 2).equal
+
+
 def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     path, onnx_path = exported
     with pytest.raises(InputError, match="holds no tensors") as error:

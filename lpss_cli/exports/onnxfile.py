@@ -19,7 +19,7 @@ from lpss_cli.errors import RunError, one_line
 from lpss_cli.exports import gaps
 from lpss_cli.exports.exporting import Exported
 from lpss_cli.exports.onnxproof import check_unfolded, check_zeros, compare
-from lpss_cli.exports.onnxruntimes import rounding_of, run, run_torch
+from lpss_cli.exports.onnxruntimes import explained_by_rounding, run, run_torch
 from lpss_cli.files import replacing
 
 ENCODINGS = ("dense", "gaps")
@@ -74,7 +74,7 @@ def export_onnx(
             reference,
             path,
             tolerance=tolerance,
-            rounding=partial(rounding_of, model, inputs),
+            explained=partial(explained_by_rounding, model, inputs),
             labels=labels,
         )
         # Rounding can make more zeros; it never takes one away.

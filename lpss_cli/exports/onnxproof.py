@@ -17,11 +17,6 @@ from lpss_cli.weights import prunable
 
 # Inputs whose outputs must be the same bits.
 _BITWISE = 256
-# Two ways to compute one output may each be off by the rounding of the worst input, and folding
-# BatchNorm rounds once more: networks in which rounding grows differed by up to 1.7 times as much.
-_ROUNDINGS = 4.0
-# More than this is no rounding that a comparison could see through.
-_LARGEST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ def compare(
     path: Path,
     *,
     tolerance: float = float("inf"),
-    rounding: Callable[[], float] = float,
+    explained: Callable[[], float] = float,
     labels: bool = False,
 ) -> Difference:
     """Compare a file's outputs with those of the network.
@@ -57,9 +52,8 @@ def compare(
         outputs: of the file.
         reference: of the network, of the same shape.
         path: the file, for the message.
-        tolerance: largest difference allowed, unless rounding alone makes a larger one.
-        rounding: how far the network's own outputs are from exact ones, as a part of the largest;
-            asked for where ``tolerance`` does not do.
+        tolerance: largest difference allowed.
+        explained: tells the largest that rounding explains; asked where ``tolerance`` does not do.
         labels: outputs are (N, C) scores of classes.
 
     Raises:
@@ -68,7 +62,7 @@ def compare(
     scale = float(reference.abs().max()) or 1.0
     difference = float((outputs - reference).abs().max()) / scale
     if not difference <= tolerance:
-        tolerance = max(tolerance, min(_ROUNDINGS * rounding(), _LARGEST))
+        tolerance = max(tolerance, explained())
     if not difference <= tolerance:
         raise RunError(
             f"{path} gives outputs that differ by {difference:.1e} of the largest",

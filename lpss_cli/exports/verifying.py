@@ -16,7 +16,7 @@ from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import outputs
-from lpss_cli.exports.onnxruntimes import is_onnx, run_foreign
+from lpss_cli.exports.onnxruntimes import explained_by_rounding, is_onnx, run_foreign
 from lpss_cli.runs.request import Request, check, device_of
 from lpss_cli.runs.resolving import restore
 
@@ -156,7 +156,7 @@ def verify_files(
         b: the other file; an ONNX file is compared by its outputs on the test split.
         request: network and data where neither file says them.
         tolerance: largest |a - b| that still counts as equal, ≥ 0; None is 0 for tensors and
-            ``ROUNDING`` for outputs.
+            ``ROUNDING`` for outputs, or what fp32's rounding explains.
 
     Raises:
         InputError: a file cannot be read, an impossible tolerance, or data that were typed and do
@@ -171,8 +171,7 @@ def verify_files(
             "give the checkpoint first: `lpss verify CHECKPOINT MODEL.onnx`",
         )
     if is_onnx(b):
-        limit = ROUNDING if tolerance is None else tolerance
-        return Verification(str(a), str(b), limit, [], _of_onnx(a, b, request))
+        return _of_onnx(a, b, request, tolerance)
     tolerance = tolerance or 0.0
     first, second = (read(path, trust_pickle=request.trust_pickle) for path in (a, b))
     tensors = compare_tensors(first, second)
@@ -199,7 +198,7 @@ def _predictions(a: Checkpoint, b: Checkpoint, request: Request) -> Predictions 
     return _beside(of_a, of_b, targets, data)
 
 
-def _of_onnx(a: Path, b: Path, request: Request) -> Predictions:
+def _of_onnx(a: Path, b: Path, request: Request, tolerance: float | None) -> Verification:
     """Let a checkpoint's network and an ONNX file predict the test split."""
     model, _, data = restore(read(a, trust_pickle=request.trust_pickle), request)
     of_a, targets = outputs(model, data.test, device=device_of(request.device))
@@ -210,7 +209,11 @@ def _of_onnx(a: Path, b: Path, request: Request) -> Predictions:
             f"{b} gives outputs of shape {tuple(of_b.shape)}, the network {tuple(of_a.shape)}",
             f"compare {a} with an export of it",
         )
-    return _beside(of_a.cpu(), of_b, targets.cpu(), data)
+    found = _beside(of_a.cpu(), of_b, targets.cpu(), data)
+    limit = ROUNDING if tolerance is None else tolerance
+    if tolerance is None and found.largest > limit:
+        limit = max(limit, explained_by_rounding(model.cpu().eval(), examples))
+    return Verification(str(a), str(b), limit, [], found)
 
 
 def _beside(of_a: Tensor, of_b: Tensor, targets: Tensor, data: Data) -> Predictions:
