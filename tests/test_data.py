@@ -119,7 +119,11 @@ def test_options_that_mean_nothing_are_refused(tmp_path):
     path = write_table(tmp_path)
     refused(DataSpec(path, target="y", image_size=8), "--image-size means nothing for a table")
     refused(DataSpec(path, target="y", augment="cifar"), "--augment means nothing for a table")
-    refused(DataSpec("digits", mean=(127.5,), std=(51.0,)), "--mean 127.5 is no mean of pixels")
+    what = "--mean 127.5 is no mean of pixels"
+    refused(DataSpec("digits", mean=(127.5,), std=(51.0,)), what, "give --mean 0.5 --std 0.2")
+    with pytest.raises(InputError) as caught:
+        load(DataSpec("digits", mean=(127.5,)))
+    assert caught.value.do.endswith("give --mean 0.5")
 
 
 # --- order and sources -------------------------------------------------------------------------

@@ -66,10 +66,12 @@ def standard(mean: Numbers, std: Numbers, channels: int) -> tuple[Numbers, Numbe
     """
     mean, std = per_channel(mean, channels, "mean"), per_channel(std, channels, "std")
     if max(mean) > 1:
-        divided = (",".join(f"{n / 255:.4g}" for n in numbers) for numbers in (mean, std))
+        # A deviation that was not typed is one of pixels in [0, 1] already.
+        wrong = {"--mean": mean} | ({"--std": std} if max(std) > 1 else {})
+        divided = (f"{o} {','.join(f'{n / 255:.4g}' for n in v)}" for o, v in wrong.items())
         raise InputError(
             f"--mean {max(mean):g} is no mean of pixels in [0, 1]",
-            "of pixels in 0 to 255 these are --mean {} --std {}".format(*divided),
+            f"if it is of pixels in 0 to 255, give {' '.join(divided)}",
         )
     return mean, std
 
