@@ -25,9 +25,9 @@ from torch import Tensor
 from lpss_cli.checkpoints import record
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.exports import sizes
-from lpss_cli.forms import bias_names
 from lpss_cli.models import build
 from lpss_cli.packed import CHOICES, pack, unpack
+from lpss_cli.patterns import bias_names
 from lpss_cli.reporting import weights_of
 from lpss_cli.runs import jobs
 from lpss_cli.runs.request import Request

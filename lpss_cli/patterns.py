@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from lpss_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from lpss_cli.forms import Form
 
 _NOT_PRUNED = ("embed", "norm", "token", "position")
 
@@ -39,3 +43,30 @@ def resolve(patterns: Sequence[str], names: Sequence[str], option: str) -> list[
 def speaks_of_weights(name: str) -> bool:
     """Whether a name does not speak of embeddings, norms, tokens or positions."""
     return not any(word in name.lower() for word in _NOT_PRUNED)
+
+
+def prunable_names(state_dict: Mapping[str, Form]) -> list[str]:
+    """Guess the prunable weights of a state_dict that comes without its network.
+
+    Floating-point tensors of two or more dimensions whose names do not speak of embeddings,
+    norms, tokens or positions.
+    """
+    return [
+        name
+        for name, tensor in state_dict.items()
+        if tensor.dim() >= 2 and tensor.is_floating_point() and speaks_of_weights(name)
+    ]
+
+
+def bias_names(state_dict: Mapping[str, Form], prunable: Collection[str]) -> list[str]:
+    """Return the biases that are added to what prunable weights give, in the state_dict's order.
+
+    ``X.bias`` is that of ``X.weight`` and ``X.in_proj_bias`` that of ``X.in_proj_weight``; norms
+    have none of these, for their weights are not prunable.
+    """
+    known = {f"{name.removesuffix('weight')}bias" for name in prunable if name.endswith("weight")}
+    return [
+        name
+        for name, tensor in state_dict.items()
+        if name in known and tensor.dim() == 1 and tensor.is_floating_point()
+    ]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lpss_cli import randomness
-from lpss_cli.data.order import derive_seed
 from lpss_cli.distillation import Teacher
 from lpss_cli.idle import Activity
 from lpss_cli.layertargets import Quotas
@@ -22,6 +21,7 @@ from lpss_cli.masking import keep_only
 from lpss_cli.masks import Masks
 from lpss_cli.optim import optimizerstate
 from lpss_cli.processes.distributed import World
+from lpss_cli.randomness import derive_seed
 from lpss_cli.targets import zero_count
 from lpss_cli.weights import Weight
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lpss_cli import histograms
-from lpss_cli.checkpoints.entries import checked
+from lpss_cli.checkpoints.entries import HISTOGRAMS, checked
 from lpss_cli.layers import measure
 
 GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
@@ -47,7 +47,7 @@ def test_what_is_remembered_of_a_network_is_what_a_record_takes():
         model[0].weight.copy_(torch.tensor([[0.0, 1.0, 3.0], [-1.0, 0.0, 3.0]]))
         model[1].weight.zero_()
         model[2].weight.fill_(0.5)[0, 0] = 40
-    record = {histograms.KEY: histograms.of_model(model)}
+    record = {HISTOGRAMS: histograms.of_model(model)}
     assert checked(record) == (record, [])
     found, far = histograms.of_record(record).values()
     assert (far.low, far.high, far.outside, far.ends) == (0.5, 0.5, 1, (0.5, 40.0))

@@ -16,7 +16,6 @@ from reference import pack_reference
 
 from lpss_cli.errors import InputError
 from lpss_cli.exports.packing import rounded
-from lpss_cli.forms import bias_names
 from lpss_cli.packed import (
     CHOICES,
     bits,
@@ -28,6 +27,7 @@ from lpss_cli.packed import (
     unpack,
     vocabulary,
 )
+from lpss_cli.patterns import bias_names
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 positions_of = st.lists(st.integers(0, 3000), unique=True, max_size=200).map(

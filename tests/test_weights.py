@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lpss_cli.errors import InputError
-from lpss_cli.forms import prunable_names
+from lpss_cli.patterns import prunable_names
 from lpss_cli.weights import computed, prunable
 
 

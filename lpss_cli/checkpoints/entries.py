@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lpss_cli import histograms
-
 #: Names of networks, data sets and files; the longest list of MLP widths that makes sense.
 LONGEST_NAME = 1000
 
@@ -115,6 +113,43 @@ def _positive(value: Any) -> bool:
     return _number(value) and value >= 0 and math.isfinite(value)
 
 
+#: The entry of an artefact's record.
+HISTOGRAMS = "histograms"
+
+_NEAR, _FAR = {"low", "high", "counts"}, {"outside", "ends"}
+
+_MOST_BINS = 1000
+
+# What is counted is float32; the distance of larger ends may be no number.
+_LARGEST = float.fromhex("0x1.fffffep127")
+
+
+def is_histograms(value: Any) -> bool:
+    """Whether an entry of unknown origin is one that ``of_model`` makes."""
+    return isinstance(value, dict) and all(map(_is_histogram, value.values()))
+
+
+def _is_histogram(one: Any) -> bool:
+    if not isinstance(one, dict) or set(one) not in (_NEAR, _NEAR | _FAR):
+        return False
+    low, high, counts = one["low"], one["high"], one["counts"]
+    whole = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    fits = _rising([low, high]) and whole and len(counts) <= _MOST_BINS and any(counts)
+    if not fits or "ends" not in one:
+        return fits
+    ends, outside = one["ends"], one["outside"]
+    return _rising(ends, low, high) and type(outside) is int and outside > 0
+
+
+def _rising(ends: Any, *between: float) -> bool:
+    """Whether these are two numbers of float32's range, and others lie between, all in order."""
+    if not isinstance(ends, list) or len(ends) != 2:
+        return False
+    finite = all(type(end) in (int, float) and abs(end) <= _LARGEST for end in ends)
+    numbers = [ends[0], *between, ends[1]]
+    return finite and numbers == sorted(numbers)
+
+
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "arch": _name,
     "input_shape": lambda value: isinstance(value, list) and all(map(_count, value)),
@@ -134,7 +169,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "sparsity": _number,
     "weights": _weights,
     "history": _history,
-    histograms.KEY: histograms.fit,
+    HISTOGRAMS: is_histograms,
     "versions": _versions,
     "device": _name,
     "command": lambda value: isinstance(value, str),

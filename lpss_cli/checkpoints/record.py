@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli import histograms
 from lpss_cli.arrays import Array
 from lpss_cli.checkpoints import manifest
-from lpss_cli.checkpoints.entries import LONGEST_NAME, checked
+from lpss_cli.checkpoints.entries import HISTOGRAMS, LONGEST_NAME, checked
 from lpss_cli.errors import InputError
 from lpss_cli.forms import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 AGAIN = "take another copy, or make it again"
 # A command line may have 2 MB.
@@ -72,7 +72,7 @@ def verify(
 
 
 #: What is of the training alone: it stays in the artefact when files for others are made of it.
-_OF_TRAINING = ("history", histograms.KEY)
+_OF_TRAINING = ("history", HISTOGRAMS)
 
 
 def exported(record: Mapping[str, Any]) -> dict[str, Any]:

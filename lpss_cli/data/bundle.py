@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lpss_cli.data.fingerprint import of_texts
-from lpss_cli.data.order import derive_seed
 from lpss_cli.data.sources import Augment, Source
 from lpss_cli.data.spec import DataSpec
 from lpss_cli.data.split import split
 from lpss_cli.errors import InputError
+from lpss_cli.randomness import derive_seed
 from lpss_cli.tasks import Task
 
 

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 import torch
 from torch import Tensor
 
-
-def derive_seed(stream: str, *parts: int) -> int:
-    """Make a 63-bit seed for one stream of random numbers.
-
-    Hashed, so that neighbouring seeds, epochs and batches are unrelated: seeds made by adding
-    (seed + epoch) give seed 0, epoch 1 the same numbers as seed 1, epoch 0.
-
-    Args:
-        stream: what the numbers are for, at most 16 ASCII letters; keeps streams apart.
-        parts: for instance (seed, epoch, batch).
-
-    Returns:
-        An int in [0, 2**63), the same on every machine.
-    """
-    text = ",".join(str(int(part)) for part in parts)
-    digest = blake2b(text.encode(), digest_size=8, person=stream.encode()).digest()
-    # Not 64 bits: some back ends take the seed as a signed number.
-    return int.from_bytes(digest, "little") >> 1
+from lpss_cli.randomness import derive_seed
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:

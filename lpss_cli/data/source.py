@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lpss_cli.data.order import derive_seed
 from lpss_cli.errors import InputError
+from lpss_cli.randomness import derive_seed
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs (B, ...), a generator on their device) -> inputs of the same shape."""

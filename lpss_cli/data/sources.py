@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lpss_cli.data.order import derive_seed, epoch_order
+from lpss_cli.data.order import epoch_order
 from lpss_cli.data.source import Augment, Augmenter, Batch, Source, check_batch_size
 from lpss_cli.data.workers import Guarded, collate, worker_context, worker_init
 from lpss_cli.errors import InputError, LpssError
+from lpss_cli.randomness import derive_seed
 
 __all__ = ["Augment", "DatasetSource", "Source", "TensorSource", "epoch_order"]
 

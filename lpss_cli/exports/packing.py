@@ -21,8 +21,8 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exports.exporting import Exported, export_safetensors, provenance
 from lpss_cli.files import check_writable, replacing
-from lpss_cli.forms import bias_names
 from lpss_cli.packed import DEFAULT_VALUES, Entry, Unpacked, pack, unpack
+from lpss_cli.patterns import bias_names
 from lpss_cli.reporting import weights_of
 
 # Real inputs whose outputs are compared.

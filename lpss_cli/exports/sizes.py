@@ -14,8 +14,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.forms import Form, bias_names
+from lpss_cli.forms import Form
 from lpss_cli.packed import BIAS_VALUES, VALUE_BYTES
+from lpss_cli.patterns import bias_names
 
 if TYPE_CHECKING:
     from torch import Tensor

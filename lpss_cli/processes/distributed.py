@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lpss_cli.checkpoints import manifest
-from lpss_cli.data.order import derive_seed
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.randomness import derive_seed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

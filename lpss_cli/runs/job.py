@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lpss_cli import engine, histograms, randomness, threads
 from lpss_cli.checkpoints import artifact
+from lpss_cli.checkpoints.entries import HISTOGRAMS
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.evaluation import evaluate
@@ -125,7 +126,7 @@ class Job:
                 metrics = {"on": part, "before": before, _CUT: cut, "after": after}
                 meta = {
                     **record_of(self, state),
-                    histograms.KEY: began,
+                    HISTOGRAMS: began,
                     "metrics": metrics,
                     "seconds": seconds,
                 }
