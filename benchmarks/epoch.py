@@ -27,11 +27,12 @@ from typing import Any
 import torch
 from tables import FOLDER, table, write
 
-from lpss_cli import compute, engine, method, models
+from lpss_cli import engine, method, models
 from lpss_cli.data import DataSpec, load
 from lpss_cli.optim import native
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
+from lpss_cli.utils import torch_utils
 from lpss_cli.watching import Watcher
 
 OUT = FOLDER / "epoch.json"
@@ -113,14 +114,14 @@ def alone(case: Case, data: Any) -> Clock:
     """Take the forward and backward passes of a run, one less for its cut, and nothing else."""
     torch.manual_seed(0)
     model = models.build(case.arch, data.input_shape, data.outputs).train()
-    compute.channels_last(model)
+    torch_utils.to_channels_last(model)
     order = torch.randperm(len(data.train))
     source = data.train.batches(256, order=order, drop_last=True, augment=data.augment)
     batches, clock = list(source), Clock()
     began = time.process_time()
     for x, y in islice(cycle(batches), case.epochs * len(batches) - 1):
         model.zero_grad(set_to_none=True)
-        with compute.autocast(x.device, case.precision):
+        with torch_utils.autocast(x.device, case.precision):
             outputs = model(x)
         data.task.loss(outputs.float(), y).backward()
     clock.run = time.process_time() - began

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lpss_cli.files import replacing
+from lpss_cli.utils.files import replacing
 
 FOLDER = Path(__file__).parent / "results"
 

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lpss_cli.checkpoints import safetensorsfile
 from lpss_cli.checkpoints.snapshot import read_whole
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.files import replacing
+from lpss_cli.utils.files import replacing
 
 _KEY = "lpss-amenable"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lpss_cli import engine, modes
+from lpss_cli import engine
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data, DataSpec
 from lpss_cli.data.factory import as_source
@@ -25,6 +25,7 @@ from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
 from lpss_cli.targets import check_sparsity, parse
 from lpss_cli.tasks import CLASSIFICATION, REGRESSION, Loss, Task
+from lpss_cli.utils import torch_utils
 from lpss_cli.watching import Watcher
 from lpss_cli.weights import prunable
 
@@ -111,7 +112,7 @@ def sparsify(
         return None if test is None else evaluate(model, data.test, data.task, device=home)
 
     before = metrics()
-    with modes.kept(model):
+    with torch_utils.preserve_training_mode(model):
         run = engine.run(model, data, chosen, settings, device=home, watcher=watcher)
     return result_of(model, run, before, metrics())
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lpss_cli import arrays
-from lpss_cli.arrays import Array
 from lpss_cli.layers import Survivors
+from lpss_cli.utils import arrays
+from lpss_cli.utils.arrays import Array
 
 if TYPE_CHECKING:
     from torch import Tensor

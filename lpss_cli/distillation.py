@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpss_cli import compute
 from lpss_cli.errors import InputError
 from lpss_cli.tasks import Task
+from lpss_cli.utils import torch_utils
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Teacher:
             outputs: (N, C) the student's logits, in fp32.
             loss: scalar, the task's.
         """
-        with torch.no_grad(), compute.autocast(x.device, self.precision):
+        with torch.no_grad(), torch_utils.autocast(x.device, self.precision):
             said = self.model(x)
         return (1 - self.weight) * loss + self.weight * divergence(
             outputs, said.to(outputs.dtype), self.temperature

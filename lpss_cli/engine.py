@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import compute, randomness
 from lpss_cli.method import Method
 from lpss_cli.processes.distributed import World
 from lpss_cli.sphere import hoyer
@@ -25,6 +24,7 @@ from lpss_cli.stepping import (
     set_rates,
     update_masks,
 )
+from lpss_cli.utils import seeds, torch_utils
 from lpss_cli.watching import Watcher
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(
     """
     watcher = watcher or Watcher()
     model.to(device)
-    compute.channels_last(model)
+    torch_utils.to_channels_last(model)
     state = start(model, data, method, settings, device, watcher, teacher, world or World())
     if resume is not None:
         state.load_state_dict(resume)
@@ -82,7 +82,7 @@ def run(
     while state.epoch < state.epochs:
         _epoch(state, method, watcher)
     finish(state)
-    compute.contiguous(model)
+    torch_utils.to_contiguous(model)
     return state
 
 
@@ -124,7 +124,7 @@ def _remaining(run: RunState) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(())
     batches = run.batches(run.epoch)
     if done:
-        with randomness.kept(run.device):
+        with seeds.preserve_rng_state(run.device):
             for _ in islice(batches, done):
                 pass
     return batches
@@ -146,7 +146,7 @@ def _step(run: RunState, method: Method, x: Tensor, y: Tensor) -> Tensor:
     set_rates(run, method)
     run.optimizer.zero_grad(set_to_none=True)
     run.world.share(run.model.buffers())
-    with compute.autocast(x.device, run.precision):
+    with torch_utils.autocast(x.device, run.precision):
         outputs = run.model(x)
     outputs = outputs.to(torch.float32) if run.precision != "fp32" else outputs
     loss = run.loss(outputs, y)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import modes
 from lpss_cli.data import Source
 from lpss_cli.tasks import Task
+from lpss_cli.utils import torch_utils
 
 # Examples at a time.
 _BATCH = 1024
@@ -21,7 +21,7 @@ def outputs(
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """All outputs and targets of a source, on the CPU, with the network in evaluation mode."""
-    with modes.kept(model):
+    with torch_utils.preserve_training_mode(model):
         model.eval().to(device)
         pairs = [(model(x).cpu(), y.cpu()) for x, y in source.batches(_BATCH, device=device)]
     return torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs])

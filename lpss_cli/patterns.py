@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lpss_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lpss_cli.forms import Form
+    from lpss_cli.utils.arrays import TensorSpec
 
 _NOT_PRUNED = ("embed", "norm", "token", "position")
 
@@ -45,7 +45,7 @@ def speaks_of_weights(name: str) -> bool:
     return not any(word in name.lower() for word in _NOT_PRUNED)
 
 
-def prunable_names(state_dict: Mapping[str, Form]) -> list[str]:
+def prunable_names(state_dict: Mapping[str, TensorSpec]) -> list[str]:
     """Guess the prunable weights of a state_dict that comes without its network.
 
     Floating-point tensors of two or more dimensions whose names do not speak of embeddings,
@@ -58,7 +58,7 @@ def prunable_names(state_dict: Mapping[str, Form]) -> list[str]:
     ]
 
 
-def bias_names(state_dict: Mapping[str, Form], prunable: Collection[str]) -> list[str]:
+def bias_names(state_dict: Mapping[str, TensorSpec], prunable: Collection[str]) -> list[str]:
     """Return the biases that are added to what prunable weights give, in the state_dict's order.
 
     ``X.bias`` is that of ``X.weight`` and ``X.in_proj_bias`` that of ``X.in_proj_weight``; norms

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.arrays import not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, browse
 from lpss_cli.exports.sizes import Size, bound_of, whole_bound
 from lpss_cli.layers import Layer, measure
 from lpss_cli.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.patterns import bias_names, prunable_names
+from lpss_cli.utils.arrays import not_finite
 
 if TYPE_CHECKING:
     from lpss_cli.exports.latency import Latency

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli import randomness
 from lpss_cli.distillation import Teacher
 from lpss_cli.idle import Activity
 from lpss_cli.layertargets import Quotas
@@ -21,8 +20,9 @@ from lpss_cli.masking import keep_only
 from lpss_cli.masks import Masks
 from lpss_cli.optim import optimizerstate
 from lpss_cli.processes.distributed import World
-from lpss_cli.randomness import derive_seed
 from lpss_cli.targets import zero_count
+from lpss_cli.utils import seeds
+from lpss_cli.utils.seeds import derive_seed
 from lpss_cli.weights import Weight
 
 # What is saved and restored as it is.
@@ -210,7 +210,7 @@ class RunState(MaskedWeights):
             "loss_sum": self.loss_sum,
             **{key: getattr(self, key) for key in _PLAIN},
             "rng": self.rng.get_state(),
-            "randomness": self.world.gathered(randomness.state(self.device)),
+            "randomness": self.world.gathered(seeds.rng_state(self.device)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,9 +237,11 @@ class RunState(MaskedWeights):
         """Go back to the generators of each process, or to new ones for another number of them."""
         world = self.world
         if len(states) == world.size:
-            randomness.restore(states[world.rank], self.device)
+            seeds.restore_rng_state(states[world.rank], self.device)
         else:
-            randomness.seed(derive_seed("resumed", self.rng.initial_seed(), self.step, world.rank))
+            seeds.seed_everything(
+                derive_seed("resumed", self.rng.initial_seed(), self.step, world.rank)
+            )
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli import idle, modes
+from lpss_cli import idle
 from lpss_cli.errors import RunError
 from lpss_cli.method import Method
 from lpss_cli.state import RunState
 from lpss_cli.targets import zero_count
+from lpss_cli.utils import torch_utils
 from lpss_cli.watching import Watcher
 
 # Batches that re-estimate BatchNorm statistics after the exact cut; more changes little.
@@ -101,7 +102,7 @@ def recalibrate_norms(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]
     if first is None:
         return
     momenta = [norm.momentum for norm in norms]
-    with modes.kept(model):
+    with torch_utils.preserve_training_mode(model):
         model.eval()
         for norm in norms:
             norm.reset_running_stats()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpss_cli.arrays import Array, finite, not_finite
 from lpss_cli.hoyer import hoyer_of
+from lpss_cli.utils.arrays import Array, finite, not_finite
 
 # Shorter rows are added up column by column: to begin a row costs as much as so many entries.
 _SHORT = 64

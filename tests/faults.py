@@ -19,8 +19,9 @@ import torch
 import typer
 from safetensors.torch import save as to_safetensors
 
-from lpss_cli.checkpoints import artifact, manifest
+from lpss_cli.checkpoints import artifact
 from lpss_cli.cli import app
+from lpss_cli.utils import digest as manifest
 
 STATE = {
     "fc1.weight": torch.linspace(-1, 1, 24).view(4, 6),
@@ -164,7 +165,7 @@ def kinds(folder: Path) -> dict[str, bytes]:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lpss_cli.files import replacing
+from lpss_cli.utils.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"half")
     print("held", flush=True)

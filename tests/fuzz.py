@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from faults import CONTAINERS, archive, command, kinds
 
-from lpss_cli.checkpoints import manifest
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.cli import report_views as views
 from lpss_cli.errors import LpssError
 from lpss_cli.reporting import report
+from lpss_cli.utils import digest
 
 _GIB = 1 << 30
 _NUMBERS = (0, 1, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
@@ -92,9 +92,9 @@ def odd_record(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randrange(1, 4)):
         content["lpss"][rng.choice(keys)] = odd_value(rng, 3)
     parts = {"state_dict": content["state_dict"], "init": None}
-    record = {k: v for k, v in content["lpss"].items() if k != manifest.KEY}
+    record = {k: v for k, v in content["lpss"].items() if k != digest.KEY}
     with contextlib.suppress(TypeError, RecursionError, ValueError):
-        content["lpss"] = manifest.seal(record, parts)
+        content["lpss"] = digest.seal(record, parts)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lpss_cli.checkpoints import manifest
 from lpss_cli.data import Data, DataSpec, TensorSource
-from lpss_cli.interrupts import Interrupts
 from lpss_cli.tasks import CLASSIFICATION
+from lpss_cli.utils import digest
+from lpss_cli.utils.signals import Interrupts
 
 
 def here(interrupts: Interrupts, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -27,8 +27,8 @@ def rewrite(path: Path, out: Path, change: Callable[[dict[str, Any]], object]) -
     content = torch.load(path, weights_only=True)
     change(content["lpss"])
     parts = {"state_dict": content["state_dict"], "init": content.get("init")}
-    del content["lpss"][manifest.KEY]
-    torch.save({**content, "lpss": manifest.seal(content["lpss"], parts)}, out)
+    del content["lpss"][digest.KEY]
+    torch.save({**content, "lpss": digest.seal(content["lpss"], parts)}, out)
     return out
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from helpers import here
 
-from lpss_cli import apart, method, targets
+from lpss_cli import method, targets
 from lpss_cli.cli import app
 from lpss_cli.cli.flags import method_flags
+from lpss_cli.utils import subprocesses
 
 FAST = ["--epochs", "2", "--batch-size", "64"]
 
@@ -326,7 +327,7 @@ def test_a_ticket_from_the_command_line(lpss):
 
 
 def test_a_comparison_from_the_command_line(lpss, monkeypatch):
-    monkeypatch.setattr(apart, "call", here)
+    monkeypatch.setattr(subprocesses, "call", here)
     args = ("--methods", "gmp", "--sparsities", "2x", "--seeds", "1", "--no-tune")
     code, out, _ = lpss("compare", *args, "--arch", "mlp:64-8-10", "--epochs", "1", "--json")
     assert code == 0

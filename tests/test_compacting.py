@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lpss_cli.exports.compacting import compact
 from lpss_cli.exports.layersizes import layer_sizes
 from lpss_cli.models import KNOWN, build
-from lpss_cli.threads import forward_flops
+from lpss_cli.utils.torch_utils import forward_flops
 from lpss_cli.weights import prunable
 
 

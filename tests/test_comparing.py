@@ -14,12 +14,12 @@ import torch
 from faults import holder
 from helpers import here
 
-from lpss_cli import apart
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.runs import measuring, runstore
 from lpss_cli.runs.comparing import Comparison, compare
 from lpss_cli.runs.plotting import accuracy_against_sparsity, tick
 from lpss_cli.runs.request import Request
+from lpss_cli.utils import subprocesses
 
 BUDGET = Request(arch="mlp:64-16-10", epochs=2, batch_size=128)  # 11 steps an epoch
 
@@ -33,7 +33,7 @@ def counted(monkeypatch):
         requests.append(request)
         return here(interrupts, function, request)
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(subprocesses, "call", call)
     return requests
 
 
@@ -91,7 +91,7 @@ def test_options_are_chosen_on_held_out_data_by_the_same_grid(best, rates, tmp_p
         score = -abs(request.options["lr"] - best) + request.options["weight_decay"]
         return {**real[request.method], "score": score}, []
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(subprocesses, "call", call)
     what = Comparison(("gmp",), (0.5, 0.8, 0.9), seeds=1)
     notes: list[str] = []
     rows = compare(what, BUDGET, tmp_path, notes.append)

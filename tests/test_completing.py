@@ -9,12 +9,12 @@ import typer
 
 from lpss_cli import method, recipes
 from lpss_cli.cli import app
-from lpss_cli.compute import PRECISIONS
 from lpss_cli.data.spec import AUGMENTS, KNOWN
 from lpss_cli.exports.exporting import FORMATS
 from lpss_cli.exports.onnxfile import ENCODINGS
 from lpss_cli.packed import CHOICES
 from lpss_cli.runs.tickets import STARTS
+from lpss_cli.utils.torch_utils import PRECISIONS
 
 
 def complete(*words):

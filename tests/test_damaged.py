@@ -15,9 +15,10 @@ import pytest
 import torch
 from faults import COMMANDS, STATE, command, digest, kinds, lpss, saved, two_lines
 
-from lpss_cli.checkpoints import artifact, manifest
+from lpss_cli.checkpoints import artifact
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
+from lpss_cli.utils import digest as manifest
 
 HERE = Path(__file__).parent
 KINDS = ("torch", "legacy", "safetensors", "artefact", "export")

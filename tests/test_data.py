@@ -30,7 +30,7 @@ from lpss_cli.data import (
 )
 from lpss_cli.data import augment as augmentation
 from lpss_cli.errors import InputError
-from lpss_cli.randomness import derive_seed
+from lpss_cli.utils.seeds import derive_seed
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("LPSS_DATA_DIR") or ROOT.parent / "shared" / "data")

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from lpss_cli.errors import InputError
-from lpss_cli.files import check_writable, replacing
+from lpss_cli.utils.files import check_writable, replacing
 
 
 def test_a_new_file_is_moved_into_place(tmp_path):

@@ -15,7 +15,7 @@ from faults import lpss, two_lines
 from helpers import here
 from safetensors.torch import save_file
 
-from lpss_cli import apart
+from lpss_cli.utils import subprocesses
 
 SIZE = 512 * 1024
 FAST = ("--epochs", "1", "--batch-size", "256", "--quiet")
@@ -136,7 +136,7 @@ def test_a_comparison_keeps_its_finished_runs(full, monkeypatch):
             full()
         return here(interrupts, measure, request)
 
-    monkeypatch.setattr(apart, "call", call)
+    monkeypatch.setattr(subprocesses, "call", call)
     code, _, err = lpss(*words)
     assert (code, two_lines(err)) == (2, True), err
     results = Path("c/results.json").read_bytes()
@@ -144,6 +144,6 @@ def test_a_comparison_keeps_its_finished_runs(full, monkeypatch):
     assert b"gmp" not in results
     assert not list(Path("c").rglob(".*"))
     Path("filler").unlink()
-    monkeypatch.setattr(apart, "call", here)
+    monkeypatch.setattr(subprocesses, "call", here)
     code, _, err = lpss(*words)
     assert code == 0, err

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from helpers import blobs, network
 
-from lpss_cli import engine, method, randomness
+from lpss_cli import engine, method
 from lpss_cli.starting import Settings
 from lpss_cli.state import moved
+from lpss_cli.utils import seeds
 
 CPU = torch.device("cpu")
 
@@ -25,31 +26,31 @@ def draw():
 
 
 def test_restored_generators_draw_the_same_again():
-    randomness.seed(2**40 + 5)
+    seeds.seed_everything(2**40 + 5)
     draw()  # leaves half a pair of normal numbers behind
-    saved, first = randomness.state(CPU), draw()
+    saved, first = seeds.rng_state(CPU), draw()
     buffer = io.BytesIO()
     torch.save(saved, buffer)
     buffer.seek(0)
     assert draw() != first
-    randomness.restore(torch.load(buffer, weights_only=True), CPU)
+    seeds.restore_rng_state(torch.load(buffer, weights_only=True), CPU)
     assert draw() == first
 
 
 def test_one_seed_starts_all_of_them():
-    randomness.seed(1)
+    seeds.seed_everything(1)
     first = draw()
-    randomness.seed(1)
+    seeds.seed_everything(1)
     assert draw() == first
-    randomness.seed(2)
+    seeds.seed_everything(2)
     assert not set(draw()) & set(first)
 
 
 def test_a_block_may_draw_without_anybody_noticing():
-    randomness.seed(0)
+    seeds.seed_everything(0)
     first = draw()
-    randomness.seed(0)
-    with randomness.kept(CPU):
+    seeds.seed_everything(0)
+    with seeds.preserve_rng_state(CPU):
         draw()
     assert draw() == first
 

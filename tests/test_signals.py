@@ -19,13 +19,14 @@ from faults import lpss
 from forking import serving, wait_for
 
 import lpss_cli
-from lpss_cli import apart, interrupts
 from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.runs import comparing, jobs, tickets
 from lpss_cli.runs.generations import paths_of
 from lpss_cli.runs.job import JobWatcher
 from lpss_cli.runs.request import Request
+from lpss_cli.utils import signals as interrupts
+from lpss_cli.utils import subprocesses
 
 pytestmark = [
     pytest.mark.usefixtures("noticed_signals"),
@@ -202,7 +203,7 @@ def test_a_comparison_goes_on_in_the_middle_of_a_run(server, here, monkeypatch):
     def both(folder, methods=what):
         """In this process, and to the end."""
         with monkeypatch.context() as patch:
-            patch.setattr(apart, "call", helpers.here)
+            patch.setattr(subprocesses, "call", helpers.here)
             return comparing.compare(methods, request, folder, lambda _: None)
 
     straight = both(Path("straight"))

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lpss_cli import arrays
 from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.checkpoints.safetensorsfile import DTYPES
 from lpss_cli.checkpoints.streaming import Streamed
 from lpss_cli.errors import InputError
 from lpss_cli.layers import measure
 from lpss_cli.reporting import report
+from lpss_cli.utils import arrays
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,7 +149,7 @@ def test_a_kind_that_the_library_does_not_read_is_no_damage(path, monkeypatch):
 def test_blocks_change_nothing(values, columns, block):
     tensor = torch.tensor(values[: len(values) // columns * columns]).view(-1, columns)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lpss_cli.arrays._BLOCK", block)
+        patch.setattr("lpss_cli.utils.arrays._BLOCK", block)
         found = measure("w", tensor)
     whole = measure("w", tensor)
     assert replace(found, hoyer=None, survivors=None) == replace(whole, hoyer=None, survivors=None)

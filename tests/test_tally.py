@@ -9,8 +9,8 @@ import pytest
 import torch
 from reference import tally_reference
 
-from lpss_cli import arrays
 from lpss_cli.layers import measure
+from lpss_cli.utils import arrays
 
 KINDS = (
     "float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu",

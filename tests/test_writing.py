@@ -16,11 +16,11 @@ import pytest
 import torch
 from faults import ENVIRONMENT, STATE, digest, holder, lpss, two_lines
 
-from lpss_cli import files
 from lpss_cli.checkpoints import artifact
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
-from lpss_cli.files import check_space, claimed, replacing
+from lpss_cli.utils import files
+from lpss_cli.utils.files import check_space, claimed, replacing
 
 FAST = ("--epochs", "1", "--batch-size", "256", "--quiet")
 

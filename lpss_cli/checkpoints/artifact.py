@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpss_cli.checkpoints import manifest
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
-from lpss_cli.files import replacing, unwritable
+from lpss_cli.utils import digest as manifest
+from lpss_cli.utils.files import replacing, unwritable
 from lpss_cli.version import __version__
 from lpss_cli.weights import untied
 

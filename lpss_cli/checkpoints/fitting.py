@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lpss_cli import models
-from lpss_cli.arrays import not_finite
 from lpss_cli.checkpoints.folding import WRAPPERS
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.models.shapes import needed
 from lpss_cli.models.zoo import without_auxiliary
+from lpss_cli.utils.arrays import not_finite
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:

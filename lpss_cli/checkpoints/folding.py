@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lpss_cli.forms import Form
+from lpss_cli.utils.arrays import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     return folded, notes
 
 
-def plan(state: Mapping[str, Form]) -> tuple[dict[str, Fold], list[str]]:
+def plan(state: Mapping[str, TensorSpec]) -> tuple[dict[str, Fold], list[str]]:
     """Find out what :func:`fold` would do, without any values.
 
     Returns:
@@ -97,7 +97,7 @@ def _current(name: str) -> str:
     return name
 
 
-def _entry(name: str, state: Mapping[str, Form]) -> tuple[str, Fold | None]:
+def _entry(name: str, state: Mapping[str, TensorSpec]) -> tuple[str, Fold | None]:
     """One entry of the folded state_dict; None for the second half of a pair."""
     base, _, end = name.rpartition("_")
     if end in ("orig", "mask"):
@@ -118,11 +118,11 @@ def _entry(name: str, state: Mapping[str, Form]) -> tuple[str, Fold | None]:
     return name, Fold((name,))
 
 
-def _is_mask_of(mask: Form | None, orig: Form | None) -> bool:
+def _is_mask_of(mask: TensorSpec | None, orig: TensorSpec | None) -> bool:
     return mask is not None and orig is not None and mask.shape == orig.shape
 
 
-def _is_norm_of(g: Form | None, v: Form | None) -> bool:
+def _is_norm_of(g: TensorSpec | None, v: TensorSpec | None) -> bool:
     """Whether g has the shape of v's norms, one number for all or for each index of one dimension.
 
     Other pairs with such names are parameters like any other.

@@ -13,10 +13,10 @@ from lpss_cli.checkpoints.recognising import Recognised, fit_of, plural, recogni
 from lpss_cli.data import DataSpec
 from lpss_cli.data.spec import KNOWN, canonical_name
 from lpss_cli.errors import InputError
-from lpss_cli.forms import Form
 from lpss_cli.models import mlp_widths, zoo
 from lpss_cli.models.published import view
 from lpss_cli.models.shapes import Fit
+from lpss_cli.utils.arrays import TensorSpec
 
 if TYPE_CHECKING:
     from lpss_cli.data import Data
@@ -75,14 +75,14 @@ def introduce(checkpoint: Checkpoint) -> list[str]:
     return [found.note()] if found.fits else []
 
 
-def _recognised(state: Mapping[str, Form]) -> Recognised:
+def _recognised(state: Mapping[str, TensorSpec]) -> Recognised:
     """Look for the networks that a state_dict is of, or that it holds as its only attribute."""
     tried = (recognise(inner, explain=False) for inner in _within(state))
     first = next(tried)
     return first if first.fits else next((found for found in tried if found.fits), first)
 
 
-def _within(state: Mapping[str, Form]) -> Iterator[Mapping[str, Form]]:
+def _within(state: Mapping[str, TensorSpec]) -> Iterator[Mapping[str, TensorSpec]]:
     """Yield the state_dict, then what is left of its names without the attribute they all share.
 
     A module that trains a network keeps it as ``self.model``, or whatever it calls it.

@@ -10,23 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli import arrays
-from lpss_cli.checkpoints import (
-    kinds,
-    manifest,
-    modelfolder,
-    nesting,
-    record,
-    safetensorsfile,
-    torchfile,
-)
+from lpss_cli.checkpoints import kinds, modelfolder, nesting, record, safetensorsfile, torchfile
 from lpss_cli.checkpoints.folding import fold, plan
 from lpss_cli.checkpoints.modelfolder import Described
 from lpss_cli.checkpoints.snapshot import read_whole
 from lpss_cli.checkpoints.streaming import Streamed, streams
 from lpss_cli.errors import InputError
-from lpss_cli.forms import Form
 from lpss_cli.packed import MAGIC, MalformedError, unpack
+from lpss_cli.utils import arrays, digest
+from lpss_cli.utils.arrays import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +57,7 @@ class Checkpoint:
     stream: Streamed | None = None
 
     @property
-    def forms(self) -> Mapping[str, Form]:
+    def forms(self) -> Mapping[str, TensorSpec]:
         """Shape and kind of numbers of all entries by name, streamed or not."""
         return self.state_dict if self.stream is None else self.stream.forms
 
@@ -188,7 +180,7 @@ def _texts(path: Path, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
         meta = json.loads(texts.get("lpss", "{}"))
     except (ValueError, RecursionError):
         meta = None
-    sealed = any(manifest.KEY in text for text in texts.values())
+    sealed = any(digest.KEY in text for text in texts.values())
     if sealed and (not isinstance(meta, dict) or "lpss" not in texts):
         raise InputError(f"{path} is damaged: its record cannot be read", record.AGAIN)
     found = meta if isinstance(meta, dict) else {}

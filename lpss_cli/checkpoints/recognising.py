@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lpss_cli.errors import InputError
-from lpss_cli.forms import Form
 from lpss_cli.models import zoo
 from lpss_cli.models.shapes import Fit, Shapes, Template, needed
 from lpss_cli.models.signatures import Signature, hash_of_shapes, sign, table, timm_table
+from lpss_cli.utils.arrays import TensorSpec
 
 # The nearest networks that a refusal lists, of how many that are built for it, and how many
 # differences of each; those with so many times the differences of the first are not near.
@@ -71,7 +71,7 @@ class Recognised:
         )
 
 
-def recognise(state: Mapping[str, Form], *, explain: bool = True) -> Recognised:
+def recognise(state: Mapping[str, TensorSpec], *, explain: bool = True) -> Recognised:
     """Find the networks that a state_dict is of.
 
     The names choose the candidates from a table, so that few networks have to be built, and these
@@ -94,7 +94,7 @@ def recognise(state: Mapping[str, Form], *, explain: bool = True) -> Recognised:
     return Recognised(shapes, (), _nearest(own, shapes) if explain else ())
 
 
-def _of_timm(state: Mapping[str, Form]) -> list[Fit]:
+def _of_timm(state: Mapping[str, TensorSpec]) -> list[Fit]:
     """Return how a state_dict fits networks of timm, the most usual first.
 
     Several networks of the same shapes differ in what has no weights: activations, padding.
@@ -110,7 +110,7 @@ def _of_timm(state: Mapping[str, Form]) -> list[Fit]:
     return sorted(fits, key=lambda fit: (not zoo.is_published(fit.arch), len(fit.arch), fit.arch))
 
 
-def fit_of(arch: str, state: Mapping[str, Form]) -> Fit | None:
+def fit_of(arch: str, state: Mapping[str, TensorSpec]) -> Fit | None:
     """Return how a state_dict fits a network by name; None where it does not.
 
     Networks of other people's code have no template: they fit by being built.
@@ -136,7 +136,7 @@ def _template(arch: str) -> Template:
     return template(arch)
 
 
-def shapes_of(state: Mapping[str, Form]) -> dict[str, tuple[int, ...]]:
+def shapes_of(state: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the entries that a network cannot do without."""
     return {name: tuple(state[name].shape) for name in needed(state)}
 

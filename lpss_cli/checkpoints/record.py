@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.arrays import Array
-from lpss_cli.checkpoints import manifest
 from lpss_cli.checkpoints.entries import HISTOGRAMS, LONGEST_NAME, checked
 from lpss_cli.errors import InputError
-from lpss_cli.forms import Form
+from lpss_cli.utils import digest
+from lpss_cli.utils.arrays import Array, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +33,7 @@ def verify(
     path: Path,
     found: Mapping[str, Any],
     parts: Mapping[str, Mapping[str, Tensor] | Mapping[str, Array] | None],
-    forms: Mapping[str, Form],
+    forms: Mapping[str, TensorSpec],
 ) -> tuple[dict[str, Any], list[str]]:
     """Verify a record's manifest, and keep the entries that are of their kind.
 
@@ -54,16 +53,16 @@ def verify(
         meta = plain(found)
     except NotPlainError as reason:
         raise InputError(f"{path} is damaged: its record {reason}", AGAIN) from None
-    version, sealed = meta.get("format", 0), meta.get(manifest.KEY)
-    if type(version) is not int or not 0 <= version <= manifest.FORMAT:
+    version, sealed = meta.get("format", 0), meta.get(digest.KEY)
+    if type(version) is not int or not 0 <= version <= digest.FORMAT:
         raise InputError(
-            f"{path} is of format {str(version)[:20]}, and this lpss reads up to {manifest.FORMAT}",
+            f"{path} is of format {str(version)[:20]}, and this lpss reads up to {digest.FORMAT}",
             "update lpss, or make the file again",
         )
-    expected = version == manifest.FORMAT or sealed is not None
-    if expected and sealed != manifest.digest(meta, parts):
+    expected = version == digest.FORMAT or sealed is not None
+    if expected and sealed != digest.digest(meta, parts):
         raise InputError(f"{path} is damaged: it is not what was written", AGAIN)
-    seal = ("format", manifest.KEY)
+    seal = ("format", digest.KEY)
     meta, wrong = checked({key: value for key, value in meta.items() if key not in seal})
     if not _fit(meta.get("weights") or {}, forms):
         wrong.append("weights")
@@ -80,7 +79,7 @@ def exported(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in _OF_TRAINING}
 
 
-def _fit(facts: Mapping[str, Any], state: Mapping[str, Form]) -> bool:
+def _fit(facts: Mapping[str, Any], state: Mapping[str, TensorSpec]) -> bool:
     """Whether facts about prunable weights are about weights that the file has."""
     return all(
         name in state

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from lpss_cli.arrays import Array, dtype_of
 from lpss_cli.checkpoints import kinds
 from lpss_cli.checkpoints.safetensorsfile import DTYPES, read_header
 from lpss_cli.checkpoints.snapshot import changed, opened, unreadable
-from lpss_cli.forms import StandIn
 from lpss_cli.packed import MAGIC
+from lpss_cli.utils.arrays import Array, LazyTensor, dtype_of
 
 
 def streams(path: Path) -> bool:
@@ -104,5 +103,5 @@ def _identity(file: BufferedReader) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def _stand_in(entry: Mapping[str, Any]) -> StandIn:
-    return StandIn(tuple(entry["shape"]), dtype_of(DTYPES[entry["dtype"]]))
+def _stand_in(entry: Mapping[str, Any]) -> LazyTensor:
+    return LazyTensor(tuple(entry["shape"]), dtype_of(DTYPES[entry["dtype"]]))

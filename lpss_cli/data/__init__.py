@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.data.imports import is_import_path
 from lpss_cli.data.spec import AUGMENTS, KNOWN, DataSpec
+from lpss_cli.utils.user_code import is_import_path
 
 if TYPE_CHECKING:
     from lpss_cli.data.bundle import Data

@@ -10,8 +10,8 @@ from lpss_cli.data.sources import Augment, Source
 from lpss_cli.data.spec import DataSpec
 from lpss_cli.data.split import split
 from lpss_cli.errors import InputError
-from lpss_cli.randomness import derive_seed
 from lpss_cli.tasks import Task
+from lpss_cli.utils.seeds import derive_seed
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lpss_cli.data.bundle import Data
-from lpss_cli.data.imports import is_import_path
 from lpss_cli.data.spec import KNOWN, DataSpec, canonical_name
 from lpss_cli.errors import InputError, nearest
+from lpss_cli.utils.user_code import is_import_path
 
 
 def load(spec: DataSpec) -> Data:

@@ -16,12 +16,11 @@ from lpss_cli.data import augment as augmentation
 from lpss_cli.data import fingerprint
 from lpss_cli.data.bundle import Data
 from lpss_cli.data.factory_task import make_task, read_facts
-from lpss_cli.data.imports import is_import_path
 from lpss_cli.data.sources import DatasetSource, Source, TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.workers import as_input, as_target
 from lpss_cli.errors import InputError, nearest
-from lpss_cli.imports import call_function
+from lpss_cli.utils.user_code import call_function, is_import_path
 
 __all__ = ["is_import_path", "load"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lpss_cli.randomness import derive_seed
+from lpss_cli.utils.seeds import derive_seed
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.errors import InputError
-from lpss_cli.randomness import derive_seed
+from lpss_cli.utils.seeds import derive_seed
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs (B, ...), a generator on their device) -> inputs of the same shape."""

@@ -13,7 +13,7 @@ from lpss_cli.data.order import epoch_order
 from lpss_cli.data.source import Augment, Augmenter, Batch, Source, check_batch_size
 from lpss_cli.data.workers import Guarded, collate, worker_context, worker_init
 from lpss_cli.errors import InputError, LpssError
-from lpss_cli.randomness import derive_seed
+from lpss_cli.utils.seeds import derive_seed
 
 __all__ = ["Augment", "DatasetSource", "Source", "TensorSource", "epoch_order"]
 

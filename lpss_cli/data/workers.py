@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lpss_cli import interrupts
 from lpss_cli.errors import InputError, LpssError, one_line
+from lpss_cli.utils import signals
 
 
 def worker_context() -> str | None:
@@ -29,7 +29,7 @@ def worker_init(_worker: int) -> None:
     finished; without the second, a killed run leaves processes that hold memory and files (torch
     notices only after seconds, when idle).
     """
-    interrupts.follow_parent()
+    signals.follow_parent()
 
 
 class Guarded:

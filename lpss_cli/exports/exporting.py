@@ -17,8 +17,8 @@ from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import RunError
 from lpss_cli.exports.latency import Latency
 from lpss_cli.exports.layersizes import Savings
-from lpss_cli.files import replacing
 from lpss_cli.reporting import exponents_of, weights_of
+from lpss_cli.utils.files import replacing
 
 FORMATS = ("safetensors", "onnx", "pack")
 

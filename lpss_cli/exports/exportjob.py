@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lpss_cli.checkpoints import artifact, manifest, record
+from lpss_cli.checkpoints import artifact, record
 from lpss_cli.checkpoints.fitting import refuse_not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import Data
@@ -21,13 +21,14 @@ from lpss_cli.exports.onnxjob import OnnxOptions, write_onnx
 from lpss_cli.exports.onnxjob import targets as onnx_targets
 from lpss_cli.exports.packing import Trial, export_pack
 from lpss_cli.exports.sizes import Size, table
-from lpss_cli.files import check_space, output
 from lpss_cli.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.packed import check as check_packable
 from lpss_cli.reporting import packed_values, weights_of
 from lpss_cli.runs.job import JobWatcher
 from lpss_cli.runs.request import Request, device_of
 from lpss_cli.runs.resolving import restore
+from lpss_cli.utils import digest
+from lpss_cli.utils.files import check_space, output
 
 # Formats whose files end in another name.
 _SUFFIXES = {"pack": "lpss"}
@@ -157,7 +158,7 @@ def _sealed(checkpoint: Checkpoint) -> Checkpoint:
     # The history stays in the artefact, and so do the weights that training began from.
     kept = record.exported(checkpoint.meta)
     parts = {"state_dict": checkpoint.state_dict, "init": None}
-    return replace(checkpoint, meta=manifest.seal(kept, parts))
+    return replace(checkpoint, meta=digest.seal(kept, parts))
 
 
 def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[Size]:

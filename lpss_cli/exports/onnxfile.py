@@ -20,7 +20,7 @@ from lpss_cli.exports import gaps
 from lpss_cli.exports.exporting import Exported
 from lpss_cli.exports.onnxproof import check_unfolded, check_zeros, compare
 from lpss_cli.exports.onnxruntimes import explained_by_rounding, run, run_torch
-from lpss_cli.files import replacing
+from lpss_cli.utils.files import replacing
 
 ENCODINGS = ("dense", "gaps")
 # Largest difference of an ONNX output, as a part of the largest |logit|.

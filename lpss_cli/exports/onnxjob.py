@@ -18,8 +18,8 @@ from lpss_cli.exports.onnxfile import ENCODINGS, checked_bytes, export_onnx, to_
 from lpss_cli.exports.onnxproof import compare
 from lpss_cli.exports.onnxruntimes import run, run_torch
 from lpss_cli.exports.quantizing import EXAMPLES, quantize
-from lpss_cli.files import replacing
-from lpss_cli.threads import forward_flops
+from lpss_cli.utils.files import replacing
+from lpss_cli.utils.torch_utils import forward_flops
 
 # Floating-point operations that comparing outputs may take: half a minute of one slow core.
 _WORK = 1e12

@@ -20,10 +20,10 @@ from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.evaluation import evaluate
 from lpss_cli.exports.exporting import Exported, export_safetensors, provenance
-from lpss_cli.files import check_writable, replacing
 from lpss_cli.packed import DEFAULT_VALUES, Entry, Unpacked, pack, unpack
 from lpss_cli.patterns import bias_names
 from lpss_cli.reporting import weights_of
+from lpss_cli.utils.files import check_writable, replacing
 
 # Real inputs whose outputs are compared.
 _COMPARED = 256

@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.forms import Form
 from lpss_cli.packed import BIAS_VALUES, VALUE_BYTES
 from lpss_cli.patterns import bias_names
+from lpss_cli.utils.arrays import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ def bound(state: Mapping[str, Tensor], prunable: Collection[str], values: str) -
     return found
 
 
-def bound_of(tensor: Form, kept: int, values: str) -> float:
+def bound_of(tensor: TensorSpec, kept: int, values: str) -> float:
     """Return a prunable tensor's part of the information bound in bytes.
 
     Args:
@@ -87,18 +87,18 @@ def bound_of(tensor: Form, kept: int, values: str) -> float:
     return places + _width(tensor, values) * kept
 
 
-def whole_bound(tensor: Form, values: str, *, bias: bool) -> float:
+def whole_bound(tensor: TensorSpec, values: str, *, bias: bool) -> float:
     """Return the part of a tensor whose zeros do not count; only biases are rounded."""
     width = _width(tensor, BIAS_VALUES[values]) if bias else tensor.element_size()
     return float(tensor.numel() * width)
 
 
-def _width(tensor: Form, values: str) -> int:
+def _width(tensor: TensorSpec, values: str) -> int:
     """Bytes of one stored value."""
     return min(tensor.element_size(), VALUE_BYTES.get(values, tensor.element_size()))
 
 
-def dense_bytes(state: Mapping[str, Form]) -> int:
+def dense_bytes(state: Mapping[str, TensorSpec]) -> int:
     """Return the tensors' own size in bytes, floating-point ones counted as fp32."""
     return sum(
         t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in state.values()

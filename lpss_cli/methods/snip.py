@@ -41,13 +41,13 @@ class SNIP(Method):
         """Return ``log|w · Σg|``, equation 4 of the paper without its normalising constant."""
         import torch
 
-        from lpss_cli import modes
         from lpss_cli.masks import wide
+        from lpss_cli.utils import torch_utils
 
         names, weights = zip(*run.weights.items(), strict=True)
         total = [torch.zeros_like(w) for w in weights]
         buffers = {name: b.clone() for name, b in run.model.named_buffers()}
-        with modes.kept(run.model):
+        with torch_utils.preserve_training_mode(run.model):
             run.model.train()
             for x, y in islice(run.batches(0), self.config.snip_batches):
                 loss = run.part * run.loss(run.model(x), y)

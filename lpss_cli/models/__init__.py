@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .spec import KNOWN, is_import_path, mlp_widths, resolve
+from lpss_cli.models.spec import KNOWN, is_import_path, mlp_widths, resolve
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from .checks import image_shape
+from lpss_cli.models.checks import image_shape
 
 _STAGES = {"conv2": (64,), "conv4": (64, 128), "conv6": (64, 128, 256)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lpss_cli.errors import InputError
-from lpss_cli.imports import call_function
+from lpss_cli.utils.user_code import call_function
 
 
 def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:

@@ -12,8 +12,8 @@ from math import prod
 
 from torch import nn
 
-from .checks import image_shape
-from .mlp import mlp
+from lpss_cli.models.checks import image_shape
+from lpss_cli.models.mlp import mlp
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:

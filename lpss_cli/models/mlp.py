@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from .spec import mlp_widths
+from lpss_cli.models.spec import mlp_widths
 
 
 def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from .checks import image_shape
-from .residual import residual_network
+from lpss_cli.models.checks import image_shape
+from lpss_cli.models.residual import residual_network
 
 _BLOCKS_PER_STAGE = {"resnet20": 3, "resnet56": 9}
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .spec import KNOWN
+from lpss_cli.models.spec import KNOWN
 
 PATH = Path(__file__).with_name("signatures.json")
 TIMM_PATH = PATH.with_name("signatures_timm.json")
@@ -95,7 +95,7 @@ def known() -> list[str]:
 
 def make(archs: Iterable[str]) -> str:
     """Return the table of these networks as JSON, a line for each."""
-    from .templates import template
+    from lpss_cli.models.templates import template
 
     signatures = [sign(arch, template(arch).shapes) for arch in archs]
     lines = [
@@ -107,7 +107,7 @@ def make(archs: Iterable[str]) -> str:
 
 def make_timm(names: Iterable[str]) -> str:
     """Return the table of these networks of timm as JSON, a line for each that has a classifier."""
-    from .templates import template
+    from lpss_cli.models.templates import template
 
     lines = []
     for name in names:

@@ -6,8 +6,7 @@ from math import prod
 from pathlib import Path
 
 from lpss_cli.errors import InputError, nearest
-
-from .checks import size_text
+from lpss_cli.models.checks import size_text
 
 KNOWN: tuple[str, ...] = (
     "mlp",

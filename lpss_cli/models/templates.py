@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from . import build, zoo
-from .shapes import Shape, Template, needed
+from lpss_cli.models import build, zoo
+from lpss_cli.models.shapes import Shape, Template, needed
 
 #: Primes that no layer has for a width.
 _OUTPUTS, _CHANNELS = 1009, 1013

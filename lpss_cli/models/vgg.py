@@ -11,8 +11,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from .checks import image_shape
-from .residual import kaiming
+from lpss_cli.models.checks import image_shape
+from lpss_cli.models.residual import kaiming
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _CONVS_PER_STAGE = {

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from .checks import image_shape
-from .residual import residual_network
+from lpss_cli.models.checks import image_shape
+from lpss_cli.models.residual import residual_network
 
 _SHAPES = {
     "wrn12": (16, (1, 2, 2)),

@@ -9,8 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lpss_cli.errors import InputError, one_line
-
-from .checks import image_shape, size_text
+from lpss_cli.models.checks import image_shape, size_text
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,12 +20,12 @@ import numpy as np
 from lpss_cli.checkpoints.safetensorsfile import read_header
 from lpss_cli.checkpoints.snapshot import opened
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.files import check_space, output, replacing
 from lpss_cli.oneshot.blocks import DTYPES, Entry
 from lpss_cli.oneshot.rewriting import Part, compare, header_of, write
 from lpss_cli.oneshot.threshold import Threshold, find
 from lpss_cli.patterns import resolve, speaks_of_weights
 from lpss_cli.targets import check_sparsity, zero_count
+from lpss_cli.utils.files import check_space, output, replacing
 
 __all__ = ["Cut", "Part", "cut", "suits"]
 

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpss_cli.errors import InputError, nearest
-
-from . import container, tensors
-from .bits import Array, MalformedError, need
-from .container import MAGIC
-from .entry import LARGEST, Entry, whole
-from .tensors import Encoded
-from .values import CHOICES, DTYPES, FLOATS
+from lpss_cli.packed import container, tensors
+from lpss_cli.packed.bits import Array, MalformedError, need
+from lpss_cli.packed.container import MAGIC
+from lpss_cli.packed.entry import LARGEST, Entry, whole
+from lpss_cli.packed.tensors import Encoded
+from lpss_cli.packed.values import CHOICES, DTYPES, FLOATS
 
 if TYPE_CHECKING:
     from torch import Tensor

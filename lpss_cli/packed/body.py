@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .entry import Entry, Kind
-from .sections import load, store
-from .tensors import Encoded
+from lpss_cli.packed.entry import Entry, Kind
+from lpss_cli.packed.sections import load, store
+from lpss_cli.packed.tensors import Encoded
 
 #: The writer's bounds between short planes and others, in bytes.
 BOUNDS = (0, 1 << 9, 1 << 12)

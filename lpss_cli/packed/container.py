@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import body
-from .bits import Array, MalformedError, need
-from .body import BOUNDS, Body, shared_lengths
-from .entry import Entry, parse
-from .sections import load_header, store_header
-from .tensors import Encoded, decode
-from .vocabulary import VOCABULARIES
+from lpss_cli.packed import body
+from lpss_cli.packed.bits import Array, MalformedError, need
+from lpss_cli.packed.body import BOUNDS, Body, shared_lengths
+from lpss_cli.packed.entry import Entry, parse
+from lpss_cli.packed.sections import load_header, store_header
+from lpss_cli.packed.tensors import Encoded, decode
+from lpss_cli.packed.vocabulary import VOCABULARIES
 
 #: A byte that is no text, then signs that a transfer as text would change.
 MAGIC = b"\x93LPSS\r\n\x1a"

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import places
-from .bits import need
-from .places import Places
-from .values import DTYPES, FLOATS, STORED, has_scales, stored_type
+from lpss_cli.packed import places
+from lpss_cli.packed.bits import need
+from lpss_cli.packed.places import Places
+from lpss_cli.packed.values import DTYPES, FLOATS, STORED, has_scales, stored_type
 
 #: Weights of one tensor at most; indices and their sums then fit 64 bits.
 LARGEST = 2**31 - 1

@@ -12,10 +12,10 @@ from itertools import product
 
 import numpy as np
 
-from . import places, split
-from .bits import Array
-from .entry import Entry
-from .places import Places
+from lpss_cli.packed import places, split
+from lpss_cli.packed.bits import Array
+from lpss_cli.packed.entry import Entry
+from lpss_cli.packed.places import Places
 
 # What a choice of rows or columns adds to the header, about, in bytes.
 _NAMED = 12

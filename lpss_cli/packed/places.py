@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import bits
-from .bits import Array, need, size_of
-from .sections import store
+from lpss_cli.packed import bits
+from lpss_cli.packed.bits import Array, need, size_of
+from lpss_cli.packed.sections import store
 
 #: Coding -> the numbers that its line has, in this order.
 _NUMBERS: dict[str, tuple[str, ...]] = {

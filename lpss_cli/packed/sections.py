@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import zstandard
 
-from .bits import MalformedError, need
-from .vocabulary import VOCABULARIES
+from lpss_cli.packed.bits import MalformedError, need
+from lpss_cli.packed.vocabulary import VOCABULARIES
 
 # Beyond this the slow search for repetitions is left out.
 _SEARCHED = 1 << 16

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bits import Array
+from lpss_cli.packed.bits import Array
 
 #: What two groups cost beside their sections, about: words in the header, and a table of zstd for
 #: the second group's high bytes.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import grid, values
-from .bits import Array, need
-from .entry import Entry, whole
-from .values import DTYPES, Coded, stored_type
+from lpss_cli.packed import grid, values
+from lpss_cli.packed.bits import Array, need
+from lpss_cli.packed.entry import Entry, whole
+from lpss_cli.packed.values import DTYPES, Coded, stored_type
 
 
 @dataclass(frozen=True)

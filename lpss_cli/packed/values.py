@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bits import Array, MalformedError
+from lpss_cli.packed.bits import Array, MalformedError
 
 #: What may be asked for, and the codes that are tried for it, in this order.
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -12,12 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from lpss_cli import histograms
-from lpss_cli.arrays import Array
 from lpss_cli.closeups import Closeup, closeup
-from lpss_cli.files import replacing
 from lpss_cli.layers import Layer
 from lpss_cli.pages import figures
 from lpss_cli.reporting import Report
+from lpss_cli.utils.arrays import Array
+from lpss_cli.utils.files import replacing
 from lpss_cli.version import __version__
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from lpss_cli import arrays
 from lpss_cli.closeups import Closeup
+from lpss_cli.utils import arrays
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from lpss_cli.checkpoints import manifest
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.randomness import derive_seed
+from lpss_cli.utils import digest as manifest
+from lpss_cli.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lpss_cli import interrupts
 from lpss_cli.errors import InputError, RunError, one_line
 from lpss_cli.processes import launch
 from lpss_cli.processes.distributed import Team, World
+from lpss_cli.utils import signals
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -88,7 +88,7 @@ def joined(device: str) -> Iterator[World]:
         yield Team(own, place.local_rank, control)
     except BaseException:
         # torchrun sends SIGTERM as soon as any process has ended; what is left to do is short.
-        interrupts.ignore()
+        signals.ignore()
         _failure = _Failure(store)
         raise
     dist.destroy_process_group()

@@ -23,12 +23,12 @@ from typing import Any
 
 from lpss_cli import method as methods
 from lpss_cli.errors import InputError, StoppedError
-from lpss_cli.files import output
-from lpss_cli.interrupts import SignalledError, listening
 from lpss_cli.runs.labels import Target, label, run_of, same, shown, sparsity_of
 from lpss_cli.runs.request import Request, check
 from lpss_cli.runs.runstore import RunStore
 from lpss_cli.targets import check_sparsity
+from lpss_cli.utils.files import output
+from lpss_cli.utils.signals import SignalledError, listening
 
 #: Factors on a method's own learning rate, and decays, that every method is tried with.
 FACTORS = (0.5, 1.0, 2.0)

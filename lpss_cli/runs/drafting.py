@@ -16,7 +16,6 @@ from lpss_cli import recipes
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data.spec import DATA_DIR_VARIABLE
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.files import output, replacing
 from lpss_cli.method import Method, make
 from lpss_cli.planning import plan
 from lpss_cli.recipes.text import commented
@@ -24,6 +23,7 @@ from lpss_cli.runs import given
 from lpss_cli.runs.request import Request, check
 from lpss_cli.runs.resolving import SPARSIFY_BUDGET, SPARSITY, restore, settings_for, sparsity_of
 from lpss_cli.starting import Settings
+from lpss_cli.utils.files import output, replacing
 from lpss_cli.weights import trainable
 
 _STAGE = "sparsify"

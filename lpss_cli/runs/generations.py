@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpss_cli.checkpoints import manifest, torchfile
+from lpss_cli.checkpoints import torchfile
 from lpss_cli.checkpoints.snapshot import read_whole
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.files import replacing, unwritable
+from lpss_cli.utils import digest
+from lpss_cli.utils.files import replacing, unwritable
 
 
 def paths_of(out: Path) -> tuple[Path, Path]:
@@ -89,7 +90,7 @@ class Generations:
         portable = _portable(content)
         with replacing(self.newest) as temporary:
             try:
-                torch.save({**portable, manifest.KEY: _digest(portable)}, temporary)
+                torch.save({**portable, digest.KEY: _digest(portable)}, temporary)
             except RuntimeError as error:  # how PyTorch's writer says that the disk is full
                 raise unwritable(self.newest, error) from error
             _read(temporary)
@@ -118,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         content = dict(torchfile.load(path, read_whole(path)))
-        claimed = content.pop(manifest.KEY, None)
+        claimed = content.pop(digest.KEY, None)
         if claimed is None:
             raise ValueError("it holds no digest")
         if claimed != _digest(content):
@@ -154,7 +155,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     """
     tensors: dict[str, Tensor] = {}
     try:
-        return manifest.digest({"content": _outline(content, tensors)}, {"tensors": tensors})
+        return digest.digest({"content": _outline(content, tensors)}, {"tensors": tensors})
     except TypeError as error:
         raise InputError(
             f"the state of a run holds more than plain containers: {error}",

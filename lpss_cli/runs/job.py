@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import engine, histograms, randomness, threads
+from lpss_cli import engine, histograms
 from lpss_cli.checkpoints import artifact
 from lpss_cli.checkpoints.entries import HISTOGRAMS
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.evaluation import evaluate
-from lpss_cli.files import check_space
-from lpss_cli.interrupts import listening
 from lpss_cli.method import Method
 from lpss_cli.processes.distributed import World
 from lpss_cli.reporting import report
@@ -32,6 +30,9 @@ from lpss_cli.runs.resolving import preprocessing_notes
 from lpss_cli.runs.stopping import measured, stoppable
 from lpss_cli.starting import Settings
 from lpss_cli.state import RunState
+from lpss_cli.utils import seeds, torch_utils
+from lpss_cli.utils.files import check_space
+from lpss_cli.utils.signals import listening
 from lpss_cli.watching import Relay, Watcher
 
 # An accuracy this far below the checkpoint's own claim means other data or preprocessing.
@@ -86,18 +87,18 @@ class Job:
         """Measure, train, measure again and write the artefact."""
         device = device_of(self.request.device)
         flops = trial.flops(model, self.data, self.arch) * self.settings.batch_size
-        count = self.request.threads or threads.suitable(flops)
+        count = self.request.threads or torch_utils.suitable_threads(flops)
         records: AbstractContextManager[Watcher] = nullcontext(self.watcher)
         if self.world.leads:
             records = recording.recorded(self.watcher, self.request)
-        with threads.limited(count), records as watcher:
+        with torch_utils.limit_threads(count), records as watcher:
             return self._run(model, device, watcher)
 
     def _run(self, model: nn.Module, device: torch.device, watcher: Watcher) -> Outcome:
         """Do the work; ``watcher`` sees the training and keeps the records of it."""
         request, data, world = self.request, self.data, self.world
         # For data that draw numbers when they are read.
-        randomness.seed(world.seed(self.settings.seed))
+        seeds.seed_everything(world.seed(self.settings.seed))
         needed = artifact.size(model.state_dict()) * (1 + request.keep_init)
         world.first(lambda: check_space(request.out, needed))
         saved = Generations(request.out)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.checkpoints import artifact, manifest
+from lpss_cli.checkpoints import artifact
 from lpss_cli.method import Method, options_of
 from lpss_cli.state import RunState
+from lpss_cli.utils import digest
 
 if TYPE_CHECKING:
     from lpss_cli.runs.job import Job
@@ -23,7 +24,7 @@ def identity(job: Job) -> dict[str, Any]:
     spec = {k: v for k, v in job.data.spec.to_dict().items() if k not in places}
     groups = {"": asdict(job.settings), "method.": asdict(job.method.config), "data.": spec}
     return {
-        "lpss format": manifest.FORMAT,
+        "lpss format": digest.FORMAT,
         "arch": job.arch,
         "method": job.method.name,
         "data": job.data.name,

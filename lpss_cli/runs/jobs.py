@@ -18,7 +18,6 @@ from lpss_cli.checkpoints.loading import read
 from lpss_cli.data.spec import SHAPES
 from lpss_cli.errors import InputError
 from lpss_cli.evaluation import evaluate
-from lpss_cli.files import output
 from lpss_cli.method import make
 from lpss_cli.planning import Plan, plan
 from lpss_cli.processes.distributed import World
@@ -40,6 +39,7 @@ from lpss_cli.runs.resolving import (
 )
 from lpss_cli.runs.searching import search
 from lpss_cli.targets import check_sparsity
+from lpss_cli.utils.files import output
 from lpss_cli.weights import prunable, trainable
 
 

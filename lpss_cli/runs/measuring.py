@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lpss_cli.errors import RunError
-from lpss_cli.interrupts import Interrupts
 from lpss_cli.runs.generations import Generations
 from lpss_cli.runs.job import JobWatcher
 from lpss_cli.runs.request import Request
 from lpss_cli.runs.resuming import StateError
+from lpss_cli.utils.signals import Interrupts
 
 if TYPE_CHECKING:
     from lpss_cli.runs.outcome import Outcome

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.files import replacing
+from lpss_cli.utils.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lpss_cli import randomness
 from lpss_cli.errors import InputError
-from lpss_cli.files import output, replacing
 from lpss_cli.runs.request import Request
 from lpss_cli.state import RunState
+from lpss_cli.utils import seeds
+from lpss_cli.utils.files import output, replacing
 from lpss_cli.watching import Relay, Watcher
 
 # Measurements along a run where nobody says how many.
@@ -65,7 +65,7 @@ class Meter(Relay):
         every = interval(run.epochs, self._every)
         if every and run.epoch % every == 0:
             began = time.perf_counter()
-            with randomness.kept(run.device):
+            with seeds.preserve_rng_state(run.device):
                 metrics = self._measure()
             run.history[-1][self._name] = metrics[self._name]
             self._tell(metrics, self._name)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from lpss_cli import layertargets
-from lpss_cli.compute import PRECISIONS
 from lpss_cli.errors import InputError, nearest
-from lpss_cli.threads import LARGEST
+from lpss_cli.utils.torch_utils import MAX_THREADS, PRECISIONS
 
 # Beyond that, two tries differ by less than a weight in most networks.
 _MOST_TRIES = 20
@@ -117,7 +116,7 @@ def check(request: Request) -> None:
         "tries": (1, _MOST_TRIES),
         "distill": (0, 1),
         "temperature": (0.1, 100),
-        "threads": (1, LARGEST),
+        "threads": (1, MAX_THREADS),
         "checkpoint_steps": (1, None),
         "eval_every": (0, None),
     }

@@ -19,12 +19,12 @@ import torch
 
 from lpss_cli.checkpoints import artifact
 from lpss_cli.errors import InputError, StoppedError, one_line
-from lpss_cli.interrupts import Interrupts
 from lpss_cli.optim import native
 from lpss_cli.processes.distributed import LostError, World
 from lpss_cli.runs.generations import Generations
 from lpss_cli.state import RunState
 from lpss_cli.stepping import check_loss
+from lpss_cli.utils.signals import Interrupts
 from lpss_cli.watching import Relay, Watcher
 
 #: Seconds between two saves at least; what a killed run loses at most, to the end of an epoch.

@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lpss_cli import apart
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.files import replacing
-from lpss_cli.interrupts import Interrupts, SignalledError
 from lpss_cli.runs.generations import Generations
 from lpss_cli.runs.measuring import measure
 from lpss_cli.runs.request import Request
+from lpss_cli.utils import subprocesses
+from lpss_cli.utils.files import replacing
+from lpss_cli.utils.signals import Interrupts, SignalledError
 
 _OTHER = "give another --out-dir"
 # What a run that did not fail says of itself; the last ones may be unknown.
@@ -99,7 +99,9 @@ class RunStore:
         if Generations(out).found:
             self._note(f"going on with {label}")
         try:
-            runs[label], warnings = apart.call(self._interrupts, measure, replace(request, out=out))
+            runs[label], warnings = subprocesses.call(
+                self._interrupts, measure, replace(request, out=out)
+            )
         except RunError as error:
             raise RunError(f"{label}: {error.what}", error.do) from error
         self._labels[self._run_of(label)] = label

@@ -22,18 +22,18 @@ from dataclasses import replace
 
 from torch import nn
 
-from lpss_cli import threads
 from lpss_cli.checkpoints.fitting import load_into
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, StoppedError
-from lpss_cli.interrupts import SignalledError, kill_children, listening
 from lpss_cli.runs import trial
 from lpss_cli.runs.bisection import Search, Try, bisect
 from lpss_cli.runs.origins import Origin, origin_of
 from lpss_cli.runs.request import Request
 from lpss_cli.runs.warmstart import Walk, present_zeros
 from lpss_cli.starting import Settings
+from lpss_cli.utils import torch_utils
+from lpss_cli.utils.signals import SignalledError, kill_children, listening
 
 #: The range of the search, and the number of tries in it.
 LOW, HIGH, TRIES = 0.5, 1 - 2**-7, 6
@@ -80,7 +80,10 @@ def search(
     _announce(walk, tries, origin, len(data.train), settings.epochs)
     flops = trial.flops(model, held, arch) * settings.batch_size
     try:
-        with listening(), threads.limited(request.threads or threads.suitable(flops)):
+        with (
+            listening(),
+            torch_utils.limit_threads(request.threads or torch_utils.suitable_threads(flops)),
+        ):
             walk.begin(origin, arch)
             _warn_of_noise(walk)
             curve = bisect(walk.measure, walk.accept, tries, low, high)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lpss_cli.errors import StoppedError
-from lpss_cli.interrupts import Interrupts, SignalledError, kill_children
 from lpss_cli.processes.distributed import LostError, World
 from lpss_cli.runs.resuming import Keeper
 from lpss_cli.state import RunState
+from lpss_cli.utils.signals import Interrupts, SignalledError, kill_children
 
 
 @contextmanager

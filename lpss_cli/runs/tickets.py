@@ -22,7 +22,6 @@ from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.evaluation import evaluate
-from lpss_cli.files import check_writable, output
 from lpss_cli.method import make
 from lpss_cli.reporting import weights_of
 from lpss_cli.runs.generations import Generations, paths_of
@@ -30,6 +29,7 @@ from lpss_cli.runs.job import Job, JobWatcher
 from lpss_cli.runs.outcome import Outcome, outcome_of
 from lpss_cli.runs.request import Request, check, device_of
 from lpss_cli.runs.resolving import TRAIN_BUDGET, restore, settings_for
+from lpss_cli.utils.files import check_writable, output
 
 STARTS = ("rewind", "centroids", "random")
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import threads
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, LpssError, one_line
+from lpss_cli.utils import torch_utils
 
 
 def flops(model: nn.Module, data: Data, arch: str) -> float:
@@ -26,7 +26,7 @@ def flops(model: nn.Module, data: Data, arch: str) -> float:
     x, y = next(iter(data.train.batches(2)))
     returned: Any = x
     try:
-        count = threads.forward_flops(model, x)
+        count = torch_utils.forward_flops(model, x)
         with torch.no_grad():
             returned = model.eval()(x)
             data.task.loss(returned, y)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lpss_cli import engine, models, randomness
+from lpss_cli import engine, models
 from lpss_cli.data import Data
 from lpss_cli.errors import RunError
 from lpss_cli.evaluation import evaluate
@@ -20,6 +20,7 @@ from lpss_cli.runs.bisection import Try
 from lpss_cli.runs.origins import Origin
 from lpss_cli.runs.request import Request, device_of
 from lpss_cli.starting import Settings
+from lpss_cli.utils import seeds
 from lpss_cli.weights import trainable
 
 
@@ -84,7 +85,7 @@ class Walk:
         data = self.data
         fresh = models.build(arch, data.input_shape, data.outputs).state_dict()
         self.model.load_state_dict(fresh)
-        randomness.seed(settings.seed)
+        seeds.seed_everything(settings.seed)
         engine.run(self.model, self.data, method, settings, device=self.device)
         self.accept()
         if self._dense is not None:
@@ -109,7 +110,7 @@ class Walk:
 
     def _train(self, sparsity: float) -> float | None:
         self.model.load_state_dict(self._best)
-        randomness.seed(self.settings.seed)
+        seeds.seed_everything(self.settings.seed)
         settings = replace(self.settings, sparsity=sparsity)
         method = make(self.request.method or "lpss", self.request.options)
         try:

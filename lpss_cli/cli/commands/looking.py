@@ -45,7 +45,7 @@ def report(
     """Count zeros and measure Hoyer sparsity, layer by layer."""
     from lpss_cli.cli import report_views as views
     from lpss_cli.cli.wording import size
-    from lpss_cli.files import check_writable
+    from lpss_cli.utils.files import check_writable
 
     printer = run.printer(values)
     _check_report(values, csv, sizes)

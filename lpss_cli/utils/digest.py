@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lpss_cli import arrays
-from lpss_cli.arrays import Array
+from lpss_cli.utils import arrays
+from lpss_cli.utils.arrays import Array
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from lpss_cli.errors import RunError, StoppedError
-from lpss_cli.interrupts import (
+from lpss_cli.utils.signals import (
     SIGNALS,
     Interrupts,
     SignalledError,

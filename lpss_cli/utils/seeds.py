@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 
-def seed(number: int) -> None:
+def seed_everything(number: int) -> None:
     """Start all of them from one number."""
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number)
 
 
-def state(device: torch.device) -> dict[str, Any]:
+def rng_state(device: torch.device) -> dict[str, Any]:
     """Return where all of them are, that of ``device`` too, as plain containers and tensors."""
     numpy = np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)  # what legacy=False says
@@ -36,7 +36,7 @@ def state(device: torch.device) -> dict[str, Any]:
     }
 
 
-def restore(saved: Mapping[str, Any], device: torch.device) -> None:
+def restore_rng_state(saved: Mapping[str, Any], device: torch.device) -> None:
     """Put all of them where :func:`state` found them."""
     numpy = saved["numpy"]
     key = np.array(numpy["state"]["key"], dtype=np.uint32)
@@ -48,13 +48,13 @@ def restore(saved: Mapping[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def kept(device: torch.device) -> Iterator[None]:
+def preserve_rng_state(device: torch.device) -> Iterator[None]:
     """Put all of them back, after the block, where they were before it."""
-    before = state(device)
+    before = rng_state(device)
     try:
         yield
     finally:
-        restore(before, device)
+        restore_rng_state(before, device)
 
 
 def derive_seed(stream: str, *parts: int) -> int:

@@ -108,3 +108,13 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
         return set(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # written in C: nothing is known of its arguments
         return set()
+
+
+# MERGED: Recognising data that is code.
+def is_import_path(name: str) -> bool:
+    """Whether loading this name would run code: ``some/file.py:function``.
+
+    A checkpoint may come from anyone, so an import path found inside one is refused.
+    """
+    file, colon, function = name.rpartition(":")
+    return bool(colon) and file.endswith(".py") and function.isidentifier()

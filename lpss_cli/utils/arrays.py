@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -136,3 +137,53 @@ def not_finite(values: Tensor | Array) -> int:
         for block in blocks(array.reshape(-1, 1))
         if not np.isfinite(block.sum(dtype=np.float64))  # quick, and no sum of others is
     )
+
+
+# MERGED: What is known of tensors without their values: names, shapes, kinds of numbers.
+class TensorSpec(Protocol):
+    """The part of a PyTorch tensor that does not touch its values: a tensor is one of these."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extent of every dimension."""
+
+    def dim(self) -> int:
+        """Count the dimensions."""
+
+    def numel(self) -> int:
+        """Count the entries."""
+
+    def element_size(self) -> int:
+        """Return the bytes of one entry."""
+
+    def is_floating_point(self) -> bool:
+        """Whether the numbers are real floating-point ones."""
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is still in its file.
+
+    Attributes:
+        shape: extent of every dimension.
+        dtype: kind of its numbers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def dim(self) -> int:
+        """Count the dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Count the entries."""
+        return math.prod(self.shape)
+
+    def element_size(self) -> int:
+        """Return the bytes of one entry."""
+        return self.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        """Whether the numbers are real floating-point ones."""
+        return is_floating(self.dtype)
