@@ -27,13 +27,14 @@ from typing import Any
 import torch
 from tables import FOLDER, table, write
 
-from lpss_cli import engine, method, models
+from lpss_cli import models
 from lpss_cli.data import DataSpec, load
 from lpss_cli.optim import native
-from lpss_cli.starting import Settings
-from lpss_cli.state import RunState
+from lpss_cli.training import engine, method
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.setup import Settings
+from lpss_cli.training.state import RunState
 from lpss_cli.utils import torch_utils
-from lpss_cli.watching import Watcher
 
 OUT = FOLDER / "epoch.json"
 SPARSITY = 0.9
@@ -73,7 +74,7 @@ CASES = {
 }  # fmt: skip
 
 
-class Clock(Watcher):
+class Clock(Callback):
     """Adds up the CPU time of a run, its exact cut apart."""
 
     def __init__(self) -> None:
@@ -84,7 +85,7 @@ class Clock(Watcher):
         """Begin to count."""
         self._last = time.process_time()
 
-    def on_cut(self, run: RunState) -> None:
+    def on_prune(self, run: RunState) -> None:
         """Count the present step apart."""
         self._at_cut = True
 
@@ -106,7 +107,7 @@ def timed(case: Case, data: Any, name: str, options: dict[str, Any]) -> Clock:
         case.epochs, 256, sparsity=0.0 if name == DENSE else SPARSITY, precision=case.precision
     )
     clock = Clock()
-    engine.run(model, data, method.make(name, options), settings, watcher=clock)
+    engine.run(model, data, method.make(name, options), settings, callback=clock)
     return clock
 
 

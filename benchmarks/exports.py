@@ -23,17 +23,17 @@ from tables import FOLDER, table, write
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpss_cli.exports.compacting import compact
-from lpss_cli.exports.exportjob import Options, export_file
-from lpss_cli.exports.gaps import fold_weights, rounded, unfolded
-from lpss_cli.exports.onnxfile import checked_bytes, export_onnx, to_onnx
-from lpss_cli.exports.onnxjob import OnnxOptions
-from lpss_cli.exports.onnxruntimes import run
-from lpss_cli.exports.sizes import entropy
+from lpss_cli.export.compaction.compact import compact
+from lpss_cli.export.onnx.export import checked_bytes, export_onnx, to_onnx
+from lpss_cli.export.onnx.pipeline import OnnxOptions
+from lpss_cli.export.onnx.runtime import run
+from lpss_cli.export.onnx.sparse_encoding import fold_weights, rounded, unfolded
+from lpss_cli.jobs import commands
+from lpss_cli.jobs.config import Request
+from lpss_cli.jobs.export import Options, export_file
 from lpss_cli.models import build
-from lpss_cli.runs import jobs
-from lpss_cli.runs.request import Request
-from lpss_cli.weights import prunable
+from lpss_cli.report.sizes import entropy
+from lpss_cli.sparsity.prunable import prunable
 
 OUT = FOLDER / "exports.json"
 SPARSITIES = (0.9, 0.95, 0.99)
@@ -101,7 +101,7 @@ def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, o
             path, data="mnist", data_overrides=data, arch="lenet5", method=method,
             options=options, sparsity=1 - 1 / 125, epochs=5, precision="bf16",
         )  # fmt: skip
-        jobs.train(request)
+        commands.train(request)
     found: dict[str, object] = {}
     for encoding in ("dense", "gaps"):
         onnx = OnnxOptions(encoding=encoding, int8=encoding == "dense")

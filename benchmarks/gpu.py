@@ -24,14 +24,15 @@ from pathlib import Path
 import torch
 from torch.optim import SGD, Optimizer
 
-from lpss_cli import engine, models
+from lpss_cli import models
 from lpss_cli.api import data_of
-from lpss_cli.method import make
 from lpss_cli.optim.lpsgd import LpSGD
-from lpss_cli.starting import Settings
-from lpss_cli.state import RunState
-from lpss_cli.watching import Watcher
-from lpss_cli.weights import prunable
+from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.training import engine
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.method import make
+from lpss_cli.training.setup import Settings
+from lpss_cli.training.state import RunState
 
 OUT = Path("benchmarks/results/gpu.json")
 EVERY_P = (1.0714, 1.15, 0.5)
@@ -95,14 +96,14 @@ def _shape(network: str) -> tuple[int, int, int]:
     return (3, 224, 224) if ":" in network else (1, 28, 28)
 
 
-class Clock(Watcher):
+class Clock(Callback):
     """Adds up the time of a run, its first steps and its exact cut left out."""
 
     def __init__(self, device: torch.device, warm_up: int) -> None:
         self.seconds, self._device, self._warm_up = 0.0, device, warm_up
         self._at_cut, self._last = False, 0.0
 
-    def on_cut(self, run: RunState) -> None:
+    def on_prune(self, run: RunState) -> None:
         """Leave the present step out."""
         self._at_cut = True
 
@@ -110,7 +111,7 @@ class Clock(Watcher):
         """Read the clock around what is left out, and at the end; it makes a GPU wait."""
         if run.step == self._warm_up:
             self._last = now(self._device)
-        if run.step == run.cut_step - 1 or run.step == run.total_steps:
+        if run.step == run.final_prune_step - 1 or run.step == run.total_steps:
             self.seconds += now(self._device) - self._last
         if self._at_cut:
             self._last, self._at_cut = now(self._device), False
@@ -133,7 +134,7 @@ def epochs(arch: str, device: torch.device, given: argparse.Namespace) -> list[d
             precision=given.precision,
         )
         clock = Clock(device, warm_up=3)
-        engine.run(model, data, make(name), settings, device=device, watcher=clock)
+        engine.run(model, data, make(name), settings, device=device, callback=clock)
         return clock.seconds
 
     times: dict[str, list[float]] = {DENSE: [], "lpss": []}

@@ -21,13 +21,13 @@ import torch
 from step import SGD_NAME, kinds, weights_like
 from tables import FOLDER, table, write
 
-from lpss_cli import engine
 from lpss_cli.api import data_of
-from lpss_cli.masks import select
-from lpss_cli.method import make
 from lpss_cli.models import build
-from lpss_cli.starting import Settings
-from lpss_cli.watching import Watcher
+from lpss_cli.sparsity.masks import select
+from lpss_cli.training import engine
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.method import make
+from lpss_cli.training.setup import Settings
 
 OUT = FOLDER / "growth.json"
 P = 1.2
@@ -63,7 +63,7 @@ def update(weights: int, layers: int, rounds: int) -> dict[str, float]:
     return {"weights": layers * side * side, "layers": layers, **found}
 
 
-class _Timed(Watcher):
+class _Timed(Callback):
     """Collects the CPU time between steps."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def training(method: str, batch: int) -> float:
     timed = _Timed()
     sparsity = 0.0 if method == "dense" else 0.9
     settings = Settings(1, batch, sparsity=sparsity)
-    engine.run(model, data, make(method), settings, watcher=timed)
+    engine.run(model, data, make(method), settings, callback=timed)
     return statistics.median(b - a for a, b in zip(timed.marks, timed.marks[1:], strict=False))
 
 

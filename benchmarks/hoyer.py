@@ -18,8 +18,8 @@ from tables import FOLDER, Results
 from training import request_for
 
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.prediction import predicted_hoyer
-from lpss_cli.runs import jobs
+from lpss_cli.jobs import commands
+from lpss_cli.sparsity.hoyer_prediction import predicted_hoyer
 
 FASHION_CNN = {"data": "fashion-mnist", "batch_size": 256, "precision": "bf16"}
 CALIBRATION = {
@@ -45,7 +45,7 @@ def measured(spec: dict, p: float, root: str) -> list[dict]:
         out = Path(folder) / "m.pt"
         options = {"p": (str(p),)}
         request = request_for(out, **spec, data_dir=root, method="lpss", options=options)
-        report = jobs.train(request).report
+        report = commands.train(request).report
         facts = read(out).meta["weights"]
     return [
         {

@@ -22,16 +22,16 @@ import torch
 from tables import FOLDER, table, write
 from torch import Tensor
 
-from lpss_cli.checkpoints import record
+from lpss_cli.checkpoints import metadata
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.exports import sizes
+from lpss_cli.checkpoints.packed import CHOICES, pack, unpack
+from lpss_cli.jobs import commands
+from lpss_cli.jobs.config import Request
 from lpss_cli.models import build
-from lpss_cli.packed import CHOICES, pack, unpack
-from lpss_cli.patterns import bias_names
-from lpss_cli.reporting import weights_of
-from lpss_cli.runs import jobs
-from lpss_cli.runs.request import Request
-from lpss_cli.weights import prunable
+from lpss_cli.report import sizes
+from lpss_cli.report.report import weights_of
+from lpss_cli.sparsity.patterns import bias_names
+from lpss_cli.sparsity.prunable import prunable
 
 TRAINED = {
     "LeNet-300 MNIST, 12 epochs, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 12},
@@ -54,9 +54,11 @@ def trained(root: str) -> Iterator[Network]:
         out = folder / f"pack-{spec['arch']}.pt"
         if not out.exists():
             overrides = {"data_dir": root}
-            jobs.train(Request(out, data_overrides=overrides, sparsity=0.9, batch_size=256, **spec))
+            commands.train(
+                Request(out, data_overrides=overrides, sparsity=0.9, batch_size=256, **spec)
+            )
         checkpoint = read(out)
-        meta = record.exported(checkpoint.meta)
+        meta = metadata.exported(checkpoint.meta)
         yield name, checkpoint.state_dict, list(weights_of(checkpoint)), meta
 
 

@@ -20,9 +20,9 @@ import torch
 from tables import FOLDER, table, write
 from torch import Tensor
 
-from lpss_cli.masks import select
 from lpss_cli.models import build
-from lpss_cli.weights import prunable
+from lpss_cli.sparsity.masks import select
+from lpss_cli.sparsity.prunable import prunable
 
 NETWORKS = {
     "lenet300": ((1, 28, 28), 10),

@@ -23,20 +23,19 @@ from pathlib import Path
 
 from tables import FOLDER, Results, spread, table
 
-from lpss_cli import recipes
 from lpss_cli.checkpoints import loading
 from lpss_cli.data.spec import KNOWN
 from lpss_cli.errors import InputError, LpssError, RunError
-from lpss_cli.recipes import Recipe
-from lpss_cli.reporting import report
-from lpss_cli.runs import given, jobs
-from lpss_cli.runs.job import JobWatcher
+from lpss_cli.jobs import commands, config, recipes
+from lpss_cli.jobs.recipes import Recipe
+from lpss_cli.jobs.training_job import JobCallback
+from lpss_cli.report.report import report
 
 HERE = Path(__file__).parent
 HEAD = ("data", "network", "sparsity", "epochs", "published", "ours mean ± sd (seeds)", "Δ points")
 
 
-class Printed(JobWatcher):
+class Printed(JobCallback):
     """Prints what a job says, and one line an epoch."""
 
     def on_note(self, text: str) -> None:
@@ -83,13 +82,13 @@ def artefacts(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> list[Pat
         out = work / f"{stage}-{digest}-seed{seed}.pt"
         if not out.exists():
             typed = {"seed": seed, **place(options, data_dir)}
-            request = given.request(
+            request = config.make_request(
                 typed, options, out=out, resume=True, keep_init=True, command=recipe.name
             )
             if files:
-                jobs.sparsify(files[-1], request, Printed())
+                commands.sparsify(files[-1], request, Printed())
             else:
-                jobs.train(request, Printed())
+                commands.train(request, Printed())
         files.append(out)
     return files
 

@@ -28,7 +28,7 @@ from torch.optim import SGD, Optimizer
 
 from lpss_cli.models import build
 from lpss_cli.optim.lpsgd import LpSGD
-from lpss_cli.weights import prunable
+from lpss_cli.sparsity.prunable import prunable
 
 OUT = FOLDER / "step.json"
 EVERY_P = (1.0714, 1.15, 1.3, 1.5, 2.0, 0.5)

@@ -20,10 +20,9 @@ from reproduce import HERE, artefacts
 from tables import FOLDER, Results, spread
 from tables import table as markdown
 
-from lpss_cli import recipes
-from lpss_cli.recipes import Recipe
-from lpss_cli.runs import given, jobs
-from lpss_cli.runs.tickets import ticket
+from lpss_cli.jobs import commands, config, recipes
+from lpss_cli.jobs.recipes import Recipe
+from lpss_cli.jobs.ticket import ticket
 
 CASES = ("gsm-mnist-lenet300-60x", "gsm-mnist-lenet5-125x", "gsm-mnist-lenet5-300x")
 SHARED = ("batch_size", "precision")
@@ -43,8 +42,8 @@ def sparse(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) -> 
         part = recipe.options("sparsify")
         options = {key: part[key] for key in ("sparsity", *SHARED) if key in part}
         typed = {"seed": seed, "data_dir": str(data_dir)}
-        request = given.request(typed, {**options, **MASKS[mask]}, out=out, keep_init=True)
-        jobs.sparsify(files[0], request)
+        request = config.make_request(typed, {**options, **MASKS[mask]}, out=out, keep_init=True)
+        commands.sparsify(files[0], request)
     return out
 
 
@@ -56,7 +55,7 @@ def measure(recipe: Recipe, mask: str, data_dir: Path, work: Path, seed: int) ->
     options = {key: training[key] for key in keys if key in training}
     typed = {"seed": seed, "data_dir": str(data_dir)}
     out = work / f"{recipe.name}-{mask}-ticket-seed{seed}.pt"
-    request = given.request(typed, options, out=out, force=True)
+    request = config.make_request(typed, options, out=out, force=True)
     found = ticket(source, request, control=mask == "gsm")
     report = found.outcome.report
     return {

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lpss_cli.runs import jobs
-from lpss_cli.runs.outcome import Outcome
-from lpss_cli.runs.request import Request
+from lpss_cli.jobs import commands
+from lpss_cli.jobs.config import Request
+from lpss_cli.jobs.training_job import Outcome
 
 # What a person types beside the data, by the names of the options.
 _OF_DATA = ("data_dir", "augment", "target", "drop", "split_seed")
@@ -21,7 +21,7 @@ def trained(**options: Any) -> Outcome:
         RunError: training diverged.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return jobs.train(request_for(Path(folder) / "m.pt", **options))
+        return commands.train(request_for(Path(folder) / "m.pt", **options))
 
 
 def sparsified(dense: Path, start: dict[str, Any], **options: Any) -> Outcome:
@@ -36,9 +36,9 @@ def sparsified(dense: Path, start: dict[str, Any], **options: Any) -> Outcome:
         RunError: training diverged.
     """
     if not dense.exists():
-        jobs.train(request_for(dense, **start))
+        commands.train(request_for(dense, **start))
     with tempfile.TemporaryDirectory() as folder:
-        return jobs.sparsify(dense, request_for(Path(folder) / "m.pt", **options))
+        return commands.sparsify(dense, request_for(Path(folder) / "m.pt", **options))
 
 
 def request_for(out: Path, **options: Any) -> Request:

@@ -19,8 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lpss_cli import method
-from lpss_cli.targets import parse
+from lpss_cli.sparsity.targets import parse
+from lpss_cli.training import method
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

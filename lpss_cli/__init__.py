@@ -14,9 +14,9 @@ from lpss_cli.version import __version__
 if TYPE_CHECKING:
     from lpss_cli.api import Sparse, describe, sparsify
     from lpss_cli.optim.lpsgd import LpSGD
-    from lpss_cli.reporting import report
+    from lpss_cli.report.report import report
     from lpss_cli.sparsifier import Sparsifier
-    from lpss_cli.sphere import hoyer
+    from lpss_cli.sparsity.lp_geometry import hoyer
 
 __all__ = [
     "InputError",
@@ -37,7 +37,7 @@ _LAZY = {
     "Sparse": "api",
     "Sparsifier": "sparsifier",
     "describe": "api",
-    "hoyer": "sphere",
+    "hoyer": "sparsity.lp_geometry",
     "report": "reporting",
     "sparsify": "api",
 }

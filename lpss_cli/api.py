@@ -11,23 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lpss_cli import engine
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data, DataSpec
 from lpss_cli.data.factory import as_source
-from lpss_cli.data.loader import LoaderSource
-from lpss_cli.data.source import Source
+from lpss_cli.data.sources import LoaderSource, Source
+from lpss_cli.data.tasks import CLASSIFICATION, REGRESSION, Loss, Task
 from lpss_cli.errors import InputError
-from lpss_cli.evaluation import evaluate
-from lpss_cli.method import make
-from lpss_cli.reporting import Report, report
-from lpss_cli.starting import Settings
-from lpss_cli.state import RunState
-from lpss_cli.targets import check_sparsity, parse
-from lpss_cli.tasks import CLASSIFICATION, REGRESSION, Loss, Task
+from lpss_cli.report.report import Report, report
+from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.targets import check_sparsity, parse
+from lpss_cli.training import engine
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.evaluation import evaluate
+from lpss_cli.training.method import make
+from lpss_cli.training.setup import Settings
+from lpss_cli.training.state import RunState
 from lpss_cli.utils import torch_utils
-from lpss_cli.watching import Watcher
-from lpss_cli.weights import prunable
 
 #: A loader, a map-style Dataset, or a pair of tensors or arrays (inputs, targets).
 Examples = Any
@@ -69,7 +68,7 @@ def sparsify(
     seed: int = 0,
     device: torch.device | str | None = None,
     precision: str = "fp32",
-    watcher: Watcher | None = None,
+    callback: Callback | None = None,
     **options: Any,
 ) -> Sparse:
     """Sparse-train a model in place until exactly ``round(sparsity·N)`` of its weights are zero.
@@ -91,7 +90,7 @@ def sparsify(
         seed: decides order, augmentation, random masks and dropout.
         device: where to train; None: where the model is.
         precision: ``fp32`` or ``bf16``.
-        watcher: sees the run go by.
+        callback: sees the run go by.
         options: the method's own, under the names of their flags: ``eta=0.01, ranking="erk"``.
 
     Raises:
@@ -113,7 +112,7 @@ def sparsify(
 
     before = metrics()
     with torch_utils.preserve_training_mode(model):
-        run = engine.run(model, data, chosen, settings, device=home, watcher=watcher)
+        run = engine.run(model, data, chosen, settings, device=home, callback=callback)
     return result_of(model, run, before, metrics())
 
 
@@ -129,7 +128,7 @@ def result_of(
     after: dict[str, float] | None = None,
 ) -> Sparse:
     """Return what a finished run has made of a model."""
-    facts = {n: {"row_dim": run.row_dims[n], **run.facts[n]} for n in run.weights}
+    facts = {n: {"row_dim": run.row_dims[n], **run.layer_info[n]} for n in run.weights}
     found = describe(model, facts)
     return Sparse(model, found, dict(run.masks), before, after, run.history)
 

@@ -26,7 +26,7 @@ LONGEST = 90.0
 SERVER = """
 import json, os, signal, sys, time
 import torch
-import lpss_cli.runs.comparing, lpss_cli.data, lpss_cli.runs.jobs, lpss_cli.runs.tickets
+import lpss_cli.jobs.compare, lpss_cli.data, lpss_cli.jobs.commands, lpss_cli.jobs.ticket
 from lpss_cli.runs import resuming
 from lpss_cli.cli import app
 from lpss_cli.cli.progress import Printer

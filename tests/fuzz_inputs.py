@@ -24,12 +24,13 @@ from faults import STATE
 from faults import kinds as checkpoints
 from fuzz import mutated
 
-from lpss_cli import amenable, data, packed, recipes
-from lpss_cli.checkpoints import loading
+from lpss_cli import data
+from lpss_cli.checkpoints import loading, packed
+from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.errors import InputError
-from lpss_cli.exports import onnxruntimes
-from lpss_cli.reporting import report
-from lpss_cli.runs.generations import Generations
+from lpss_cli.export.onnx import runtime
+from lpss_cli.jobs import recipes, ternary_init
+from lpss_cli.report.report import report
 
 _RECIPE = """
 title = "an example"
@@ -56,7 +57,7 @@ def _load(name: Path) -> Any:
 
 
 def _run_onnx(path: Path) -> Any:
-    return onnxruntimes.run_foreign(path, torch.zeros(2, 6))
+    return runtime.run_foreign(path, torch.zeros(2, 6))
 
 
 def _onnx(path: Path) -> None:
@@ -80,24 +81,27 @@ def sources(folder: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]
     """Kind → the name of its file, a sound content, and what reads it."""
     meta = {"arch": "mlp:6-4-3", "weights": {"fc1.weight": {"row_dim": 0}}}
     (folder / "a.lpss").write_bytes(packed.pack(STATE, meta, "fp16"))
-    saved = Generations(folder / "s.pt")
+    saved = TrainingStateFiles(folder / "s.pt")
     saved.write({"identity": {"a": 1}, "state": STATE, "measured": {}, "circumstances": {}})
     rows = [f"{i / 7:.3f},{i % 5},{'yes' if i % 3 else 'no'}" for i in range(60)]
     (folder / "t.csv").write_text("a,b,outcome\n" + "\n".join(rows) + "\n")
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((40, 6), np.float32), generator.integers(0, 3, 40)
     np.savez(folder / "n.npz", x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
-    start = amenable.derive({"fc1.weight": STATE["fc1.weight"]}, {"arch": "mlp:6-4-3"})
-    amenable.save(folder / "i.safetensors", start)
+    start = ternary_init.derive({"fc1.weight": STATE["fc1.weight"]}, {"arch": "mlp:6-4-3"})
+    ternary_init.save(folder / "i.safetensors", start)
     (folder / "r.toml").write_text(_RECIPE)
     _onnx(folder / "m.onnx")
     (folder / "e.safetensors").write_bytes(checkpoints(folder)["export"])
     readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "pack": ("a.lpss", loading.read),
-        "state": ("s.pt.partial", lambda p: Generations(p.with_suffix("")).read(lambda _: None)),
+        "state": (
+            "s.pt.partial",
+            lambda p: TrainingStateFiles(p.with_suffix("")).read(lambda _: None),
+        ),
         "table": ("t.csv", _load),
         "arrays": ("n.npz", _load),
-        "start": ("i.safetensors", amenable.load),
+        "start": ("i.safetensors", ternary_init.load),
         "recipe": ("r.toml", lambda p: recipes.read(str(p)).options("train")),
         "onnx": ("m.onnx", _run_onnx),
         "stream": ("e.safetensors", lambda p: report(loading.browse(p)).to_dict()),

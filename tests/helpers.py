@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from lpss_cli.data import Data, DataSpec, TensorSource
-from lpss_cli.tasks import CLASSIFICATION
+from lpss_cli.data.tasks import CLASSIFICATION
 from lpss_cli.utils import digest
 from lpss_cli.utils.signals import Interrupts
 

@@ -18,7 +18,13 @@ LONGEST = 180.0
 _CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 if hasattr(os, "fork"):
     # torch._dynamo is what the first optimizer imports.
-    names = ["lpss_cli.runs.jobs", "lpss_cli.cli.progress", "faults", "helpers", "torch._dynamo"]
+    names = [
+        "lpss_cli.jobs.commands",
+        "lpss_cli.cli.progress",
+        "faults",
+        "helpers",
+        "torch._dynamo",
+    ]
     _CONTEXT.set_forkserver_preload(names)
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lpss_cli
 from lpss_cli import InputError, LpSGD, describe, sparsify
-from lpss_cli.prediction import suitable_p
+from lpss_cli.sparsity.hoyer_prediction import suitable_p
 
 BLOBS = blobs()
 TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)

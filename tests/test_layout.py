@@ -16,56 +16,28 @@ ROOT = Path(lpss_cli.__file__).parent
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "timm", "safetensors", "numpy",
          "matplotlib", "zstandard", "transformers"}  # fmt: skip
 
-# Folders that only gather modules: each of these has a tier of its own.
-GROUPS = {"checkpoints", "exports", "optim", "processes", "runs"}
-# Lower tiers know nothing of higher ones; any other package counts as one module.
+# Bottom to top. An import goes down, or stays within a folder.
 TIERS = (
-    "errors version targets checkpoints exports optim processes runs",
-    "data models sphere lpsgd masks schedule patterns weights files tasks folding loading snapshot"
-    " nesting lookup described torchpickle torchfile safetensorsfile manifest record entries kinds"
-    " threads topology imports rules rowstep native lamp masking maskedweights compute exponents"
-    " prediction amenable fading watching packed sizes"
-    " interrupts apart randomness optimizerstate generations"
-    " idle channels wiring constants layersizes cutting compacting onnxruntimes gaps onnxproof"
-    " latency"
-    " layertargets distillation launch distributed joining layers streaming modelfolder sharding"
-    " bisection tally groups histograms closeups arrays forms hoyer modes",
-    "recognising foreign fitting artifact state method",
-    "methods starting stepping engine planning reporting"
-    " exporting evaluation packing onnxfile quantizing onnxjob",
-    "request resolving given recipes resuming stopping job jobrecord jobs tickets comparing"
-    " plotting verifying pages api exportjob cleaning doctor oneshot outcome trial measuring"
-    " runstore labels sparsifier stephooks recording drafting searching warmstart origins weighing"
-    " filesizes ownoptimizer",
+    "errors version",
+    "utils",
+    "sparsity",
+    "data models distributed",
+    "checkpoints optim",
+    "training report",
+    "methods export api",
+    "jobs sparsifier",
     "cli",
     "__init__ __main__",
 )
 RANK = {name: rank for rank, names in enumerate(TIERS) for name in names.split()}
-# What a method's file may import when it is imported, and what only where it is used.
-METHOD_EAGER = {
-    "targets",
-    "method",
-    "methods",
-    "schedule",
-    "patterns",
-    "exponents",
-    "fading",
-    "errors",
-}  # "methods": presets
-METHOD_LAZY = METHOD_EAGER | {
-    "topology",
-    "prediction",
-    "rules",
-    "lpsgd",
-    "masking",
-    "masks",
-    "modes",
-    "sphere",
-    "weights",
-    "models",
-    "data",
-    "tasks",
+ROOT_MODULES = {"__init__", "__main__", "api", "errors", "sparsifier", "version"}
+# What a method's file may import when it is imported ("methods": presets), what only where it is
+# used, and what only as a type.
+METHOD_EAGER = {"errors", "methods", "training.method"} | {
+    f"sparsity.{name}" for name in ("patterns", "schedules", "targets")
 }
+METHOD_LAZY = METHOD_EAGER | {"sparsity", "utils", "data", "models", "optim"}
+METHOD_TYPES = METHOD_LAZY | {"training.state"}
 
 
 class Import:
@@ -74,11 +46,13 @@ class Import:
         self.when = when  # "module", "function" or "typing"
         parts = target.split(".")
         self.top = parts[0]
-        self.own = _module(parts[1:]) if self.top == "lpss_cli" and len(parts) > 1 else None
+        self.within = ".".join(parts[1:]) if self.top == "lpss_cli" else None
+        self.own = parts[1] if self.within else None
 
-
-def _module(parts: list[str]) -> str:
-    return parts[1] if parts[0] in GROUPS and len(parts) > 1 else parts[0]
+    def is_in(self, places: set[str]) -> bool:
+        """Whether the module is one of the places, or within one that is a folder."""
+        parts = (self.within or "").split(".")
+        return any(".".join(parts[:i]) in places for i in range(1, len(parts) + 1))
 
 
 def imports(path: Path) -> list[Import]:
@@ -109,15 +83,19 @@ def _targets(node: ast.ImportFrom, path: Path) -> list[str]:
     if node.level:
         package = ["lpss_cli", *path.relative_to(ROOT).parts[:-1]]
         base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
-    parts = base.split(".")
-    if parts[0] == "lpss_cli" and set(parts[1:]) <= GROUPS:  # from lpss_cli import engine, models
+    if base == "lpss_cli" or _is_folder(base):  # from lpss_cli.training import engine
         return [f"{base}.{alias.name}" for alias in node.names]
     return [base]
 
 
+def _is_folder(module: str) -> bool:
+    top, *rest = module.split(".")
+    return top == "lpss_cli" and ROOT.joinpath(*rest).is_dir()
+
+
 def owner(path: Path) -> str:
-    """The module of ``lpss_cli`` that a file belongs to."""
-    return _module(list(path.relative_to(ROOT).with_suffix("").parts))
+    """The folder of ``lpss_cli`` that a file belongs to, or the module at the root."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
 FILES = sorted(ROOT.rglob("*.py"))
@@ -136,16 +114,21 @@ def test_the_parser_sees_what_is_imported_when(tmp_path):
     eager = {(name, "module") for name in ("a", "b.c", "f", "k", "m", "n")}
     inside = {(name, "function") for name in ("h", "lpss_cli.i", "lpss_cli.j")}
     assert found == eager | inside | {("e", "typing")}
-    spec = next(i for i in imports(ROOT / "models/__init__.py") if i.target.endswith("spec"))
-    assert spec.target == "lpss_cli.models.spec"
+    found = {i.target for i in imports(ROOT / "models/__init__.py")}
+    assert "lpss_cli.models.spec" in found
+
+
+def test_the_root_holds_what_users_import_and_nothing_else():
+    assert {path.stem for path in ROOT.glob("*.py")} == ROOT_MODULES
+    folders = {path.parent.relative_to(ROOT).parts[0] for path in FILES if path.parent != ROOT}
+    assert folders | ROOT_MODULES == set(RANK)
 
 
 @every_file
-def test_imports_point_to_the_same_tier_or_below(path):
-    assert owner(path) in RANK, f"give {owner(path)} a tier in TIERS"
-    names = [i for i in imports(path) if i.own is not None and i.own in RANK]
-    upwards = [i.target for i in names if RANK[i.own] > RANK[owner(path)] and i.when != "typing"]
-    assert upwards == []
+def test_imports_go_down_or_stay_within_a_folder(path):
+    here = owner(path)
+    others = [i for i in imports(path) if i.own in RANK and i.own != here]
+    assert [i.target for i in others if RANK[i.own] >= RANK[here]] == []
 
 
 @every_file
@@ -162,17 +145,32 @@ def test_errors_imports_nothing():
 @pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*.py")), ids=lambda p: p.name)
 def test_a_method_imports_the_interface_and_the_tier_below(path):
     own = [i for i in imports(path) if i.own is not None]
-    assert {i.own for i in own if i.when == "module"} <= METHOD_EAGER
-    assert {i.own for i in own if i.when == "function"} <= METHOD_LAZY
-    assert {i.own for i in own if i.when == "typing"} <= METHOD_LAZY | {"state"}
+    for when, allowed in (
+        ("module", METHOD_EAGER),
+        ("function", METHOD_LAZY),
+        ("typing", METHOD_TYPES),
+    ):
+        assert [i.target for i in own if i.when == when and not i.is_in(allowed)] == []
 
 
 LIGHT = [*(ROOT / "cli").rglob("*.py"), *(ROOT / "methods").glob("*.py")]
 LIGHT += [
-    ROOT / f
-    for f in ("method.py", "schedule.py", "fading.py", "patterns.py", "errors.py", "__init__.py")
+    ROOT / name
+    for name in (
+        "__init__.py",
+        "__main__.py",
+        "errors.py",
+        "training/method.py",
+        "sparsity/hoyer.py",
+        "sparsity/patterns.py",
+        "sparsity/schedules.py",
+        "sparsity/targets.py",
+        "data/__init__.py",
+        "data/spec.py",
+        "models/__init__.py",
+        "models/spec.py",
+    )
 ]
-LIGHT += [ROOT / f for f in ("data/spec.py", "models/__init__.py", "models/spec.py", "__main__.py")]
 
 
 @pytest.mark.parametrize("path", sorted(LIGHT), ids=lambda p: str(p.relative_to(ROOT)))
@@ -185,7 +183,7 @@ def test_what_help_needs_imports_nothing_heavy_at_module_level(path):
     [
         "import lpss_cli",
         "import lpss_cli.cli.app",
-        "from lpss_cli.method import registry; assert len(registry()) > 1",
+        "from lpss_cli.training.method import registry; assert len(registry()) > 1",
         "import lpss_cli; lpss_cli.InputError, lpss_cli.__version__",
     ],
 )

@@ -5,11 +5,12 @@ import torch
 from helpers import blobs, network
 from torch import nn
 
-from lpss_cli import InputError, RunError, Sparsifier, describe, engine, sparsify
+from lpss_cli import InputError, RunError, Sparsifier, describe, sparsify
 from lpss_cli.data import epoch_order
-from lpss_cli.method import make, registry
-from lpss_cli.starting import Settings
-from lpss_cli.watching import Watcher
+from lpss_cli.training import engine
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.method import make, registry
+from lpss_cli.training.setup import Settings
 
 BLOBS = blobs()
 TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)
@@ -85,7 +86,7 @@ def test_masked_weights_are_zero_after_every_step():
         counts.append(run.masked)
 
     train(model, sparsifier.optimizer, after=look)
-    cut = sparsifier.run.cut_step
+    cut = sparsifier.run.final_prune_step
     assert cut == int(0.7 * STEPS)
     assert counts[0] == 0 < counts[cut - 2] < counts[cut - 1] == counts[-1] == round(0.9 * 640)
     assert accuracy(model) > 0.8
@@ -112,7 +113,7 @@ def test_a_schedule_of_ones_own_drives_lpsgd():
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sparsifier.optimizer, STEPS)
     train(model, sparsifier.optimizer, after=scheduler.step)
     # The sum of half a cosine from η = 0.01 down to 0.
-    travels = [fact["travel"] for fact in sparsifier.run.facts.values()]
+    travels = [fact["travel"] for fact in sparsifier.run.layer_info.values()]
     assert travels == pytest.approx([0.01 * (STEPS + 1) / 2] * 2)
     result = sparsifier.finish()
     assert result.report.zeros == 576
@@ -227,7 +228,7 @@ def test_batchnorm_is_estimated_anew_where_there_are_examples():
         train(
             model, sparsifier.optimizer, after=lambda: found.append(model[1].running_mean.clone())
         )
-        return found, sparsifier.run.cut_step
+        return found, sparsifier.run.final_prune_step
 
     torch.manual_seed(0)
     with_, cut = statistics(train=TRAIN)
@@ -253,9 +254,9 @@ def test_a_frozen_norm_stays_frozen(name):
 def test_weights_made_from_others_are_warned_of():
     model, said = plain(), []
     nn.utils.parametrizations.weight_norm(model[0])
-    watcher = Watcher()
-    watcher.on_warning = said.append
-    sparsifier = Sparsifier(model, STEPS, sparsity=0.5, watcher=watcher)
+    callback = Callback()
+    callback.on_warning = said.append
+    sparsifier = Sparsifier(model, STEPS, sparsity=0.5, callback=callback)
     assert said == ["weights made from other parameters are not pruned: 0.weight"]
     assert list(sparsifier.run.weights) == ["2.weight"]
 

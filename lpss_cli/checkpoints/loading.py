@@ -10,13 +10,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.checkpoints import kinds, modelfolder, nesting, record, safetensorsfile, torchfile
-from lpss_cli.checkpoints.folding import fold, plan
-from lpss_cli.checkpoints.modelfolder import Described
-from lpss_cli.checkpoints.snapshot import read_whole
-from lpss_cli.checkpoints.streaming import Streamed, streams
+from lpss_cli.checkpoints import (
+    hf_folder,
+    metadata,
+    read_file,
+    safetensors_file,
+    torch_file,
+)
+from lpss_cli.checkpoints import (
+    state_dict as nesting,
+)
+from lpss_cli.checkpoints.hf_folder import Described
+from lpss_cli.checkpoints.packed import MAGIC, MalformedError, unpack
+from lpss_cli.checkpoints.read_file import read_whole
+from lpss_cli.checkpoints.safetensors_file import Streamed, streams
+from lpss_cli.checkpoints.state_dict import fold, plan
 from lpss_cli.errors import InputError
-from lpss_cli.packed import MAGIC, MalformedError, unpack
 from lpss_cli.utils import arrays, digest
 from lpss_cli.utils.arrays import TensorSpec
 
@@ -81,19 +90,19 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     if os.path.isdir(path):  # Path.is_dir fails on names that are too long
         return _from_folder(path)
     data = read_whole(path)
-    kinds.refuse_others(path, data)
+    read_file.refuse_others(path, data)
     if data.startswith(MAGIC):
         checkpoint = _from_pack(path, data)
     elif data[8:9] == b"{" and data[:4] != b"PK\x03\x04":
         checkpoint = _from_safetensors(path, data)
     else:
-        checkpoint = _interpret(path, torchfile.load(path, data, trust_pickle=trust_pickle))
+        checkpoint = _interpret(path, torch_file.load(path, data, trust_pickle=trust_pickle))
     checkpoint.file_bytes, checkpoint.sha256 = len(data), hashlib.sha256(data).hexdigest()
     _check_tensors(checkpoint)
     if checkpoint.meta:
         # What lpss wrote has the names of its own network, wrapped or not: no folding.
         parts = {"state_dict": checkpoint.state_dict, "init": checkpoint.init}
-        checkpoint.meta, checkpoint.notes = record.verify(
+        checkpoint.meta, checkpoint.notes = metadata.verify(
             path, checkpoint.meta, parts, checkpoint.forms
         )
     else:
@@ -120,7 +129,7 @@ def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     checkpoint.file_bytes = streamed.bytes
     if meta:
         parts = {"state_dict": streamed, "init": None}
-        checkpoint.meta, checkpoint.notes = record.verify(path, meta, parts, streamed.forms)
+        checkpoint.meta, checkpoint.notes = metadata.verify(path, meta, parts, streamed.forms)
         return checkpoint
     folds, checkpoint.notes = plan(streamed.forms)
     if any(one.combine for one in folds.values()):
@@ -130,7 +139,7 @@ def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
 
 
 def _from_folder(path: Path) -> Checkpoint:
-    found = modelfolder.describe(path)
+    found = hf_folder.describe(path)
     if not found.fit.arch.startswith("hf:"):
         return replace(read(found.weights), path=path, described=found, kind="folder of timm")
     from lpss_cli.models import huggingface
@@ -159,12 +168,12 @@ def _interpret(path: Path, content: Any) -> Checkpoint:
         init = _tensors(content["init"], path) if content.get("init") is not None else None
         state = _tensors(content.get("state_dict"), path)
         return Checkpoint(path, state, dict(meta), "lpss", init=init)
-    nested, notes = nesting.find(content, path)
+    nested, notes = nesting.find_state_dict(content, path)
     return Checkpoint(path, _tensors(nested, path), notes=notes)
 
 
 def _from_safetensors(path: Path, data: bytes) -> Checkpoint:
-    tensors, texts = safetensorsfile.load(path, data)
+    tensors, texts = safetensors_file.load(path, data)
     meta, about = _texts(path, texts)
     _check_names(tensors, path)
     return Checkpoint(path, tensors, meta, "safetensors", about=about)
@@ -182,7 +191,7 @@ def _texts(path: Path, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
         meta = None
     sealed = any(digest.KEY in text for text in texts.values())
     if sealed and (not isinstance(meta, dict) or "lpss" not in texts):
-        raise InputError(f"{path} is damaged: its record cannot be read", record.AGAIN)
+        raise InputError(f"{path} is damaged: its record cannot be read", metadata.AGAIN)
     found = meta if isinstance(meta, dict) else {}
     return found, {key: text for key, text in texts.items() if key != "lpss"}
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lpss_cli.cli import running
-from lpss_cli.cli.commands import drafting, looking, studies, training, writing
+from lpss_cli.cli import context as running
+from lpss_cli.cli.commands import compare, export, init, report, train
+from lpss_cli.distributed import launch
 from lpss_cli.errors import LpssError, StoppedError
-from lpss_cli.processes import launch
 
 
 class _Root(TyperGroup):
@@ -33,25 +33,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for _command in (
-    training.train,
-    training.sparsify,
-    drafting.init,
-    looking.report,
-    looking.plan,
-    writing.export,
-    writing.unpack,
-    looking.verify,
-    studies.ticket,
-    studies.compare,
+    train.train,
+    train.sparsify,
+    init.init,
+    report.report,
+    report.plan,
+    export.export,
+    export.unpack,
+    report.verify,
+    compare.ticket,
+    compare.compare,
 ):
     app.command()(_command)
-app.command("eval")(looking.evaluate)
-app.command()(looking.doctor)
+app.command("eval")(report.evaluate)
+app.command()(report.doctor)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from lpss_cli.doctor import versions
+        from lpss_cli.jobs.doctor import versions
 
         print(versions())
         raise typer.Exit

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lpss_cli.data.fingerprint import of_texts
 from lpss_cli.data.sources import Augment, Source
 from lpss_cli.data.spec import DataSpec
-from lpss_cli.data.split import split
+from lpss_cli.data.splits import fingerprint_texts, split
+from lpss_cli.data.tasks import Task
 from lpss_cli.errors import InputError
-from lpss_cli.tasks import Task
 from lpss_cli.utils.seeds import derive_seed
 
 
@@ -71,5 +70,7 @@ class Data:
             self,
             train=self.train.subset(rest),
             test=self.train.subset(held),
-            fingerprint=of_texts((self.fingerprint, "holdout", repr(fraction), repr(seed))),
+            fingerprint=fingerprint_texts(
+                (self.fingerprint, "holdout", repr(fraction), repr(seed))
+            ),
         )

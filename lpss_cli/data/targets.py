@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lpss_cli import tasks
+from lpss_cli.data import tasks
+from lpss_cli.data.tasks import Task
 from lpss_cli.errors import InputError
-from lpss_cli.tasks import Task
 
 
 @dataclass(frozen=True)

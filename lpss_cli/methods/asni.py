@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.method import RANKINGS, Method, MethodConfig, option
-from lpss_cli.schedule import sigmoid
+from lpss_cli.sparsity.schedules import sigmoid
+from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
 
 # Cuts of a run that has not as many epochs: an epoch is too coarse a grid for its sigmoid.
 _CUTS = 100
@@ -54,7 +54,7 @@ class ASNI(Method):
         """Return the sum of the sigmoids at the steps of cuts."""
         config = self.config
         frequency = config.frequency or min(run.steps_per_epoch, max(1, run.total_steps // _CUTS))
-        if not run.due(config.begin, frequency):
+        if not run.is_update_step(config.begin, frequency):
             return None
         first = sigmoid(run.progress, config.end, config.tau, config.width)
         second = sigmoid(run.progress, config.end, config.second_tau, config.second_width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lpss_cli.method import Method, MethodConfig, option
+from lpss_cli.training.method import Method, MethodConfig, option
 
 
 class Dense(Method):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.method import Method
-from lpss_cli.schedule import cubic
+from lpss_cli.sparsity.schedules import cubic
+from lpss_cli.training.method import Method
 
 if TYPE_CHECKING:
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
 
 
 class GMP(Method):
@@ -20,6 +20,6 @@ class GMP(Method):
     def sparsity_at(self, run: RunState) -> float | None:
         """Return the cubic path's sparsity at the steps of updates."""
         config = self.config
-        if not run.due(config.begin, config.frequency):
+        if not run.is_update_step(config.begin, config.frequency):
             return None
         return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)

@@ -2,21 +2,137 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.fading import DECAY, LEFT, MOMENTUM, Rates, remaining, solve
-from lpss_cli.method import Method, MethodConfig, option
-from lpss_cli.schedule import warmup_steps
+from lpss_cli.sparsity.schedules import warmup_steps
+from lpss_cli.training.method import Method, MethodConfig, option
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
+
+# MERGED: How fast decay and momentum make a weight fade that sees no gradient: pure numbers.
+# MERGED: Such a weight w and its momentum Z follow ``Z ← βZ + ηw, w ← w - αZ``, that is [Z; w] is
+# MERGED: multiplied
+# MERGED: by [[β, η], [-αβ, 1-αη]] at every step (β momentum, η decay, α learning rate).
+#: Learning-rate factors of a run as stretches of equal ones: (factor, number of steps).
+Rates = Sequence[tuple[float, int]]
+Matrix = tuple[float, float, float, float]
+
+#: What is to be left of a redundant weight; at a ten-thousandth a cut is lossless.
+LEFT = 3e-5
+#: The largest momentum and the least decay that are chosen: those of GSM's official recipe.
+MOMENTUM, DECAY = 0.99, 5e-4
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Settings of a run, and the part of a redundant weight that they leave."""
+
+    lr: float
+    momentum: float
+    decay: float
+    left: float
+
+
+def solve(
+    rates: Rates,
+    *,
+    lr: float | None = None,
+    momentum: float | None = None,
+    decay: float | None = None,
+    nesterov: bool = False,
+    speed: float = 1.0,
+) -> Solved:
+    """Choose what is None so that a redundant weight fades to ``LEFT`` within the run.
+
+    Momentum is first: it keeps a weight from fading faster than √β per step, so the 18.4/(1-β)
+    steps in which that is a factor of 1e-4 may take a third of the run; it is lowered further
+    where that does not do. The decay is the smallest that does.
+
+    Args:
+        rates: factors on the learning rate, which is a peak.
+        lr: the peak learning rate; None is ``speed·(1-β)``.
+        momentum: β, respected where given, as are the others.
+        decay: η.
+        nesterov: whether steps look ahead.
+        speed: the wished α/(1-β), the step that a lasting gradient makes in the end.
+    """
+    steps = sum(count for _, count in rates)
+    beta = momentum
+    if beta is None:
+        beta = min(MOMENTUM, max(0.0, 1 - 3 * 18.4 / steps)) if steps else MOMENTUM
+    while True:
+        alpha = speed * (1 - beta) if lr is None else lr
+        eta = least_decay(rates, alpha, beta, nesterov) if decay is None else decay
+        left = remaining(rates, alpha, beta, eta, nesterov)
+        fixed = momentum is not None or decay is not None
+        if left <= LEFT or beta == 0 or fixed or steps == 0:
+            return Solved(alpha, beta, eta, left)
+        beta = max(0.0, 1 - 1.1 * (1 - beta))
+
+
+def least_decay(rates: Rates, lr: float, beta: float, nesterov: bool = False) -> float:
+    """Return the least decay from ``DECAY`` up that leaves ``LEFT``, or else the fastest one."""
+    peak = lr * max((factor for factor, _ in rates), default=0.0)
+    low, high = DECAY, max(DECAY, fastest(beta, nesterov) / peak if peak else 0.0)
+    if remaining(rates, lr, beta, low, nesterov) <= LEFT:
+        return low
+    if remaining(rates, lr, beta, high, nesterov) > LEFT:
+        return high
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        if remaining(rates, lr, beta, middle, nesterov) > LEFT:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def fastest(beta: float, nesterov: bool = False) -> float:
+    """Return the ``αη`` from which on a redundant weight swings instead of fading faster.
+
+    The step's matrix has trace 1 + β - αη and determinant β: its eigenvalues are real, and the
+    larger one falls with αη, up to αη = (1-√β)², where both are √β. With Nesterov's look-ahead
+    the trace is (1+β)(1-αη) and the determinant β(1-αη).
+    """
+    return float(((1 - beta) / (1 + beta)) ** 2 if nesterov else (1 - math.sqrt(beta)) ** 2)
+
+
+def remaining(rates: Rates, lr: float, beta: float, eta: float, nesterov: bool = False) -> float:
+    """Return the part of a weight that is left after all steps, from zero momentum."""
+    z, w = 0.0, 1.0
+    for factor, count in rates:
+        alpha = lr * factor
+        # Z = βZ + ηw, then w = w - αZ; Nesterov: w = w - α(ηw + βZ).
+        ahead = 1 + beta if nesterov else 1.0
+        step = (beta, eta, -alpha * beta * (beta if nesterov else 1), 1 - alpha * eta * ahead)
+        a, b, c, d = _power(step, count)
+        z, w = a * z + b * w, c * z + d * w
+    return abs(w)
+
+
+def _power(matrix: Matrix, count: int) -> Matrix:
+    """Return a power of [[a, b], [c, d]] by repeated squaring."""
+    result: Matrix = (1.0, 0.0, 0.0, 1.0)
+    while count:
+        if count % 2:
+            result = _product(matrix, result)
+        matrix, count = _product(matrix, matrix), count // 2
+    return result
+
+
+def _product(x: Matrix, y: Matrix) -> Matrix:
+    (a, b, c, d), (e, f, g, h) = x, y
+    return a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h
+
 
 # The official recipe for MNIST holds its learning rate, 0.01 = 1·(1-β), for 160 of 280 epochs.
 _PEAK, _SPEED = 160 / 280, 1.0
@@ -41,7 +157,7 @@ class GSM(Method):
     |w| of that moment, and everything else fades while they adapt.
 
     A run that is too short for the official β = 0.99 and η = 5e-4 solves for momentum and decay,
-    so that it fades to 3e-5 in time (``lpss_cli.fading``); its peak learning rate is 2(1-β), held
+    so that it fades to 3e-5 in time (see :func:`solve`); its peak learning rate is 2(1-β), held
     for 3/4 of training.
 
     The threshold of a step is the quantile of a random sample of 20,000 scores: a density d is
@@ -106,7 +222,7 @@ class GSM(Method):
             nesterov=config.nesterov,
             speed=speed,
         )
-        run.memory.update(
+        run.method_state.update(
             lr=solved.lr, momentum=solved.momentum, weight_decay=solved.decay, peak=peak
         )
         if self._fades(run) and run.total_steps:
@@ -119,7 +235,7 @@ class GSM(Method):
         """Return momentum SGD: its own update, with the decay before the momentum."""
         from torch.optim import SGD
 
-        pruned, memory = list(run.weights.values()), run.memory
+        pruned, memory = list(run.weights.values()), run.method_state
         ordinary = min(memory["weight_decay"], DECAY)
         groups = [{"params": pruned, "weight_decay": memory["weight_decay"]}] if pruned else []
         return SGD(
@@ -129,38 +245,37 @@ class GSM(Method):
             nesterov=self.config.nesterov and memory["momentum"] > 0,
         )
 
-    def lr_factor(self, run: RunState) -> float:
+    def lr_scale(self, run: RunState) -> float:
         """Return the factor of a peak and three drops, equally long."""
-        return self._factor((run.step + 0.5) / run.total_steps, run.memory["peak"])
+        return self._factor((run.step + 0.5) / run.total_steps, run.method_state["peak"])
 
     def on_gradients(self, run: RunState) -> bool:
         """Zero the gradients of all but the Q most salient weights."""
-        from lpss_cli.masking import keep_only
-        from lpss_cli.masks import wide
+        from lpss_cli.sparsity.masks import apply_mask_, to_float32
 
-        if not self._fades(run) or run.step >= run.cut_step:
+        if not self._fades(run) or run.step >= run.final_prune_step:
             return True
         if run.progress >= self.config.settle:
             self._settle(run)
             return True
         pairs = [(w.detach(), w.grad) for w in run.weights.values() if w.grad is not None]
-        scores = [(wide(weight) * gradient).abs() for weight, gradient in pairs]
+        scores = [(to_float32(weight) * gradient).abs() for weight, gradient in pairs]
         if scores:
             threshold = self._threshold(run, scores)
             for (_, gradient), score in zip(pairs, scores, strict=True):
-                keep_only(gradient, ~(score < threshold))
+                apply_mask_(gradient, ~(score < threshold))
         return True
 
     def _settle(self, run: RunState) -> None:
         """Let the Q weights that are largest now see their gradients from here on, no others."""
-        from lpss_cli.masking import keep_only
+        from lpss_cli.sparsity.masks import apply_mask_
 
-        if "settled" not in run.memory:
+        if "settled" not in run.method_state:
             best = run.select(run.sparsity, self.scores(run), self.config.ranking)
-            run.memory["settled"] = best
+            run.method_state["settled"] = best
         for name, weight in run.weights.items():
             if weight.grad is not None:
-                keep_only(weight.grad, run.memory["settled"][name])
+                apply_mask_(weight.grad, run.method_state["settled"][name])
 
     def _factor(self, progress: float, peak: float) -> float:
         drops = [peak + part * (1 - peak) / 3 for part in range(3)]
@@ -168,7 +283,7 @@ class GSM(Method):
 
     def _rates(self, run: RunState, peak: float) -> Rates:
         """Return the learning-rate factors of the steps before the cut."""
-        steps = range(min(run.cut_step, run.total_steps))
+        steps = range(min(run.final_prune_step, run.total_steps))
         factors = [self._factor((k + 0.5) / run.total_steps, peak) for k in steps]
         return [(factor, len(list(same))) for factor, same in groupby(factors)]
 
@@ -180,8 +295,8 @@ class GSM(Method):
         """Return the score that about Q of all scores reach; exactly Q in a small network."""
         import torch
 
-        from lpss_cli.masks import allocate
-        from lpss_cli.targets import zero_count
+        from lpss_cli.sparsity.masks import allocate
+        from lpss_cli.sparsity.targets import zero_count
 
         sizes = [score.numel() for score in scores]
         kept = min(1.0, (run.total - zero_count(run.total, run.sparsity)) / sum(sizes))

@@ -6,11 +6,11 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.method import Method, MethodConfig, option
-from lpss_cli.schedule import warmup_cosine
+from lpss_cli.sparsity.schedules import warmup_cosine
+from lpss_cli.training.method import Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
 
 
 class Lottery(Method):
@@ -40,11 +40,11 @@ class Lottery(Method):
     def prepare(self, run: RunState) -> None:
         """Move the exact cut to the start of the last round, and keep the start."""
         if run.total_steps:
-            run.cut_step = max(1, self._ends(run)[-2])
+            run.final_prune_step = max(1, self._ends(run)[-2])
         if self._rewind_step(run) == 0:
             self._keep(run)
 
-    def lr_factor(self, run: RunState) -> float:
+    def lr_scale(self, run: RunState) -> float:
         """Return the factor of the present round's own warm-up and cosine."""
         ends = self._ends(run)
         index = bisect_right(ends, run.step)
@@ -67,13 +67,13 @@ class Lottery(Method):
         if run.step == self._rewind_step(run):
             self._keep(run)
 
-    def on_cut(self, run: RunState) -> None:
+    def on_prune(self, run: RunState) -> None:
         """Rewind after a cut: the survivors' early values, no momentum, early statistics."""
         import torch
 
         if run.sparsity <= run.start_sparsity or not run.total_steps:
             return
-        start = run.memory["start"]
+        start = run.method_state["start"]
         with torch.no_grad():
             for name, tensor in run.model.state_dict().items():
                 tensor.copy_(start[name])
@@ -81,7 +81,9 @@ class Lottery(Method):
         run.enforce()
 
     def _keep(self, run: RunState) -> None:
-        run.memory["start"] = {n: t.detach().clone() for n, t in run.model.state_dict().items()}
+        run.method_state["start"] = {
+            n: t.detach().clone() for n, t in run.model.state_dict().items()
+        }
 
     def _ends(self, run: RunState) -> list[int]:
         """Return the steps that the rounds end with."""

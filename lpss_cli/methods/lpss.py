@@ -2,19 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli import exponents
-from lpss_cli.method import Method, MethodConfig, option
-from lpss_cli.schedule import cubic
+from lpss_cli.errors import InputError
+from lpss_cli.sparsity.patterns import resolve
+from lpss_cli.sparsity.schedules import cubic
+from lpss_cli.training.method import Method, MethodConfig, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lpss_cli.optim.lpsgd import LpSGD
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
+
+# MERGED: Which layer gets which exponent p: one value, values by pattern, a list, or ``auto``.
+AUTO = "auto"
+
+
+def check(items: Sequence[str], parse: Callable[[str], float]) -> None:
+    """Refuse impossible values at once; patterns and the length of a list need the network.
+
+    Raises:
+        InputError: a value is no number, or ``parse`` refuses it.
+    """
+    for item in items:
+        _values(item.rpartition("=")[2], parse)
+
+
+def assign(
+    items: Sequence[str],
+    names: Sequence[str],
+    parse: Callable[[str], float],
+    choose: Callable[[str], float],
+) -> dict[str, float]:
+    """Return p for every weight on a sphere.
+
+    Args:
+        items: ``VALUE`` for all, ``PATTERN=VALUE``, or a list ``1.2*4,1.07,…`` in the order of
+            ``names``; VALUE is a number or ``auto``; later items win; without any, ``auto``.
+        names: the weights on the sphere, in layer order.
+        parse: text → p; raises ValueError or InputError.
+        choose: name → the p that ``auto`` means there.
+
+    Raises:
+        InputError: a pattern matches nothing, a value is no p, or a list has another length.
+    """
+    values: dict[str, float | None] = dict.fromkeys(names)
+    for item in items:
+        pattern, _, text = item.rpartition("=")
+        given = _values(text, parse)
+        targets = resolve([pattern], names, "--p") if pattern else list(names)
+        if len(given) == 1:
+            given = given * len(targets)
+        if len(given) != len(targets):
+            raise InputError(
+                f"--p lists {len(given)} values for {len(targets)} weights on the sphere",
+                f"give one for each of: {', '.join(targets)}",
+            )
+        values |= dict(zip(targets, given, strict=True))
+    return {name: choose(name) if p is None else p for name, p in values.items()}
+
+
+def _values(text: str, parse: Callable[[str], float]) -> list[float | None]:
+    """Read ``auto``, ``1.2`` or ``1.2*4,1.07`` (four times 1.2, then 1.07); None is auto."""
+    values: list[float | None] = []
+    for part in text.split(","):
+        value, star, times = part.strip().partition("*")
+        try:
+            count = int(times) if star else 1
+            if count < 1:
+                raise ValueError
+            values += [None if value.strip() == AUTO else parse(value)] * count
+        except InputError:
+            raise
+        except ValueError:
+            raise InputError(
+                f"--p {text!r} is not understood",
+                "write --p 1.15, --p auto, --p 'fc*=1.15', or a list --p '1.2*4,1.07*13'",
+            ) from None
+    return values
+
+
+def on_sphere(fan_ins: Mapping[str, int | None], off: Sequence[str]) -> list[str]:
+    """Return the weights that go on spheres, in layer order.
+
+    Args:
+        fan_ins: name → fan-in in layer order; None where rows are no simple slices.
+        off: patterns of weights kept off.
+
+    Raises:
+        InputError: a pattern matches nothing.
+    """
+    left = resolve(off, list(fan_ins), "--off-sphere")
+    # A row of one entry has no direction to move in.
+    return [name for name, n in fan_ins.items() if name not in left and n is not None and n > 1]
 
 
 class LpSS(Method):
@@ -81,12 +164,12 @@ class LpSS(Method):
                 InputError: a value is out of range, or a p is no number with a rule.
             """
             super().__post_init__()
-            exponents.check(self.p, _parse_p)
+            check(self.p, _parse_p)
 
     def prepare(self, run: RunState) -> None:
         """Choose every sphere weight's p; from scratch, start the controller at a random mask."""
         for name, p in self.exponents(run.fan_ins, run.targets).items():
-            run.facts[name]["p"] = p
+            run.layer_info[name]["p"] = p
         # A random mask would destroy what a checkpoint has learned.
         if self.config.path == "controller" and run.sparsity > 0 and not run.from_checkpoint:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
@@ -94,14 +177,14 @@ class LpSS(Method):
     def on_weights(self, run: RunState) -> None:
         """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made below
-        run.memory["travel"] = run.memory.get("travel", 0.0) + optimizer.part_of_peak()
+        run.method_state["travel"] = run.method_state.get("travel", 0.0) + optimizer.lr_ratio()
         if run.step == run.total_steps:
-            for fact in run.facts.values():
+            for fact in run.layer_info.values():
                 if "p" in fact:
-                    fact["travel"] = run.memory["travel"] * self._eta(fact["p"])
+                    fact["travel"] = run.method_state["travel"] * self._eta(fact["p"])
 
     def _eta(self, p: float) -> float:
-        from lpss_cli.optim.rules import default_eta
+        from lpss_cli.optim.lp_step import default_eta
 
         return default_eta(p) if self.config.eta is None else float(self.config.eta)
 
@@ -112,8 +195,8 @@ class LpSS(Method):
         config = self.config
         by_kind: dict[tuple[float, int], list[Tensor]] = {}
         for name, weight in run.candidates.items():
-            if "p" in run.facts[name]:
-                kind = run.facts[name]["p"], run.row_dims[name] or 0
+            if "p" in run.layer_info[name]:
+                kind = run.layer_info[name]["p"], run.row_dims[name] or 0
                 by_kind.setdefault(kind, []).append(weight)
         groups = [
             {"params": params, "p": p, "row_dim": row_dim}
@@ -142,19 +225,19 @@ class LpSS(Method):
         ranks before every inactive one, and those without a latent come last: a layer with a
         target of its own may need them.
         """
-        from lpss_cli.masks import BEHIND
+        from lpss_cli.sparsity.masks import RANK_OFFSET
 
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
         scores = {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
         if self.config.path == "controller":
-            ranked = {name: s.where(run.masks[name], s - BEHIND) for name, s in scores.items()}
-            return {name: s.clamp_min(-2 * BEHIND) for name, s in ranked.items()}
+            ranked = {name: s.where(run.masks[name], s - RANK_OFFSET) for name, s in scores.items()}
+            return {name: s.clamp_min(-2 * RANK_OFFSET) for name, s in ranked.items()}
         return scores
 
     def sparsity_at(self, run: RunState) -> float | None:
         """Return the cubic path's sparsity at updates; the controller has its own way."""
         config = self.config
-        if config.path == "controller" or not run.due(config.begin, config.frequency):
+        if config.path == "controller" or not run.is_update_step(config.begin, config.frequency):
             return None
         return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)
 
@@ -162,17 +245,19 @@ class LpSS(Method):
         """Drop and grow by the dense gradients, where the controller is wanted."""
         config = self.config
         wanted = config.path == "controller" and run.sparsity > 0
-        if wanted and run.due(config.begin, config.frequency):
+        if wanted and run.is_update_step(config.begin, config.frequency):
             self._drop_and_grow(run)
         return True
 
     def _drop_and_grow(self, run: RunState) -> None:
-        from lpss_cli import topology
-        from lpss_cli.sphere import row_dims
+        from lpss_cli.sparsity import drop_grow
+        from lpss_cli.sparsity.lp_geometry import row_dims
 
         config = self.config
-        threshold = topology.annealed(config.drop_threshold, run.progress, config.begin, config.end)
-        growth = topology.growth_fraction(
+        threshold = drop_grow.annealed(
+            config.drop_threshold, run.progress, config.begin, config.end
+        )
+        growth = drop_grow.growth_fraction(
             run.masked / run.total, run.sparsity, threshold, config.delta
         )
         masks = {}
@@ -180,10 +265,10 @@ class LpSS(Method):
             if weight.grad is None:
                 continue
             mask, dims = run.masks[name], row_dims(weight, run.row_dims[name] or 0)
-            dropped = topology.below_row_mean(weight, mask, threshold, dims)
+            dropped = drop_grow.below_row_mean(weight, mask, threshold, dims)
             count = int(growth * int(dropped.sum()))
-            gradient = topology.row_normalised(weight.grad, dims)
-            grown = topology.largest(gradient, ~mask, count)
+            gradient = drop_grow.row_normalised(weight.grad, dims)
+            grown = drop_grow.largest(gradient, ~mask, count)
             masks[name] = (mask & ~dropped) | grown
             self._seed(run, weight, grown)
         run.set_masks(masks)
@@ -212,27 +297,27 @@ class LpSS(Method):
         Raises:
             InputError: a pattern matches nothing, or a list of p has another length.
         """
-        from lpss_cli.sphere import snap_p
+        from lpss_cli.sparsity.lp_geometry import snap_p
 
         names = self.on_sphere(fan_ins)
         suitable = self.suitable_p({name: fan_ins[name] or 0 for name in names}, targets)
-        wanted = exponents.assign(self.config.p, names, _parse_p, suitable.__getitem__)
+        wanted = assign(self.config.p, names, _parse_p, suitable.__getitem__)
         return {name: snap_p(p) for name, p in wanted.items()}
 
     def on_sphere(self, fan_ins: Mapping[str, int | None]) -> list[str]:
         """Return the weights that go on spheres: all that have rows, unless told otherwise."""
-        return exponents.on_sphere(fan_ins, self.config.off_sphere)
+        return on_sphere(fan_ins, self.config.off_sphere)
 
     def suitable_p(
         self, fan_ins: Mapping[str, int], targets: Mapping[str, float]
     ) -> dict[str, float]:
         """Return what ``auto`` means for every weight on a sphere."""
-        from lpss_cli.prediction import suitable_p
+        from lpss_cli.sparsity.hoyer_prediction import suitable_p
 
         return {name: suitable_p(n, targets[name]) for name, n in fan_ins.items()}
 
 
 def _parse_p(text: str) -> float:
-    from lpss_cli.sphere import check_p
+    from lpss_cli.sparsity.lp_geometry import check_p
 
     return check_p(float(text))

@@ -9,7 +9,7 @@ from lpss_cli.methods.set import SET
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
 
 
 class RigL(SET):

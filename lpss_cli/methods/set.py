@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.method import RANKINGS, Method, MethodConfig, option
+from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
 
 # Steps between updates, and the least number of updates in a run too short for them: below it
 # the topology hardly moves.
@@ -52,7 +52,7 @@ class SET(Method):
     def prepare(self, run: RunState) -> None:
         """Set the mask of the first step: its layer budgets are those of the last one."""
         if run.from_checkpoint:
-            run.prune_to(run.sparsity, self.scores(run), self.config.ranking)
+            run.prune_to_sparsity(run.sparsity, self.scores(run), self.config.ranking)
         else:
             run.random_masks(run.sparsity, self.config.ranking)
 
@@ -63,10 +63,12 @@ class SET(Method):
 
     def update(self, run: RunState) -> bool:
         """Move connections if an update is due, and say whether it was."""
-        frequency = self.config.frequency or min(_INTERVAL, max(1, run.cut_step // _UPDATES))
-        if not run.due(self.config.begin, frequency) or run.masked == 0:
+        frequency = self.config.frequency or min(
+            _INTERVAL, max(1, run.final_prune_step // _UPDATES)
+        )
+        if not run.is_update_step(self.config.begin, frequency) or run.masked == 0:
             return False
-        from lpss_cli.topology import annealed, exchange
+        from lpss_cli.sparsity.drop_grow import annealed, exchange
 
         fraction = annealed(self.config.drop_fraction, run.progress, 0.0, self.config.end)
         masks = {}

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.method import RANKINGS, Method, MethodConfig, option
+from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
 
 
 class SNIP(Method):
@@ -35,13 +35,13 @@ class SNIP(Method):
     def prepare(self, run: RunState) -> None:
         """Score every connection on the first batches and set the final mask."""
         if run.sparsity > 0:
-            run.prune_to(run.sparsity, self._sensitivity(run), self.config.ranking)
+            run.prune_to_sparsity(run.sparsity, self._sensitivity(run), self.config.ranking)
 
     def _sensitivity(self, run: RunState) -> Mapping[str, Tensor]:
         """Return ``log|w · Σg|``, equation 4 of the paper without its normalising constant."""
         import torch
 
-        from lpss_cli.masks import wide
+        from lpss_cli.sparsity.masks import to_float32
         from lpss_cli.utils import torch_utils
 
         names, weights = zip(*run.weights.items(), strict=True)
@@ -50,20 +50,20 @@ class SNIP(Method):
         with torch_utils.preserve_training_mode(run.model):
             run.model.train()
             for x, y in islice(run.batches(0), self.config.snip_batches):
-                loss = run.part * run.loss(run.model(x), y)
+                loss = run.loss_scale * run.loss(run.model(x), y)
                 gradients = torch.autograd.grad(
                     loss, weights, allow_unused=True, materialize_grads=True
                 )
                 for sum_, gradient in zip(total, gradients, strict=True):
                     sum_ += gradient
-        run.world.average(total)
+        run.distributed.average(total)
         with torch.no_grad():
             for name, buffer in run.model.named_buffers():
                 buffer.copy_(buffers[name])  # looking must not move BatchNorm's statistics
         tiny = torch.finfo(torch.float32).tiny
         return {
             # A score of 0 (a dead unit's) ranks last but is no zero weight: exact counts need it.
-            name: (wide(w.detach()) * g)
+            name: (to_float32(w.detach()) * g)
             .abs()
             .clamp_min(tiny)
             .log()

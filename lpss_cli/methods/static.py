@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.method import RANKINGS, Method, MethodConfig, option
+from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.state import RunState
+    from lpss_cli.training.state import RunState
 
 
 class Static(Method):

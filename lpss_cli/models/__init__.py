@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["KNOWN", "build", "is_import_path", "mlp_widths", "resolve"]
 
-# The file a network lives in, by the letters its name begins with. Every file offers
-# build(spec, input_shape, outputs).
-_FILES = {
-    "mlp": "mlp",
-    "lenet": "lenet",
-    "wrn": "wrn",
-    "resnet": "resnet",
-    "vgg": "vgg",
-    "conv": "conv",
+# The module and the function that make a network, by the letters its name begins with. Every one
+# of them is called with (spec, input_shape, outputs).
+_BUILDERS = {
+    "mlp": "classic.build_mlp",
+    "lenet": "classic.build_lenet",
+    "conv": "classic.build_conv",
+    "vgg": "classic.build_vgg",
+    "wrn": "residual.build_wrn",
+    "resnet": "residual.build_resnet",
+    "torchvision:": "libraries.build",
+    "timm:": "libraries.build",
+    "hf:": "huggingface.build",
 }
 
 
@@ -45,13 +48,10 @@ def build(arch: str | None, input_shape: tuple[int, ...], outputs: int) -> nn.Mo
     """
     spec = resolve(arch, input_shape, outputs)
     if is_import_path(spec):
-        file = "imported"
-    elif spec.partition(":")[0] in ("torchvision", "timm"):
-        file = "zoo"
-    elif spec.startswith("hf:"):
-        file = "huggingface"
+        place = "imported.build"
     else:
-        file = next(file for start, file in _FILES.items() if spec.startswith(start))
-    module = import_module(f".{file}", __name__)
-    network: nn.Module = module.build(spec, input_shape, outputs)
+        place = next(place for start, place in _BUILDERS.items() if spec.startswith(start))
+    module, function = place.split(".")
+    builder = getattr(import_module(f".{module}", __name__), function)
+    network: nn.Module = builder(spec, input_shape, outputs)
     return network

@@ -11,6 +11,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from lpss_cli.models.checks import image_shape
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut: a 1x1 convolution + BN where the shape changes.
@@ -83,3 +85,42 @@ def kaiming(conv: nn.Conv2d) -> nn.Conv2d:
     """Redraw the weight from Kaiming's normal, std = sqrt(2 / fan-out), and hand the conv back."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
+
+
+# MERGED: The CIFAR residual networks of He et al. (CVPR 2016), 6n + 2 layers deep.
+# MERGED: The paper pads its shortcuts with zeros where the shape changes; here they are 1x1
+# MERGED: convolutions, as in the networks that GSM prunes: its ResNet-56 has 852K kernel weights,
+# MERGED: which
+# MERGED: is 851,504 with the convolutions and 848,944 without.
+_BLOCKS_PER_STAGE = {"resnet20": 3, "resnet56": 9}
+
+
+def build_resnet(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """``(batch, channels, H, W)`` -> ``(batch, outputs)``, for any H and W."""
+    channels, _, _ = image_shape(name, input_shape)
+    n = _BLOCKS_PER_STAGE[name]
+    return residual_network(channels, 16, (n, n, n), outputs)
+
+
+# MERGED: The wide residual networks of the LpSS experiments, to the parameter.
+# MERGED: | name    | first stage | blocks | data          | parameters |
+# MERGED: |---------|-------------|--------|---------------|------------|
+# MERGED: | wrn12   | 16 wide     | 1-2-2  | MNIST         |    170,298 |
+# MERGED: | wrn18   | 16 wide     | 2-3-3  | Fashion-MNIST |    267,514 |
+# MERGED: | wrn22-2 | 32 wide     | 3-4-3  | CIFAR-10      |  1,154,074 |
+# MERGED: | wrn22-4 | 64 wide     | 3-4-3  | Tiny ImageNet |  4,644,120 |
+# MERGED: The name counts the stem, two convolutions per block and the classifier; wide residual
+# MERGED: networks are Zagoruyko, Komodakis, "Wide residual networks" (BMVC 2016).
+_WRN_SHAPES = {
+    "wrn12": (16, (1, 2, 2)),
+    "wrn18": (16, (2, 3, 3)),
+    "wrn22-2": (32, (3, 4, 3)),
+    "wrn22-4": (64, (3, 4, 3)),
+}
+
+
+def build_wrn(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """``(batch, channels, H, W)`` -> ``(batch, outputs)``, for any H and W."""
+    channels, _, _ = image_shape(name, input_shape)
+    width, blocks = _WRN_SHAPES[name]
+    return residual_network(channels, width, blocks, outputs)

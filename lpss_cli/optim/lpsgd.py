@@ -20,7 +20,7 @@ momentum, and one scalar per row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -29,12 +29,95 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.optim.sgd import sgd
 
-from lpss_cli.masks import log_magnitude
-from lpss_cli.optim import groups, native, rowstep
-from lpss_cli.optim.rowstep import Rows, Rule
-from lpss_cli.optim.rules import show, to_sphere
-from lpss_cli.processes.sharding import check_rows, local, numbers_of_rows
-from lpss_cli.sphere import dual_exponents, row_dims
+from lpss_cli.errors import InputError
+from lpss_cli.optim import lp_step, native
+from lpss_cli.optim.lp_step import Rows, Rule, default_eta, to_sphere, write_weights
+from lpss_cli.optim.native import SWITCH, library
+from lpss_cli.optim.sharding import check_rows, local, numbers_of_rows
+from lpss_cli.sparsity.lp_geometry import check_p, dual_exponents, fan_in, row_dims, snap_p
+from lpss_cli.sparsity.masks import log_magnitude
+
+# MERGED: Groups of parameters of LpSGD: their options, and which of their parameters go on spheres.
+GAINS = ("fixed", "learned", "unit")
+
+
+def divide(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the sphere part of a group and its ordinary part, those of them that there are.
+
+    Args:
+        group: every option, and ``params`` as PyTorch's optimizers take them.
+
+    Raises:
+        InputError: an option is out of range.
+    """
+    _check(group)
+    p = None if group["p"] is None else snap_p(group["p"])
+    group = {**group, "p": p}
+    params = group["params"]
+    named = [
+        item if isinstance(item, tuple) else (None, item)
+        for item in ([params] if isinstance(params, Tensor) else list(params))
+    ]
+    on: list[tuple[str | None, Tensor]] = []
+    off: list[tuple[str | None, Tensor]] = []
+    for item in named:
+        (on if _on_sphere(item[1], group) else off).append(item)
+    eta = default_eta(p) if group["eta"] is None and p is not None else group["eta"]
+    for part, options in ((on, {"lr": eta}), (off, {"p": None})):
+        if part or (not named and part is off):
+            items = [w if name is None else (name, w) for name, w in part]
+            yield {**group, **options, "params": items}
+
+
+def rule_of(group: dict[str, Any]) -> Rule:
+    """Return what is the same for all weights of a group in the coming step."""
+    return Rule(
+        p=group["p"],
+        eta=group["lr"],
+        momentum=group["momentum"],
+        dampening=group["dampening"],
+        nesterov=group["nesterov"],
+        # A schedule that drives the group's lr drives its radii too.
+        gain_rate=group["gain_lr"] * lr_ratio(group),
+        unit=group["gain"] == "unit",
+    )
+
+
+def lr_ratio(group: dict[str, Any]) -> float:
+    """Return where a group's schedule is, from 0 to 1: its present step over its peak."""
+    return group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0
+
+
+def _on_sphere(weight: Tensor, group: dict[str, Any]) -> bool:
+    return (
+        group["p"] is not None
+        and weight.dim() > max(1, group["row_dim"])
+        and fan_in(weight, group["row_dim"]) > 1
+        and weight.is_floating_point()
+    )
+
+
+def _check(group: dict[str, Any]) -> None:
+    if group["p"] is not None:
+        check_p(group["p"])
+    for name in ("lr", "eta", "weight_decay", "gain_lr"):
+        if group[name] is not None and not 0 <= group[name] < float("inf"):
+            raise InputError(f"{name} = {group[name]} is not a step", f"give a {name} ≥ 0")
+    if group["eta"] is not None and group["p"] is not None and group["eta"] >= 1:
+        raise InputError(
+            f"eta = {group['eta']} moves a row by more than its radius", "give an eta below 1"
+        )
+    if not 0 <= group["momentum"] < 1 or not 0 <= group["dampening"] < 1:
+        raise InputError("momentum and dampening lie in [0, 1)", "0.9 and 0 are the defaults")
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise InputError("Nesterov needs a momentum above 0 and no dampening", "set nesterov=False")
+    if group["gain"] not in GAINS:
+        raise InputError(f"unknown gain {group['gain']!r}", f"choose one of {', '.join(GAINS)}")
+    if group["fused"] and library() is None:
+        raise InputError(
+            "fused=True needs a C++ compiler, and none works here",
+            f"install g++ or clang++, do not set {SWITCH}=0, or leave fused out",
+        )
 
 
 class LpSGD(Optimizer):
@@ -102,7 +185,7 @@ class LpSGD(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, split into its sphere part and its ordinary part."""
-        for part in groups.divide({**self.defaults, **param_group}):
+        for part in divide({**self.defaults, **param_group}):
             super().add_param_group(part)
         for added in self.param_groups[-2:]:
             added.setdefault("peak_lr", added["lr"])
@@ -125,7 +208,7 @@ class LpSGD(Optimizer):
         wide = torch.promote_types(weight.dtype, torch.float32)
         latent = torch.empty_like(weight, dtype=wide, requires_grad=False)
         radii = []
-        for part, place in rowstep.blocks(dim, local(weight.detach()), local(latent)):
+        for part, place in lp_step.blocks(dim, local(weight.detach()), local(latent)):
             radius, direction = to_sphere(part.to(latent.dtype), group["p"], dims)
             place.copy_(direction)
             radii.append(radius)
@@ -139,7 +222,7 @@ class LpSGD(Optimizer):
         if group["gain"] == "learned":
             state["gain_momentum"] = torch.zeros_like(state["gain"])
         if group["gain"] == "unit":
-            show(local(weight), local(latent), gain, group["p"])
+            write_weights(local(weight), local(latent), gain, group["p"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore; latents of half-precision weights stay in fp32 (torch would cast them)."""
@@ -167,13 +250,13 @@ class LpSGD(Optimizer):
         latent: Tensor = state["latent"]
         return latent.abs().log().mul_(exponent).add_(state["gain"].log())
 
-    def part_of_peak(self) -> float:
+    def lr_ratio(self) -> float:
         """Return where the schedule of the spheres is, from 0 to 1; 0 where there are none.
 
         All of their groups are driven alike, by a method's schedule or by somebody else's.
         """
         on_sphere = (group for group in self.param_groups if group["p"] is not None)
-        return next(map(groups.part_of_peak, on_sphere), 0.0)
+        return next(map(lr_ratio, on_sphere), 0.0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # untyped
@@ -189,7 +272,7 @@ class LpSGD(Optimizer):
             if group["p"] is None:
                 self._ordinary_step(weights, group)
                 continue
-            rule = groups.rule_of(group)
+            rule = rule_of(group)
             for weight in weights:
                 self._sphere_step(weight, group, rule)
         return loss
@@ -233,8 +316,8 @@ class LpSGD(Optimizer):
             native.step(rows, rule)
             return
         if len(state["zero_rows"]):
-            rowstep.wake(rows, state["zero_rows"], rule)
-        rowstep.step(rows, rule)
+            lp_step.revive(rows, state["zero_rows"], rule)
+        lp_step.step(rows, rule)
 
 
 def _zero_rows(radius: Tensor) -> Tensor:

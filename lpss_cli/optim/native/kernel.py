@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from lpss_cli.optim.lp_step import LARGEST_GAIN_STEP, Rows, Rule
 from lpss_cli.optim.native.build import library
-from lpss_cli.optim.rowstep import LARGEST_GAIN_STEP, Rows, Rule
 
 # Fewer numbers than this are not worth waking a thread for.
 _WORTH_SHARING = 1 << 16

@@ -1,0 +1,185 @@
+"""A folder of images: ``train/CLASS/*`` and ``val/CLASS/*`` (or ``test/CLASS/*``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lpss_cli.data import augment as augmentation
+from lpss_cli.data import splits
+from lpss_cli.data.bundle import Data
+from lpss_cli.data.datasets import Numbers, normalise, standard
+from lpss_cli.data.sources import DatasetSource, Source, TensorSource
+from lpss_cli.data.spec import DataSpec, refuse
+from lpss_cli.data.tasks import CLASSIFICATION
+from lpss_cli.errors import InputError, one_line
+
+MEMORY_LIMIT = 2**30
+"""Bytes of decoded float images up to which they are kept in memory."""
+
+_IMAGENET_MEAN: Numbers = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Numbers = (0.229, 0.224, 0.225)
+_DO = "make it train/CLASS/image.png and val/CLASS/image.png"
+
+
+@dataclass(frozen=True)
+class View:
+    """From an image of any size to what the network sees: resize, crop the centre, normalise.
+
+    Attributes:
+        size: side of the square output in pixels.
+        resize: what the shorter side is resized to before, with antialiasing.
+        interpolation: ``bilinear`` or ``bicubic``.
+        mean, std: per channel, of values in [0, 1].
+    """
+
+    size: int
+    resize: int
+    interpolation: str
+    mean: Numbers
+    std: Numbers
+
+    @classmethod
+    def of(cls, spec: DataSpec) -> View:
+        """Complete a specification with the usual evaluation view of ImageNet."""
+        size = spec.image_size or 224
+        mean, std = standard(spec.mean or _IMAGENET_MEAN, spec.std or _IMAGENET_STD, 3)
+        resize, interpolation = spec.resize or round(size * 256 / 224), spec.interpolation
+        return cls(size, resize, interpolation or "bilinear", mean, std)
+
+
+class ImageFiles:
+    """Image files as a map-style dataset.
+
+    Args:
+        samples: (path, class index) of each image.
+        view: what is done to each image.
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], view: View) -> None:
+        self.samples, self.view = samples, view
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """(3, size, size) float32 and the class; grey images become RGB.
+
+        Raises:
+            InputError: the file is no readable image.
+        """
+        from torchvision.datasets.folder import default_loader
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+
+        path, label = self.samples[index]
+        try:
+            image = default_loader(path)
+        # SyntaxError is what PIL says about some broken PNG files.
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(
+                f"cannot read the image {path}: {one_line(error)}", "repair or remove it"
+            ) from error
+        view = self.view
+        image = F.resize(image, [view.resize], InterpolationMode(view.interpolation))
+        image = F.center_crop(image, [view.size, view.size])
+        return normalise(F.pil_to_tensor(image), 255, view.mean, view.std), label
+
+    def in_memory(self) -> TensorSource:
+        """All of them decoded: (N, 3, size, size) float32."""
+        x = torch.empty(len(self), 3, self.view.size, self.view.size)
+        for index in range(len(self)):
+            x[index] = self[index][0]
+        return TensorSource(x, self.labels())
+
+    def labels(self) -> Tensor:
+        """(N,) int64 class indices."""
+        return torch.tensor([label for _, label in self.samples])
+
+
+def load(spec: DataSpec) -> Data:
+    """Read a folder of images; ``val`` is taken before ``test`` where both exist.
+
+    Raises:
+        InputError: a part is missing or empty, the classes differ, or an image is damaged.
+    """
+    refuse(spec, "a folder of images", "target", "drop", "split_seed")
+    root = Path(spec.name)
+    classes, train_samples, test_samples = _scan(root)
+    view = View.of(spec)
+    size = view.size
+    train, test = (ImageFiles(s, view) for s in (train_samples, test_samples))
+    small = 4 * 3 * size**2 * (len(train) + len(test)) <= MEMORY_LIMIT
+
+    def source(files: ImageFiles) -> Source:
+        return files.in_memory() if small else DatasetSource(files, spec.workers, files.labels())
+
+    chosen, samples = spec.augment or "none", train_samples + test_samples
+    return Data(
+        spec=replace(
+            spec,
+            image_size=size,
+            resize=view.resize,
+            interpolation=view.interpolation,
+            mean=view.mean,
+            std=view.std,
+            augment=chosen,
+        ),
+        name=root.resolve().name,
+        train=source(train),
+        test=source(test),
+        task=CLASSIFICATION,
+        input_shape=(3, size, size),
+        outputs=len(classes),
+        classes=classes,
+        preprocessing={
+            "kind": "image",
+            "divide_by": 255,
+            "image_size": [size, size],
+            "resize_shorter_side": view.resize,
+            "interpolation": view.interpolation,
+            "mean": list(view.mean),
+            "std": list(view.std),
+        },
+        fingerprint=splits.fingerprint_files(root, (Path(path) for path, _ in samples)),
+        augment=augmentation.for_shape(chosen, (3, size, size)),
+    )
+
+
+Samples = list[tuple[str, int]]
+
+
+def _scan(root: Path) -> tuple[tuple[str, ...], Samples, Samples]:
+    """Class names (sorted) and the samples of both parts."""
+    parts = [part for part in ("val", "test") if (root / part).is_dir()]
+    if not (root / "train").is_dir() or not parts:
+        wanted = "train" if parts else "val or test"
+        raise InputError(f"{root} has no folder {wanted}", _DO)
+    train, test = _part(root / "train"), _part(root / parts[0])
+    if train[0] != test[0]:
+        only_train = sorted(set(train[0]) - set(test[0]))
+        only_test = sorted(set(test[0]) - set(train[0]))
+        raise InputError(
+            f"the classes of {root}/train and {root}/{parts[0]} differ: "
+            f"only in train: {', '.join(only_train) or '-'}; "
+            f"only in {parts[0]}: {', '.join(only_test) or '-'}",
+            "give both parts the same class folders",
+        )
+    if len(train[0]) < 2:
+        raise InputError(f"{root}/train has only the class {train[0][0]}", "give at least two")
+    return train[0], train[1], test[1]
+
+
+def _part(folder: Path) -> tuple[tuple[str, ...], Samples]:
+    """Class names and samples of one part, through torchvision's ImageFolder."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        reason = str(error).split(" Supported extensions")[0].rstrip(".")
+        raise InputError(f"no images in {folder}: {reason}", _DO) from error
+    return tuple(found.classes), found.samples

@@ -1,0 +1,257 @@
+"""Going on with an unfinished run: what its saved state must fit, and when it is saved.
+
+A saved state holds the run's *identity*, everything that decides its bits, so that a run never goes
+on as another one; its *circumstances*, which may change the bits too and are warned of; the state
+itself, and what was measured on the way.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from lpss_cli.checkpoints import artifact
+from lpss_cli.checkpoints.training_state import TrainingStateFiles
+from lpss_cli.distributed.context import DistributedContext, LostError
+from lpss_cli.errors import InputError, StoppedError, one_line
+from lpss_cli.optim import native
+from lpss_cli.training.callbacks import Callback, CallbackWrapper
+from lpss_cli.training.engine import check_loss
+from lpss_cli.training.state import RunState
+from lpss_cli.utils.signals import Interrupts
+
+#: Seconds between two saves at least; what a killed run loses at most, to the end of an epoch.
+SAVE_EVERY = 30.0
+_DO = "give the options of the killed run, or leave --resume out to start from the beginning"
+# Characters of a value that are shown.
+_LONGEST = 80
+
+
+class StateError(InputError):
+    """The state of a killed run cannot be gone on from."""
+
+
+@dataclass
+class Record:
+    """What is saved beside a run's state.
+
+    Attributes:
+        identity: what the run is; plain containers.
+        circumstances: what else may change its bits: versions, threads, device.
+        measured: what was measured on the way and cannot be measured again.
+    """
+
+    identity: Mapping[str, Any]
+    circumstances: Mapping[str, str]
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+def circumstances(device: torch.device, processes: int = 1) -> dict[str, str]:
+    """Return what decides a run's bits beside its options: versions, threads, processors.
+
+    LpSGD's step is compiled where there is a compiler, and rounds differently where there is none.
+    """
+    return {
+        **artifact.versions(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "compiler": native.compiler() or "none",
+        "processes": str(processes),
+    }
+
+
+def find(
+    saved: TrainingStateFiles,
+    record: Record,
+    wanted: bool,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Return the state to go on from, None for the beginning; say what is done and why.
+
+    Args:
+        saved: where a killed run would have left its state.
+        record: of the run; takes what the killed one had measured.
+        wanted: go on with a killed run.
+        note: takes what a person should know.
+        warn: takes what may be wrong.
+
+    Raises:
+        StateError: nothing that was saved is whole, or it is of another run.
+    """
+    if not wanted:
+        for path in saved.found[:1]:
+            note(f"{path} is of a killed run: --resume would go on with it")
+        return None
+    if not saved.found:
+        note(f"there is no {saved.newest}: starting from the beginning")
+        return None
+    try:
+        path, content = saved.read(warn)
+    except InputError as error:
+        raise StateError(error.what, error.do) from error
+    try:
+        differences = _differences(content["identity"], record.identity)
+        changes = _differences(content["circumstances"], record.circumstances)
+        state, measured = dict(content["state"]), dict(content["measured"])
+        done = f"{state['step']:,} steps, {state['epoch']:,} epochs"
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"{path} cannot be read: {one_line(error)}", _DO) from None
+    if differences:
+        raise StateError(f"{path} is of another run: {'; '.join(differences)}", _DO)
+    if changes:
+        warn(f"{path}: {'; '.join(changes)}; so the result will not be the same to the last bit")
+    record.measured.update(measured)
+    note(f"going on from {path}, after {done}")
+    return state
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say every entry in which two mappings differ."""
+
+    def shown(values: Mapping[str, Any], name: str) -> str:
+        text = repr(values[name]) if name in values else "not given"
+        return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+    return [
+        f"{name} was {shown(then, name)} there and is {shown(now, name)} here"
+        for name in {**now, **then}
+        if name not in then or name not in now or then[name] != now[name]
+    ]
+
+
+def resume_command(command: str) -> str:
+    """Return a command line with ``--resume`` in it."""
+    words = shlex.split(command)
+    if "--resume" not in words:
+        # What follows a bare -- is no option.
+        words.insert(words.index("--") if "--" in words else len(words), "--resume")
+    return shlex.join(words)
+
+
+class TrainingCheckpointer(CallbackWrapper):
+    """Saves a run at the ends of its epochs, every so many steps, and when a signal stops it.
+
+    Args:
+        saved: where to save to.
+        record: what is saved beside the state.
+        inner: sees everything first.
+        interrupts: asked after every step.
+        every: steps between two saves; None: at ends of epochs alone.
+        command: the run's command line.
+        distributed: the processes of the run; the first one writes.
+    """
+
+    def __init__(
+        self,
+        saved: TrainingStateFiles,
+        record: Record,
+        inner: Callback,
+        interrupts: Interrupts,
+        *,
+        every: int | None = None,
+        command: str = "",
+        distributed: DistributedContext | None = None,
+    ) -> None:
+        super().__init__(inner)
+        self.record = record
+        self._saved, self._interrupts = saved, interrupts
+        self._every, self._command = every, command
+        self._distributed = distributed or DistributedContext()
+        self._kept = saved.kept
+        self._started = False
+        self._last = time.monotonic()
+
+    def on_start(self, run: RunState) -> None:
+        """Pass it on; from here on there is something to keep."""
+        super().on_start(run)
+        self._started = True
+        self._kept = self._distributed.run_on_main(lambda: self._saved.kept)
+        self._interrupts.defer()
+
+    def on_step(self, run: RunState) -> None:
+        """Pass it on; save if it is time, and stop if a signal has come."""
+        super().on_step(run)
+        # A signal reaches the processes in different steps; they stop after the same one.
+        pending = self._distributed.all_reduce_max(self._interrupts.pending or 0)
+        if pending:
+            self.stop(run, pending)
+        if self._every and run.step % self._every == 0 and run.step < run.total_steps:
+            self._try(run)
+
+    def on_epoch(self, run: RunState) -> None:
+        """Pass it on, then save if it is time; after the last epoch the artefact follows."""
+        super().on_epoch(run)
+        due = self._distributed.run_on_main(lambda: time.monotonic() - self._last >= SAVE_EVERY)
+        if due and run.step < run.total_steps:
+            self._try(run)
+
+    def stop(self, run: RunState, number: int) -> NoReturn:
+        """Save the run between two steps, and end it.
+
+        Raises:
+            StoppedError: always; it says how to go on.
+            RunError: the loss is not finite.
+        """
+        where = f"after step {run.step:,} of {run.total_steps:,}"
+        if self._try(run):
+            where += f": its state is in {self._saved.newest}"
+        raise self._stopped(number, where)
+
+    def at_once(self, number: int) -> StoppedError:
+        """Return the error of a signal that nothing was saved for."""
+        where = "a second time, at once" if self._started else "before the first step"
+        return self._stopped(number, where)
+
+    def lost(self, error: LostError) -> LostError:
+        """Return the error of a run that has lost one of its processes."""
+        return LostError(error.what, self._remedy())
+
+    def _stopped(self, number: int, where: str) -> StoppedError:
+        """Return the error that says which signal came, and how to go on from what was saved."""
+        what = f"interrupted by {signal.Signals(number).name} {where}"
+        return StoppedError(what, self._remedy(), number)
+
+    def _remedy(self) -> str:
+        if self._kept is None:
+            return "nothing was saved"
+        return f"go on with: {resume_command(self._command)}"
+
+    def _try(self, run: RunState) -> bool:
+        """Save, and say whether that worked: a full disk is no reason to stop a good run."""
+        check_loss(run)
+        state = run.state_dict()
+        failure, self._kept = self._distributed.run_on_main(lambda: self._written(state))
+        if failure is not None:
+            self.on_warning(f"{self._saved.newest} could not be saved: {failure}")
+        self._last = time.monotonic()
+        return failure is None
+
+    def _written(self, state: Mapping[str, Any]) -> tuple[str | None, Path | None]:
+        """Write a state; note what is kept before the others are told: they may be lost by then."""
+        failure = self._write(state)
+        self._kept = self._saved.kept
+        return failure, self._kept
+
+    def _write(self, state: Mapping[str, Any]) -> str | None:
+        """Write a state; return what went wrong, if anything did."""
+        record = self.record
+        try:
+            self._saved.write(
+                {
+                    "identity": dict(record.identity),
+                    "circumstances": dict(record.circumstances),
+                    "measured": record.measured,
+                    "state": state,
+                }
+            )
+        except (OSError, RuntimeError, InputError) as error:
+            return error.what if isinstance(error, InputError) else one_line(error)
+        return None

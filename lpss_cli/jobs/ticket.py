@@ -1,0 +1,226 @@
+"""Tickets: the mask of a sparse network, trained again from an early or a simple start.
+
+Three starts are known: the weights training once began from (lottery tickets, Frankle & Carbin,
+arXiv:1803.03635; the mask of any method, as in GSM, arXiv:1909.12778), two numbers per layer
+(ASNI-II, arXiv:2202.09284) and fresh random ones. The mask stays fixed. A random mask of the same
+per-layer counts, trained the same way, tells what the mask is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpss_cli import models
+from lpss_cli.checkpoints.load_weights import load_into
+from lpss_cli.checkpoints.loading import Checkpoint, read
+from lpss_cli.checkpoints.training_state import TrainingStateFiles, paths_of
+from lpss_cli.data import Data
+from lpss_cli.errors import InputError, nearest
+from lpss_cli.jobs import ternary_init
+from lpss_cli.jobs.config import Request, check, device_of
+from lpss_cli.jobs.resolve import TRAIN_BUDGET, restore, settings_for
+from lpss_cli.jobs.training_job import Job, JobCallback, Outcome, outcome_of
+from lpss_cli.report.report import weights_of
+from lpss_cli.training.evaluation import evaluate
+from lpss_cli.training.method import make
+from lpss_cli.utils.files import check_writable, output
+
+STARTS = ("rewind", "centroids", "random")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a ticket gave.
+
+    Attributes:
+        start: one of ``STARTS``.
+        source: metrics of the sparse network the mask comes from.
+        outcome: of the retraining; its ``before`` are the metrics of the bare start.
+        control: metrics of a random mask with the same per-layer counts, trained the same way;
+            None where it was not asked for.
+        initial_file, initial_bytes: the stored start of two numbers per layer, if it is one.
+    """
+
+    start: str
+    source: dict[str, float]
+    outcome: Outcome
+    control: dict[str, float] | None
+    initial_file: str | None = None
+    initial_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers for JSON."""
+        return {**asdict(replace(self, outcome=None)), **self.outcome.to_dict()}  # type: ignore[arg-type]
+
+
+def ticket(
+    path: Path,
+    request: Request,
+    start: str = "rewind",
+    *,
+    control: bool = True,
+    callback: JobCallback | None = None,
+) -> Ticket:
+    """Retrain the mask of a sparse checkpoint from a start, and compare with a random mask.
+
+    Args:
+        path: the sparse checkpoint; ``rewind`` needs one made with ``--keep-init``.
+        request: budget, options of the retraining (plain momentum SGD) and the artefact to write.
+        start: one of ``STARTS``.
+        control: train the random mask too.
+        callback: sees the runs go by.
+
+    Raises:
+        InputError: the file is not sparse, does not hold its start, or something does not fit.
+        RunError: training diverged.
+    """
+    callback = callback or JobCallback()
+    check(request)
+    if start not in STARTS:
+        raise InputError(f"--init {start!r} is not a choice", nearest(start, STARTS))
+    method = make("dense", request.options)
+    checkpoint = read(path, trust_pickle=request.trust_pickle)
+    for note in checkpoint.notes:
+        callback.on_note(note)
+    second = _control_of(request.out)
+    # Stopped in its second training, a ticket has its output already.
+    halfway = request.resume and request.out.exists() and bool(TrainingStateFiles(second).found)
+    begun = halfway or (request.resume and bool(TrainingStateFiles(request.out).found))
+    held = (*paths_of(request.out), second, *paths_of(second))
+    with output(request.out, *held, force=request.force or halfway):
+        trained, arch, data = restore(checkpoint, request, callback.on_note)
+        weights, zeros, total = _sparse(checkpoint, trained)
+        source = evaluate(trained, data.test, data.task, device=device_of(request.device))
+        callback.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
+        settings = settings_for(request, data, zeros / total, TRAIN_BUDGET, keep_zeros=True)
+        fresh = _untrained(arch, data, start, request.seed)
+        stored = _begin(fresh, start, checkpoint, weights, arch, request, begun)
+        began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+        # Without its record: the start is not what the checkpoint's metrics speak of.
+        anonymous = replace(checkpoint, meta={})
+        job = Job(request, callback, arch, data, method, settings, anonymous, {"ticket": start})
+        outcome = _finished(request.out, checkpoint, start) if halfway else job.run(fresh)
+        after = _control(job, fresh, began, weights, second) if control else None
+        file, size = (str(stored), stored.stat().st_size) if stored else (None, None)
+        return Ticket(start, source, outcome, after, file, size)
+
+
+def _sparse(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
+    """Return the weights whose zeros are the mask, the number of zeros and of all of them.
+
+    Raises:
+        InputError: there are no zeros.
+    """
+    parameters = _parameters(model)  # a record may name buffers too
+    weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
+    zeros = sum(int((w == 0).sum()) for w in weights.values())
+    if zeros == 0:
+        raise InputError(f"{checkpoint.path} is dense: it has no mask", "lpss sparsify it first")
+    return weights, zeros, sum(w.numel() for w in weights.values())
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return name → parameter; one that is tied to another under both names."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _control_of(out: Path) -> Path:
+    """``ticket.pt`` -> ``ticket.pt.control``: what the random mask gave, removed when measured."""
+    return Path(f"{out}.control")
+
+
+def _finished(out: Path, checkpoint: Checkpoint, start: str) -> Outcome:
+    """Return what the first training gave before the second one was stopped.
+
+    Raises:
+        InputError: the output is another's.
+    """
+    outcome = outcome_of(out)
+    source = outcome.report.meta.get("source") or {}
+    if source.get("sha256") != checkpoint.sha256 or outcome.report.meta.get("ticket") != start:
+        raise InputError(
+            f"{out} is no ticket of {checkpoint.path} from the start {start!r}",
+            "leave --resume out to start from the beginning, or choose another --out",
+        )
+    return outcome
+
+
+def _control(
+    job: Job,
+    model: nn.Module,
+    start: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    out: Path,
+) -> dict[str, float]:
+    """Train a random mask of the same counts from the same start; return its metrics."""
+    model.load_state_dict(start)
+    job.callback.on_note("the same again with a random mask of the same counts")
+    _shuffle(model, weights, job.request.seed)
+    notes = {**job.notes, "control": True}
+    # The record of epochs is that of the ticket.
+    request = replace(job.request, out=out, log=None, tensorboard=None, eval_every=0)
+    after = replace(job, request=request, notes=notes).run(model).after
+    out.unlink()
+    return after
+
+
+def _untrained(arch: str, data: Data, start: str, seed: int) -> nn.Module:
+    # Not the stream the source itself began from, or random would be rewind.
+    torch.manual_seed(seed + (start == "random"))
+    return models.build(arch, data.input_shape, data.outputs)
+
+
+@torch.no_grad()
+def _begin(
+    model: nn.Module,
+    start: str,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Tensor],
+    arch: str,
+    request: Request,
+    begun: bool,
+) -> Path | None:
+    """Put a fresh network at the start, masked; return the file of an amenable one.
+
+    A ticket that was begun before has that file already.
+    """
+    if start == "centroids":
+        path = request.out.with_suffix(".init.safetensors")
+        if not (begun and path.exists()):
+            check_writable(path, force=request.force)
+            keys = ("arch", "input_shape", "outputs", "data", "preprocessing", "classes", "task")
+            meta = {key: checkpoint.meta[key] for key in keys if key in checkpoint.meta}
+            ternary_init.save(path, ternary_init.derive(weights, {"arch": arch, **meta}))
+        ternary_init.load(path).apply(model)  # from the file: what is on disk is what is trained
+        return path
+    if start == "rewind":
+        if checkpoint.init is None:
+            raise InputError(
+                f"{checkpoint.path} does not hold the weights its training began from",
+                "make it with --keep-init, or pass --init centroids or --init random",
+            )
+        load_into(model, replace(checkpoint, state_dict=checkpoint.init), arch)
+    parameters = _parameters(model)
+    for name, weight in weights.items():
+        first, kept = parameters[name], weight != 0
+        first.mul_(kept)
+        # A zero is a masked weight from here on, and some layers are initialised with zeros.
+        first.masked_fill_(kept & (first == 0), torch.finfo(first.dtype).tiny)
+    return None
+
+
+@torch.no_grad()
+def _shuffle(model: nn.Module, weights: Mapping[str, Tensor], seed: int) -> None:
+    """Move every masked layer's survivors to random places: the same values and counts."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = _parameters(model)
+    for name in weights:
+        flat = parameters[name].flatten()
+        order = torch.randperm(flat.numel(), generator=generator)
+        parameters[name].copy_(flat[order].view_as(parameters[name]))

@@ -1,0 +1,1 @@
+"""TODO lpss_cli/sparsity."""

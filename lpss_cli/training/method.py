@@ -1,0 +1,213 @@
+"""The one interface of a sparsification method, and the registry of those there are.
+
+A method is one file in ``lpss_cli/methods`` with one subclass of ``Method``. Its command-line
+flags, its help and its contract tests follow from the class. So that a command's help is instant,
+neither this module nor a method's file imports torch at module level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+
+from lpss_cli.errors import InputError, nearest
+from lpss_cli.sparsity.schedules import warmup_cosine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from lpss_cli.training.state import RunState
+
+
+#: How weights of different layers compare when they are ranked; see ``masks.RANKINGS``.
+RANKINGS = ("lamp", "balanced", "magnitude", "uniform", "erk")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a field of a method's Config: default, help, and the closed range or choices."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """What every method can be told; subclasses add fields or give other defaults."""
+
+    lr: float = option(0.1, "peak learning rate", low=0)
+    momentum: float = option(0.9, "momentum (Nesterov)", low=0, high=0.999)
+    weight_decay: float = option(0.0, "L2 decay of weights; biases and norms have none", low=0)
+    clip: float = option(2.0, "largest norm of the whole gradient; 0 for none", low=0)
+    warmup: float = option(0.05, "part of training with a rising learning rate", low=0, high=1)
+    begin: float = option(0.1, "part of training before the first topology update", low=0, high=1)
+    end: float = option(0.7, "part of training at the exact cut", low=0, high=0.85)
+    frequency: int = option(20, "steps between topology updates", low=1)
+    ranking: str = option(
+        "lamp",
+        "how weights of different layers compare, globally or by layer budgets",
+        choices=RANKINGS,
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field against its declared range.
+
+        Raises:
+            InputError: a value is outside, with the range in the remedy.
+        """
+        for field in dataclasses.fields(self):
+            value, meta = getattr(self, field.name), field.metadata
+            flag = "--" + field.name.replace("_", "-")
+            if meta["choices"] and value not in meta["choices"]:
+                raise InputError(
+                    f"{flag} {value!r} is not a choice", nearest(str(value), meta["choices"])
+                )
+            if isinstance(value, (int, float)) and not meta["low"] <= value <= meta["high"]:
+                bounds = f"{meta['low']:g} to {meta['high']:g}"
+                raise InputError(f"{flag} {value:g} is out of range", f"give {flag} from {bounds}")
+
+
+class Method:
+    """How one run becomes sparse. Override what differs; the engine owns the rest.
+
+    One step is, in this order: forward and backward → ``on_gradients`` (dense gradients) →
+    gradients masked → optimizer step → masks enforced → ``on_weights`` → topology update. The
+    engine ranks ``scores``, cuts to exact counts and makes the exact cut at ``config.end``.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Shared options that mean nothing to this method: it has no such flags.
+    ignores: ClassVar[tuple[str, ...]] = ()
+    registry: ClassVar[dict[str, type[Method]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:  # a nameless class is a base for others
+            if cls.name in Method.registry:
+                raise TypeError(f"there are two methods called {cls.name!r}")
+            Method.registry[cls.name] = cls
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        self.config: Any = config or self.Config()
+        begin, end = self.config.begin, self.config.end
+        if begin > end and "begin" not in self.ignores:
+            what = f"--begin {begin:g} comes after --end {end:g}"
+            raise InputError(what, "give a smaller --begin")
+
+    def prepare(self, run: RunState) -> None:
+        """Set initial masks or weights, before the optimizer exists."""
+
+    def make_optimizer(self, run: RunState) -> Optimizer:
+        """Return the optimizer; momentum SGD unless overridden."""
+        from torch.optim import SGD
+
+        return SGD(
+            run.decay_groups(self.config.weight_decay),
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            nesterov=self.config.momentum > 0,
+        )
+
+    def lr_scale(self, run: RunState) -> float:
+        """Return the factor on every group's peak learning rate for the coming step."""
+        # In the middle of the step, so that neither the first nor the last one is lost.
+        return warmup_cosine((run.step + 0.5) / run.total_steps, self.config.warmup)
+
+    def scores(self, run: RunState) -> Mapping[str, Tensor]:
+        """Return the log-saliency of every prunable weight; -inf for one that stays zero."""
+        from lpss_cli.sparsity.masks import log_magnitude
+
+        return {name: log_magnitude(w) for name, w in run.weights.items()}
+
+    def sparsity_at(self, run: RunState) -> float | None:
+        """Return the sparsity to cut to after this step; None leaves the masks alone.
+
+        Asked after every step before the exact cut; ``run.due`` tells the steps of updates.
+        """
+        return None
+
+    def on_prune(self, run: RunState) -> None:
+        """See the masks that a cut has left, along the path or at its end: a place to rewind."""
+
+    def on_gradients(self, run: RunState) -> bool:
+        """See dense gradients before they are masked; False skips this optimizer step."""
+        return True
+
+    def on_weights(self, run: RunState) -> None:
+        """See the weights after the step and its enforcement."""
+
+
+@cache
+def registry() -> dict[str, type[Method]]:
+    """All methods by name: one from every module of ``lpss_cli.methods``."""
+    package = importlib.import_module("lpss_cli.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"lpss_cli.methods.{module.name}")
+    return dict(sorted(Method.registry.items()))
+
+
+def options_of(cls: type[Method]) -> list[dataclasses.Field[Any]]:
+    """Return the options that a method takes: the fields of its Config but those it ignores."""
+    return [field for field in dataclasses.fields(cls.Config) if field.name not in cls.ignores]
+
+
+def option_kinds() -> dict[str, Any]:
+    """Name → type of every option of any method: ``T | None`` is T, a tuple of texts is a list."""
+    kinds: dict[str, Any] = {}
+    for cls in registry().values():
+        hints = get_type_hints(cls.Config)
+        for field in dataclasses.fields(cls.Config):
+            hint = hints[field.name]
+            inner = [kind for kind in get_args(hint) if kind is not type(None)]
+            listed = hint == tuple[str, ...]
+            kinds[field.name] = list[str] if listed else inner[0] if inner else hint
+    return kinds
+
+
+def get(name: str) -> type[Method]:
+    """Return the method of that name.
+
+    Raises:
+        InputError: there is none; the nearest name is suggested.
+    """
+    if name not in registry():
+        raise InputError(f"unknown method {name!r}", nearest(name, tuple(registry())))
+    return registry()[name]
+
+
+def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """Build a method from its name and the options that were given.
+
+    Raises:
+        InputError: unknown method, an option it does not have, or a value out of range.
+    """
+    cls = get(name)
+    options = dict(options or {})
+    known = _names(cls)
+    for key in (key for key in options if key not in known):
+        owners = [m for m, c in registry().items() if key in _names(c)]
+        flag = "--" + key.replace("_", "-")
+        raise InputError(
+            f"{flag} is not an option of the method {name!r}",
+            f"pass --method {' or '.join(owners)}"
+            if owners
+            else nearest(key, tuple(sorted(known))),
+        )
+    return cls(cls.Config(**options))
+
+
+def _names(cls: type[Method]) -> set[str]:
+    return {field.name for field in options_of(cls)}
