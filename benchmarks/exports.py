@@ -33,7 +33,7 @@ from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import Options, export_file
 from lpss_cli.models import build
 from lpss_cli.report.sizes import entropy
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 
 OUT = FOLDER / "exports.json"
 SPARSITIES = (0.9, 0.95, 0.99)
@@ -55,7 +55,7 @@ LENET_HEAD = (
 
 def cut(model: nn.Module, sparsity: float) -> None:
     """Zero the smallest magnitudes of all prunable weights together."""
-    weights = [w.tensor.data for w in prunable(model).values()]
+    weights = [w.tensor.data for w in prunable_weights(model).values()]
     flat = torch.cat([w.abs().flatten() for w in weights])
     threshold = flat.kthvalue(round(sparsity * len(flat))).values
     for weight in weights:
@@ -66,7 +66,7 @@ def resnet50(sparsity: float) -> dict[str, float]:
     """Sizes in bytes of the dense and the self-expanding files, and the bound."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50().eval()
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         nn.init.kaiming_normal_(weight.tensor)
     cut(model, sparsity)
     x = torch.randn(2, 3, 64, 64)
@@ -127,7 +127,7 @@ def described(path: Path, data: dict[str, str], options: Options) -> list[dict[s
 
 def disturb(model: nn.Module) -> None:
     """Zero 95 % of all weights and two rows of five, and draw BatchNorm's statistics."""
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         weight.tensor.data[torch.rand_like(weight.tensor) < 0.95] = 0
         weight.tensor.data[torch.rand(len(weight.tensor)) < 0.4] = 0
     for module in model.modules():

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lpss_cli.sparsity.targets import parse
+from lpss_cli.sparsity.targets import parse_sparsity
 from lpss_cli.training import method
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def compared() -> str:
             cells.setdefault((kind, options), {})[sparsity] = runs
     sparsities = list(next(iter(cells.values())))
     best = {s: max(_mean(row[s]) for row in cells.values()) for s in sparsities}
-    shares = " | ".join(f"{100 * parse(s):.4g} % zeros" for s in sparsities)
+    shares = " | ".join(f"{100 * parse_sparsity(s):.4g} % zeros" for s in sparsities)
     lines = [
         f"| method | options chosen on held-out data | {shares} |",
         "|---|---|" + len(sparsities) * "---|",

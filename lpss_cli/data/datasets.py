@@ -22,11 +22,11 @@ from lpss_cli.data.targets import Targets, class_targets
 from lpss_cli.errors import InputError, one_line
 
 # MERGED: Images in memory: from raw pixels to normalised tensors.
-Numbers = tuple[float, ...]
+ChannelValues = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Pixels:
+class RawImages:
     """Raw images of both parts.
 
     Attributes:
@@ -44,12 +44,12 @@ class Pixels:
     test: Tensor
     targets: Targets
     white: int = 255
-    mean: Numbers | None = None
-    std: Numbers | None = None
+    mean: ChannelValues | None = None
+    std: ChannelValues | None = None
     default_augment: str | None = None
 
 
-def per_channel(values: Numbers, channels: int, option: str) -> Numbers:
+def per_channel(values: ChannelValues, channels: int, option: str) -> ChannelValues:
     """One number per channel, from one for all or one for each.
 
     Raises:
@@ -63,7 +63,9 @@ def per_channel(values: Numbers, channels: int, option: str) -> Numbers:
     return values * channels if len(values) == 1 else values
 
 
-def standard(mean: Numbers, std: Numbers, channels: int) -> tuple[Numbers, Numbers]:
+def check_statistics(
+    mean: ChannelValues, std: ChannelValues, channels: int
+) -> tuple[ChannelValues, ChannelValues]:
     """Return mean and standard deviation per channel, of pixels in [0, 1].
 
     Raises:
@@ -81,7 +83,7 @@ def standard(mean: Numbers, std: Numbers, channels: int) -> tuple[Numbers, Numbe
     return mean, std
 
 
-def statistics(spec: DataSpec, raw: Pixels) -> tuple[Numbers, Numbers]:
+def channel_statistics(spec: DataSpec, raw: RawImages) -> tuple[ChannelValues, ChannelValues]:
     """Mean and standard deviation per channel: asked for, published, or measured."""
     channels = raw.train.shape[1]
     mean, std = spec.mean or raw.mean, spec.std or raw.std
@@ -91,10 +93,10 @@ def statistics(spec: DataSpec, raw: Pixels) -> tuple[Numbers, Numbers]:
         mean = mean or tuple(values.mean(dim=1).tolist())
         # A channel of one colour has nothing to scale.
         std = std or tuple(torch.where(deviations == 0, 1.0, deviations).tolist())
-    return standard(mean, std, channels)
+    return check_statistics(mean, std, channels)
 
 
-def normalise(x: Tensor, white: int, mean: Numbers, std: Numbers) -> Tensor:
+def normalize(x: Tensor, white: int, mean: ChannelValues, std: ChannelValues) -> Tensor:
     """(x / white - mean) / std: (..., C, H, W) uint8 -> float32, one copy in all."""
     shape = (len(mean), 1, 1)
     scaled = x.to(torch.float32, copy=True).div_(white)
@@ -119,7 +121,7 @@ def resizer(size: int | None, shape: tuple[int, ...]) -> Callable[[Tensor], Tens
     return resize
 
 
-def build_pixels(spec: DataSpec, name: str, raw: Pixels) -> Data:
+def build_image_data(spec: DataSpec, name: str, raw: RawImages) -> Data:
     """Normalise raw images as the specification says.
 
     Raises:
@@ -127,7 +129,7 @@ def build_pixels(spec: DataSpec, name: str, raw: Pixels) -> Data:
             images are too small for.
     """
     targets = raw.targets
-    mean, std = statistics(spec, raw)
+    mean, std = channel_statistics(spec, raw)
     channels, height, width = raw.train.shape[1:]
     resize = resizer(spec.image_size, (height, width))
     size = (height, width) if spec.image_size is None else (spec.image_size,) * 2
@@ -144,8 +146,8 @@ def build_pixels(spec: DataSpec, name: str, raw: Pixels) -> Data:
     return Data(
         spec=replace(spec, mean=mean, std=std, augment=chosen),
         name=name,
-        train=TensorSource(normalise(raw.train, raw.white, mean, std), targets.train, resize),
-        test=TensorSource(normalise(raw.test, raw.white, mean, std), targets.test, resize),
+        train=TensorSource(normalize(raw.train, raw.white, mean, std), targets.train, resize),
+        test=TensorSource(normalize(raw.test, raw.white, mean, std), targets.test, resize),
         task=targets.task,
         input_shape=(channels, *size),
         outputs=targets.outputs,
@@ -165,8 +167,8 @@ class _Published:
 
     title: str
     dataset: str
-    mean: Numbers
-    std: Numbers
+    mean: ChannelValues
+    std: ChannelValues
     augment: str | None = None
 
 
@@ -193,11 +195,11 @@ def load(spec: DataSpec) -> Data:
     """
     refuse(spec, "images", "target", "drop", "split_seed")
     if spec.name == "digits":
-        return build_pixels(spec, spec.name, _digits())
-    return build_pixels(spec, spec.name, _published(_TORCHVISION[spec.name], data_root(spec)))
+        return build_image_data(spec, spec.name, _digits())
+    return build_image_data(spec, spec.name, _published(_TORCHVISION[spec.name], data_root(spec)))
 
 
-def _digits() -> Pixels:
+def _digits() -> RawImages:
     """scikit-learn's 1797 digits of 8×8 pixels in 0..16, split once and for all."""
     from sklearn.datasets import load_digits
 
@@ -207,16 +209,16 @@ def _digits() -> Pixels:
     train, test = split(len(labels), DIGITS_TEST, seed=0, labels=labels)
     classes = tuple(str(digit) for digit in range(10))
     targets = class_targets(labels[train], labels[test], classes)
-    return Pixels(pixels[train], pixels[test], targets, white=16)
+    return RawImages(pixels[train], pixels[test], targets, white=16)
 
 
-def _published(known: _Published, root: Path) -> Pixels:
+def _published(known: _Published, root: Path) -> RawImages:
     """Both parts of a torchvision data set."""
     train, test = (_part(known, root, train) for train in (True, False))
     targets = class_targets(
         torch.as_tensor(train.targets), torch.as_tensor(test.targets), tuple(train.classes)
     )
-    return Pixels(
+    return RawImages(
         _channels_first(train.data),
         _channels_first(test.data),
         targets,

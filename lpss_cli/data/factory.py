@@ -19,14 +19,14 @@ from lpss_cli.data.bundle import Data
 from lpss_cli.data.sources import DatasetSource, Source, TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.tasks import Loss, Task
-from lpss_cli.data.workers import Guarded, as_input, as_target, collate
+from lpss_cli.data.workers import ErrorCapturingDataset, as_input, as_target, collate
 from lpss_cli.errors import InputError, LpssError, nearest
 from lpss_cli.utils.user_code import call_function, is_import_path
 
 
 # MERGED: What a factory's data is for: shapes, classes, loss and metrics.
 @dataclass(frozen=True)
-class Facts:
+class NetworkRequirements:
     """What a network for this data must look like."""
 
     input_shape: tuple[int, ...]
@@ -38,14 +38,16 @@ class Facts:
 def _first(source: Source) -> tuple[Tensor, Tensor]:
     """Return the first example as a batch of one."""
     if isinstance(source, DatasetSource):
-        batch = collate([Guarded(source.dataset)[0]])
+        batch = collate([ErrorCapturingDataset(source.dataset)[0]])
         if isinstance(batch, LpssError):
             raise batch
         return batch
     return next(source.batches(1))
 
 
-def read_facts(given: Mapping[str, Any], train: Source, test: Source) -> Facts:
+def infer_requirements(
+    given: Mapping[str, Any], train: Source, test: Source
+) -> NetworkRequirements:
     """Collect shapes and classes: given, or read off the data.
 
     Raises:
@@ -70,7 +72,7 @@ def read_facts(given: Mapping[str, Any], train: Source, test: Source) -> Facts:
     if classes and len(classes) != outputs:
         raise InputError(f"{len(classes)} classes but {outputs} outputs", "give as many of both")
     shape = tuple(int(side) for side in given.get("input_shape") or x.shape[1:])
-    return Facts(shape, int(outputs), classes, classification)
+    return NetworkRequirements(shape, int(outputs), classes, classification)
 
 
 def _count_classes(train: Source, test: Source) -> int:
@@ -160,7 +162,7 @@ def load(spec: DataSpec) -> Data:
     )  # fmt: skip
     given = _call(spec.name)
     train, test = (as_source(given[part], spec.workers, part) for part in ("train", "test"))
-    facts = read_facts(given, train, test)
+    facts = infer_requirements(given, train, test)
     own = given.get("augment")
     augment = own
     if spec.augment is not None:

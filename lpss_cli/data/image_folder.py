@@ -11,7 +11,7 @@ from torch import Tensor
 from lpss_cli.data import augment as augmentation
 from lpss_cli.data import splits
 from lpss_cli.data.bundle import Data
-from lpss_cli.data.datasets import Numbers, normalise, standard
+from lpss_cli.data.datasets import ChannelValues, check_statistics, normalize
 from lpss_cli.data.sources import DatasetSource, Source, TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.tasks import CLASSIFICATION
@@ -20,8 +20,8 @@ from lpss_cli.errors import InputError, one_line
 MEMORY_LIMIT = 2**30
 """Bytes of decoded float images up to which they are kept in memory."""
 
-_IMAGENET_MEAN: Numbers = (0.485, 0.456, 0.406)
-_IMAGENET_STD: Numbers = (0.229, 0.224, 0.225)
+_IMAGENET_MEAN: ChannelValues = (0.485, 0.456, 0.406)
+_IMAGENET_STD: ChannelValues = (0.229, 0.224, 0.225)
 _DO = "make it train/CLASS/image.png and val/CLASS/image.png"
 
 
@@ -39,14 +39,14 @@ class View:
     size: int
     resize: int
     interpolation: str
-    mean: Numbers
-    std: Numbers
+    mean: ChannelValues
+    std: ChannelValues
 
     @classmethod
     def of(cls, spec: DataSpec) -> View:
         """Complete a specification with the usual evaluation view of ImageNet."""
         size = spec.image_size or 224
-        mean, std = standard(spec.mean or _IMAGENET_MEAN, spec.std or _IMAGENET_STD, 3)
+        mean, std = check_statistics(spec.mean or _IMAGENET_MEAN, spec.std or _IMAGENET_STD, 3)
         resize, interpolation = spec.resize or round(size * 256 / 224), spec.interpolation
         return cls(size, resize, interpolation or "bilinear", mean, std)
 
@@ -86,7 +86,7 @@ class ImageFiles:
         view = self.view
         image = F.resize(image, [view.resize], InterpolationMode(view.interpolation))
         image = F.center_crop(image, [view.size, view.size])
-        return normalise(F.pil_to_tensor(image), 255, view.mean, view.std), label
+        return normalize(F.pil_to_tensor(image), 255, view.mean, view.std), label
 
     def in_memory(self) -> TensorSource:
         """All of them decoded: (N, 3, size, size) float32."""

@@ -43,7 +43,7 @@ def load(spec: DataSpec) -> Data:
     name = Path(spec.name).stem
     if raw["x_train"].dtype == np.uint8 and raw["x_train"].ndim in (3, 4):
         train, test = (torch.from_numpy(_channels_first(raw[k])) for k in ("x_train", "x_test"))
-        return datasets.build_pixels(spec, name, datasets.Pixels(train, test, targets))
+        return datasets.build_image_data(spec, name, datasets.RawImages(train, test, targets))
     return _features(spec, name, raw, targets)
 
 

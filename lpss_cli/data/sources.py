@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lpss_cli.data.splits import epoch_order
-from lpss_cli.data.workers import Guarded, collate, worker_context, worker_init
+from lpss_cli.data.workers import ErrorCapturingDataset, collate, init_worker, worker_start_method
 from lpss_cli.errors import InputError, LpssError
 from lpss_cli.utils.seeds import derive_seed
 
@@ -208,15 +208,15 @@ class DatasetSource:
         device = torch.device(device)
         rows = self._rows if order is None else self._rows[order.cpu()]
         loader: DataLoader[Any] = DataLoader(
-            Guarded(self.dataset),  # type: ignore[arg-type]  # map-style by its methods
+            ErrorCapturingDataset(self.dataset),  # type: ignore[arg-type]  # map-style by its methods
             batch_size=batch_size,
             sampler=rows.tolist(),
             num_workers=self.workers,
             collate_fn=collate,
             drop_last=drop_last,
             pin_memory=device.type == "cuda",
-            worker_init_fn=worker_init,
-            multiprocessing_context=worker_context() if self.workers else None,
+            worker_init_fn=init_worker,
+            multiprocessing_context=worker_start_method() if self.workers else None,
             # Its own generator: an epoch of evaluation must not move torch's global one.
             generator=torch.Generator().manual_seed(derive_seed("workers", *seed)),
         )

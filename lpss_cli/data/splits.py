@@ -114,7 +114,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def part_of_batches(order: Tensor, batch_size: int, begin: int, end: int) -> Tensor:
+def shard_order(order: Tensor, batch_size: int, begin: int, end: int) -> Tensor:
     """Return what one of several processes takes of every full batch, in the order of the batches.
 
     Args:

@@ -13,7 +13,7 @@ from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.utils import signals
 
 
-def worker_context() -> str | None:
+def worker_start_method() -> str | None:
     """How worker processes start: forked on Linux, else as Python likes.
 
     A dataset from ``file.py:factory`` lives in a module that a freshly started interpreter
@@ -22,7 +22,7 @@ def worker_context() -> str | None:
     return "fork" if sys.platform == "linux" else None
 
 
-def worker_init(_worker: int) -> None:
+def init_worker(_worker: int) -> None:
     """Leave signals to the parent, and die with it.
 
     Without the first, every worker prints its own traceback and fails the step that is to be
@@ -32,7 +32,7 @@ def worker_init(_worker: int) -> None:
     signals.follow_parent()
 
 
-class Guarded:
+class ErrorCapturingDataset:
     """A dataset whose failures are returned instead of raised.
 
     torch re-raises a worker's exception with the whole traceback as its message; an error that

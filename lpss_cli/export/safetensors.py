@@ -18,7 +18,7 @@ from lpss_cli.errors import RunError
 from lpss_cli.report.flops import Savings
 from lpss_cli.report.latency import Latency
 from lpss_cli.report.report import exponents_of, weights_of
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 
 FORMATS = ("safetensors", "onnx", "pack")
 
@@ -69,7 +69,7 @@ def export_safetensors(checkpoint: Checkpoint, path: Path) -> Exported:
     """
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
     described = metadata.exported(checkpoint.meta)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         facts = {"lpss": json.dumps(described), "format": "pt", **provenance(checkpoint)}
         safetensors_file.write(temporary, state, facts)
         _compare_tensors(state, temporary, path)

@@ -35,11 +35,11 @@ from lpss_cli.jobs.resolve import (
 from lpss_cli.jobs.sparsity_search import search
 from lpss_cli.jobs.training_job import Job, JobCallback, Outcome
 from lpss_cli.report.report import weights_of
-from lpss_cli.sparsity.prunable import prunable, trainable
+from lpss_cli.sparsity.prunable import prunable_weights, trainable_weights
 from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import make
-from lpss_cli.utils.files import output
+from lpss_cli.utils.files import reserve_output
 
 
 def train(request: Request, callback: JobCallback | None = None) -> Outcome:
@@ -63,7 +63,7 @@ def train(request: Request, callback: JobCallback | None = None) -> Outcome:
         arch = models.resolve(request.arch, data.input_shape, data.outputs)
         torch.manual_seed(request.seed)
         model = models.build(arch, data.input_shape, data.outputs)
-        sparsity = sparsity_of(request, trainable(model), 0.0)
+        sparsity = sparsity_of(request, trainable_weights(model), 0.0)
         settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
         job = Job(
             request,
@@ -97,7 +97,7 @@ def sparsify(path: Path, request: Request, callback: JobCallback | None = None) 
         model, arch, data = distributed.local_main_first(
             lambda: restore(checkpoint, request, callback.on_note)
         )
-        sparsity = sparsity_of(request, trainable(model), SPARSITY)
+        sparsity = sparsity_of(request, trainable_weights(model), SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET, keep_zeros=True)
         notes = {}
         if request.target_drop is not None:
@@ -125,7 +125,7 @@ def _sharing(request: Request) -> Iterator[tuple[Request, DistributedContext]]:
     with joined(request.device) as distributed, ExitStack() as held:
         if distributed.is_main_process:
             names = paths_of(request.out)
-            held.enter_context(output(request.out, *names, force=request.force))
+            held.enter_context(reserve_output(request.out, *names, force=request.force))
         yield replace(request, device=distributed.device), distributed
 
 
@@ -166,7 +166,7 @@ def plan_for(
         refuse_not_finite({name: weight.tensor for name, weight in weights.items()}, path)
     else:
         source, network = _untrained(request)
-        weights = prunable(network)
+        weights = prunable_weights(network)
     return plan(
         source,
         weights,

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.jobs.config import Request, check
 from lpss_cli.jobs.run_store import RunStore
-from lpss_cli.sparsity.targets import check_sparsity, parse
+from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
 from lpss_cli.training import method as methods
-from lpss_cli.utils.files import output, replacing
-from lpss_cli.utils.signals import SignalledError, listening
+from lpss_cli.utils.files import atomic_write, reserve_output
+from lpss_cli.utils.signals import SignalError, handle_signals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def sparsity_of(target: Target) -> float:
     Raises:
         InputError: it is no number.
     """
-    return parse(target, "--sparsities")
+    return parse_sparsity(target, "--sparsities")
 
 
 def shown_target(target: Target) -> str:
@@ -167,12 +167,12 @@ def compare(
         raise InputError(
             f"{folder} cannot be a folder of results: {error.strerror}", "choose another --out-dir"
         ) from None
-    with output(path, force=True, option="--out-dir"), listening() as interrupts:
+    with reserve_output(path, force=True, option="--out-dir"), handle_signals() as interrupts:
         interrupts.defer()
         store = RunStore(path, _identity(request), run_of, interrupts, note, what.runs())
         try:
             return _rows(what, request, store)
-        except SignalledError as signalled:
+        except SignalError as signalled:
             said, number = _said(signalled.number), signalled.number
         except StoppedError as stopped:
             said, number = stopped.what, stopped.signal
@@ -344,7 +344,7 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
     if known:
         axes.legend(fontsize="small")
     kind = path.suffix.removeprefix(".")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
 

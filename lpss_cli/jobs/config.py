@@ -109,7 +109,7 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         value = str(value)
     if name == "sparsity":
-        return targets.parse(value)
+        return targets.parse_sparsity(value)
     if name == "drop" and isinstance(value, str):
         return tuple(part for part in value.split(",") if part)
     if name in ("mean", "std"):
@@ -260,7 +260,7 @@ def check(request: Request) -> None:
             f"--precision {request.precision!r} is not a choice",
             nearest(request.precision, PRECISIONS),
         )
-    layer_targets.check(request.layer)
+    layer_targets.check_layer_targets(request.layer)
     _check_search(request)
     device_of(request.device)
 

@@ -31,7 +31,7 @@ from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.report.report import Report, packed_values, weights_of
 from lpss_cli.report.sizes import Size, table
 from lpss_cli.utils import digest
-from lpss_cli.utils.files import check_space, output
+from lpss_cli.utils.files import check_space, reserve_output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,7 +146,7 @@ def export_file(
     beside = onnx_targets(targets["onnx"], options.onnx)[1:] if "onnx" in targets else []
     with contextlib.ExitStack() as held:
         for to in (*targets.values(), *beside):
-            held.enter_context(output(to, force=request.force, option=_OPTION))
+            held.enter_context(reserve_output(to, force=request.force, option=_OPTION))
             check_space(to, artifact.size(checkpoint.state_dict), _OPTION)
         written = _export(checkpoint, request, targets, options, callback)
     return sorted(written, key=lambda file: formats.index(file.kind))
@@ -205,7 +205,7 @@ def _sealed(checkpoint: Checkpoint) -> Checkpoint:
     # The history stays in the artefact, and so do the weights that training began from.
     kept = metadata.exported(checkpoint.meta)
     parts = {"state_dict": checkpoint.state_dict, "init": None}
-    return replace(checkpoint, meta=digest.seal(kept, parts))
+    return replace(checkpoint, meta=digest.seal_record(kept, parts))
 
 
 def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[Size]:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from lpss_cli.checkpoints.read_file import opened
 from lpss_cli.checkpoints.safetensors_file import read_header
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.sparsity.patterns import resolve, speaks_of_weights
+from lpss_cli.sparsity.patterns import is_weight_name, resolve_patterns
 from lpss_cli.sparsity.targets import check_sparsity, zero_count
-from lpss_cli.utils.files import check_space, output, replacing
+from lpss_cli.utils.files import atomic_write, check_space, reserve_output
 
 # MERGED: The tensors of a file, read block by block, and their magnitudes as whole numbers.
 #: Entries of a block, whose temporaries should stay in the cache.
@@ -365,7 +365,7 @@ def cut(
     total = sum(tensor.count for tensor in plan.pruned)
     check_sparsity(sparsity, total)
     wanted = zero_count(total, sparsity)
-    with output(out, force=force), opened(path) as source:
+    with reserve_output(out, force=force), opened(path) as source:
         check_space(out, path.stat().st_size)
         threshold = find_threshold(path, source, plan.pruned, wanted)
         parts = _rewrite(source, plan, threshold, sparsity, out)
@@ -387,12 +387,12 @@ def _plan(path: Path, skip: Sequence[str]) -> _Plan:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
     ]
     candidates = [t.name for t in tensors if _prunable(t, header[t.name]["shape"])]
-    skipped = resolve(tuple(skip), candidates, "--skip")
+    skipped = resolve_patterns(tuple(skip), candidates, "--skip")
     return _Plan(header, start, texts, tensors, set(candidates) - set(skipped))
 
 
 def _prunable(tensor: Entry, shape: Sequence[int]) -> bool:
-    return tensor.dtype in DTYPES and len(shape) >= 2 and speaks_of_weights(tensor.name)
+    return tensor.dtype in DTYPES and len(shape) >= 2 and is_weight_name(tensor.name)
 
 
 def _rewrite(
@@ -405,7 +405,7 @@ def _rewrite(
         "weights": {tensor.name: {"row_dim": 0} for tensor in plan.pruned},
     }
     head = header_of(plan.header, {**plan.texts, "lpss": json.dumps(facts)})
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         write_parts(source, plan.tensors, plan.chosen, threshold, head, temporary)
         shift = len(head) - plan.start
         return compare_parts(source, plan.tensors, plan.chosen, threshold, temporary, shift)

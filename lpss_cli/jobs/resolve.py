@@ -19,7 +19,7 @@ from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.jobs.config import Request
 from lpss_cli.sparsity import layer_targets
-from lpss_cli.sparsity.patterns import resolve
+from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.training.distillation import check_task
 from lpss_cli.training.setup import TEMPERATURE, Settings
@@ -87,9 +87,11 @@ def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float)
     target = default if request.sparsity is None else request.sparsity
     if not request.layer:
         return target
-    skipped = resolve(request.skip, list(weights), "--skip")
+    skipped = resolve_patterns(request.skip, list(weights), "--skip")
     sizes = {name: w.tensor.numel() for name, w in weights.items() if name not in skipped}
-    whole = layer_targets.implied(request.layer, sizes) if request.sparsity is None else None
+    whole = (
+        layer_targets.implied_sparsity(request.layer, sizes) if request.sparsity is None else None
+    )
     target = target if whole is None else whole
     layer_targets.layer_budgets(request.layer, sizes, target)
     return target

@@ -33,14 +33,14 @@ from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.jobs import config as given
 from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import TRAIN_BUDGET, dry_run
-from lpss_cli.sparsity.patterns import resolve
-from lpss_cli.sparsity.prunable import trainable
+from lpss_cli.sparsity.patterns import resolve_patterns
+from lpss_cli.sparsity.prunable import trainable_weights
 from lpss_cli.training import engine
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import Method, get, make
 from lpss_cli.training.setup import Settings
 from lpss_cli.utils import seeds, torch_utils
-from lpss_cli.utils.signals import SignalledError, kill_children, listening
+from lpss_cli.utils.signals import SignalError, handle_signals, kill_children
 
 
 # MERGED: Bisection over sparsities, and what it walked through: plain numbers, no networks.
@@ -243,8 +243,8 @@ def present_zeros(model: nn.Module, settings: Settings) -> tuple[float, int]:
     Raises:
         InputError: a pattern of ``--skip`` matches nothing.
     """
-    weights = trainable(model)
-    skipped = resolve(settings.skip, list(weights), "--skip")
+    weights = trainable_weights(model)
+    skipped = resolve_patterns(settings.skip, list(weights), "--skip")
     tensors = [w.tensor for name, w in weights.items() if name not in skipped]
     total = max(1, sum(tensor.numel() for tensor in tensors))
     return sum(int((tensor == 0).sum()) for tensor in tensors) / total, total
@@ -296,13 +296,13 @@ def search(
     flops = dry_run(model, held, arch) * settings.batch_size
     try:
         with (
-            listening(),
+            handle_signals(),
             torch_utils.limit_threads(request.threads or torch_utils.suitable_threads(flops)),
         ):
             walk.begin(origin, arch)
             _warn_of_noise(walk)
             curve = bisect(walk.measure, walk.accept, tries, low, high)
-    except SignalledError as signalled:
+    except SignalError as signalled:
         kill_children()
         raise StoppedError(
             f"interrupted by {signal.Signals(signalled.number).name} in the search for a sparsity: "

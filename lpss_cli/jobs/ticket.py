@@ -29,7 +29,7 @@ from lpss_cli.jobs.training_job import Job, JobCallback, Outcome, outcome_of
 from lpss_cli.report.report import weights_of
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import make
-from lpss_cli.utils.files import check_writable, output
+from lpss_cli.utils.files import check_writable, reserve_output
 
 STARTS = ("rewind", "centroids", "random")
 
@@ -93,7 +93,7 @@ def ticket(
     halfway = request.resume and request.out.exists() and bool(TrainingStateFiles(second).found)
     begun = halfway or (request.resume and bool(TrainingStateFiles(request.out).found))
     held = (*paths_of(request.out), second, *paths_of(second))
-    with output(request.out, *held, force=request.force or halfway):
+    with reserve_output(request.out, *held, force=request.force or halfway):
         trained, arch, data = restore(checkpoint, request, callback.on_note)
         weights, zeros, total = _sparse(checkpoint, trained)
         source = evaluate(trained, data.test, data.task, device=device_of(request.device))

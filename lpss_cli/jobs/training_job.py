@@ -34,7 +34,7 @@ from lpss_cli.training.setup import Settings
 from lpss_cli.training.state import RunState
 from lpss_cli.utils import digest, seeds, torch_utils
 from lpss_cli.utils.files import check_space
-from lpss_cli.utils.signals import Interrupts, SignalledError, kill_children, listening
+from lpss_cli.utils.signals import Interrupts, SignalError, handle_signals, kill_children
 
 
 # MERGED: What of a job is written down.
@@ -45,7 +45,7 @@ def identity(job: Job) -> dict[str, Any]:
     spec = {k: v for k, v in job.data.spec.to_dict().items() if k not in places}
     groups = {"": asdict(job.settings), "method.": asdict(job.method.config), "data.": spec}
     return {
-        "lpss format": digest.FORMAT,
+        "lpss format": digest.RECORD_FORMAT,
         "arch": job.arch,
         "method": job.method.name,
         "data": job.data.name,
@@ -168,7 +168,7 @@ def stoppable(keeper: TrainingCheckpointer, interrupts: Interrupts) -> Iterator[
     """
     try:
         yield
-    except (SignalledError, StoppedError, LostError) as stop:
+    except (SignalError, StoppedError, LostError) as stop:
         interrupts.close()
         kill_children()  # a reader that hangs would keep the process from its end
         if isinstance(stop, StoppedError):
@@ -206,7 +206,7 @@ def _metrics_or_signal(
         interrupts.release()
         found: dict[str, float] | int = measure()
         interrupts.defer()
-    except SignalledError as signalled:
+    except SignalError as signalled:
         interrupts.defer()
         found = signalled.number
     return found
@@ -286,7 +286,7 @@ class Job:
         before = self._before(measure)
         init = self._init(model)
         began = histograms.of_model(model)
-        with listening(final=distributed.size > 1) as interrupts:
+        with handle_signals(final=distributed.size > 1) as interrupts:
             keeper = resume.TrainingCheckpointer(
                 saved,
                 record,

@@ -17,7 +17,7 @@ from torch import Tensor
 from lpss_cli.sparsity.masks import RANK_OFFSET
 
 # Steps before a cut whose gradients are looked at.
-WINDOW = 10
+ACTIVITY_WINDOW = 10
 
 
 class Activity:

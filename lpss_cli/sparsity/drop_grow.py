@@ -11,7 +11,7 @@ from lpss_cli.sparsity.lp_geometry import Dims
 from lpss_cli.sparsity.masks import to_float32
 
 
-def annealed(start: float, progress: float, begin: float, end: float) -> float:
+def cosine_decay(start: float, progress: float, begin: float, end: float) -> float:
     """Half a cosine from ``start`` at ``begin`` down to 0 at ``end``."""
     t = min(1.0, max(0.0, (progress - begin) / (end - begin))) if end > begin else 1.0
     return start * 0.5 * (1.0 + math.cos(math.pi * t))
@@ -31,7 +31,7 @@ def below_row_mean(weight: Tensor, mask: Tensor, fraction: float, dims: Dims) ->
     return mask & (magnitude < bound)
 
 
-def largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
+def top_candidates(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     """The ``count`` candidates of the largest scores, fewer when there are fewer; ties by position.
 
     Args:
@@ -46,7 +46,7 @@ def largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     return chosen.view(candidates.shape)
 
 
-def exchange(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor:
+def drop_and_grow(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor:
     """Return the mask with ``count`` connections moved: smallest ``|w|`` out, best growth in.
 
     Evci et al., arXiv:1911.11134, algorithm 1: candidates for growth are the connections that are
@@ -58,11 +58,11 @@ def exchange(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor
         count: how many move, at most the active ones.
         growth: score of every connection, larger is grown first; its active entries play no part.
     """
-    kept = mask & ~largest(-weight.detach().abs(), mask, count)
-    return kept | largest(growth, ~kept, count)
+    kept = mask & ~top_candidates(-weight.detach().abs(), mask, count)
+    return kept | top_candidates(growth, ~kept, count)
 
 
-def row_normalised(gradient: Tensor, dims: Dims) -> Tensor:
+def row_normalized(gradient: Tensor, dims: Dims) -> Tensor:
     """``|g| / ‖g‖₂`` of every row; rows of zeros stay zero."""
     size = to_float32(gradient).abs()
     top = size.amax(dims, keepdim=True)

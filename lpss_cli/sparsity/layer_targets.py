@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity.masks import allocate
-from lpss_cli.sparsity.patterns import resolve
-from lpss_cli.sparsity.targets import check_sparsity, parse, zero_count
+from lpss_cli.sparsity.patterns import resolve_patterns
+from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity, zero_count
 
 _OPTION = "--layer"
 
@@ -24,38 +24,43 @@ class LayerBudgets:
 
     Attributes:
         zeros: zeros of all prunable weights together.
-        own: name → zeros of every layer with a target of its own.
-        others: prunable weights of the layers without one.
+        layer_zeros: name → zeros of every layer with a target of its own.
+        other_weights: prunable weights of the layers without one.
     """
 
     zeros: int
-    own: Mapping[str, int] = field(default_factory=dict)
-    others: int = 0
+    layer_zeros: Mapping[str, int] = field(default_factory=dict)
+    other_weights: int = 0
 
     @property
-    def shared(self) -> int:
+    def other_zeros(self) -> int:
         """Zeros that the layers without a target of their own share."""
-        return self.zeros - sum(self.own.values())
+        return self.zeros - sum(self.layer_zeros.values())
 
     def sparsities(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """Return the target of every layer: its own, else that of the others together.
 
         Without targets of their own there are none: each layer's is that of the whole.
         """
-        if not self.own:
+        if not self.layer_zeros:
             return {}
-        rest = self.shared / self.others if self.others else 0.0
-        return {name: self.own[name] / n if name in self.own else rest for name, n in sizes.items()}
+        rest = self.other_zeros / self.other_weights if self.other_weights else 0.0
+        return {
+            name: self.layer_zeros[name] / n if name in self.layer_zeros else rest
+            for name, n in sizes.items()
+        }
 
     def notes(self, sizes: Mapping[str, int]) -> list[str]:
         """Say what was asked of which layer, and what is left to the others."""
-        if not self.own:
+        if not self.layer_zeros:
             return []
-        parts = [f"{name} {zeros:,} of {sizes[name]:,}" for name, zeros in self.own.items()]
-        parts.append(f"all others {self.shared:,} of {self.others:,}")
+        parts = [f"{name} {zeros:,} of {sizes[name]:,}" for name, zeros in self.layer_zeros.items()]
+        parts.append(f"all others {self.other_zeros:,} of {self.other_weights:,}")
         return [f"zeros by layer: {', '.join(parts)}"]
 
-    def kept(self, sizes: Mapping[str, int], zeros: int, start: LayerBudgets) -> dict[str, int]:
+    def kept_weights(
+        self, sizes: Mapping[str, int], zeros: int, start: LayerBudgets
+    ) -> dict[str, int]:
         """Return name → weights that layers with a target of their own keep on the way there.
 
         Every layer has gone the same part of its way, up to a rounding.
@@ -65,18 +70,20 @@ class LayerBudgets:
             zeros: of all layers together, at present.
             start: what the run began with.
         """
-        if not self.own:
+        if not self.layer_zeros:
             return {}
-        ways = [max(0, self.own[name] - start.own[name]) for name in self.own]
-        ways.append(max(0, self.shared - start.shared))
+        ways = [
+            max(0, self.layer_zeros[name] - start.layer_zeros[name]) for name in self.layer_zeros
+        ]
+        ways.append(max(0, self.other_zeros - start.other_zeros))
         gone = allocate(max(0, zeros - start.zeros), ways, ways)
         return {
-            name: sizes[name] - start.own[name] - part
-            for name, part in zip(self.own, gone, strict=False)
+            name: sizes[name] - start.layer_zeros[name] - part
+            for name, part in zip(self.layer_zeros, gone, strict=False)
         }
 
 
-def check(items: Sequence[str]) -> None:
+def check_layer_targets(items: Sequence[str]) -> None:
     """Refuse what cannot be a target of a layer, before the network is known.
 
     Raises:
@@ -93,10 +100,10 @@ def _split(item: str) -> tuple[str, float]:
             f"{_OPTION} {item!r} does not say which layer gets which sparsity",
             f"write {_OPTION} 'fc1=0.5', {_OPTION} 'layer4.*=95%' or {_OPTION} 'conv1=4x'",
         )
-    return pattern, check_sparsity(parse(text, _OPTION))
+    return pattern, check_sparsity(parse_sparsity(text, _OPTION))
 
 
-def assign(items: Sequence[str], sizes: Mapping[str, int]) -> dict[str, int]:
+def assign_zeros(items: Sequence[str], sizes: Mapping[str, int]) -> dict[str, int]:
     """Return name → zeros of every layer that an item names; later items win.
 
     Args:
@@ -109,7 +116,7 @@ def assign(items: Sequence[str], sizes: Mapping[str, int]) -> dict[str, int]:
     zeros: dict[str, int] = {}
     for item in items:
         pattern, sparsity = _split(item)
-        for name in resolve([pattern], list(sizes), _OPTION):
+        for name in resolve_patterns([pattern], list(sizes), _OPTION):
             zeros[name] = zero_count(sizes[name], sparsity)
             if sizes[name] and zeros[name] >= sizes[name]:
                 raise InputError(
@@ -119,13 +126,13 @@ def assign(items: Sequence[str], sizes: Mapping[str, int]) -> dict[str, int]:
     return {name: zeros[name] for name in sizes if name in zeros}
 
 
-def implied(items: Sequence[str], sizes: Mapping[str, int]) -> float | None:
+def implied_sparsity(items: Sequence[str], sizes: Mapping[str, int]) -> float | None:
     """Return the sparsity of the whole where the items name every layer; None where they do not.
 
     Raises:
         InputError: see :func:`assign`.
     """
-    own = assign(items, sizes)
+    own = assign_zeros(items, sizes)
     if not own or len(own) < len(sizes):
         return None
     return sum(own.values()) / sum(sizes.values())
@@ -143,10 +150,10 @@ def layer_budgets(items: Sequence[str], sizes: Mapping[str, int], sparsity: floa
         InputError: see :func:`assign`; or the whole cannot be met by what the items leave, and the
             range that can.
     """
-    own, total = assign(items, sizes), sum(sizes.values())
+    own, total = assign_zeros(items, sizes), sum(sizes.values())
     zeros, others = zero_count(total, sparsity), sum(n for x, n in sizes.items() if x not in own)
     found = LayerBudgets(zeros, own, others)
-    least = zeros - found.shared
+    least = zeros - found.other_zeros
     most = least + max(0, others - 1)  # one weight of the others stays, as of any network
     if own and not least <= zeros <= most:
         low, high = (_shortest(count, total) for count in (least, most))
@@ -165,23 +172,26 @@ def _shortest(count: int, total: int) -> str:
     return next(text for text in texts if zero_count(total, float(text)) == count)
 
 
-def check_start(start: LayerBudgets, wanted: LayerBudgets, sizes: Mapping[str, int]) -> None:
+def check_initial_zeros(
+    start: LayerBudgets, wanted: LayerBudgets, sizes: Mapping[str, int]
+) -> None:
     """Refuse targets below the zeros that a checkpoint brings, which stay zeros.
 
     Raises:
         InputError: a layer with a target of its own, or the others together, have more already.
     """
-    for name, zeros in wanted.own.items():
-        if start.own[name] > zeros:
+    for name, zeros in wanted.layer_zeros.items():
+        present = start.layer_zeros[name]
+        if present > zeros:
             raise InputError(
-                f"{name} already has {start.own[name]:,} zeros, more than the {zeros:,} asked for",
-                f"give {_OPTION} '{name}={_shortest(start.own[name], sizes[name])}', or more",
+                f"{name} already has {present:,} zeros, more than the {zeros:,} asked for",
+                f"give {_OPTION} '{name}={_shortest(present, sizes[name])}', or more",
             )
-    if start.shared > wanted.shared:
+    if start.other_zeros > wanted.other_zeros:
         total = sum(sizes.values())
-        least = _shortest(start.shared + sum(wanted.own.values()), total)
+        least = _shortest(start.other_zeros + sum(wanted.layer_zeros.values()), total)
         raise InputError(
-            f"the layers without {_OPTION} already have {start.shared:,} zeros, more than the "
-            f"{wanted.shared:,} that are left for them",
+            f"the layers without {_OPTION} already have {start.other_zeros:,} zeros, more than the "
+            f"{wanted.other_zeros:,} that are left for them",
             f"give --sparsity {least}, or more",
         )

@@ -38,7 +38,7 @@ def log_magnitude(weight: Tensor) -> Tensor:
     return to_float32(weight.detach()).abs().log()
 
 
-def select(
+def select_masks(
     scores: Scores, k: int, ranking: str = "lamp", own: Mapping[str, int] | None = None
 ) -> Masks:
     """Keep the k best weights; fewer when fewer than k scores are finite.
@@ -111,7 +111,7 @@ def allocate(k: int, shares: Sequence[float], capacity: Sequence[int]) -> list[i
     return parts
 
 
-def budgets(scores: Scores, k: int, share: Callable[[Tensor], float]) -> list[int]:
+def proportional_counts(scores: Scores, k: int, share: Callable[[Tensor], float]) -> list[int]:
     """Divide k among the layers in proportion to ``share`` of each, never above what it has."""
     capacity = [int(s.isfinite().sum()) for s in scores.values()]
     return allocate(k, [share(s) for s in scores.values()], capacity)
@@ -122,7 +122,7 @@ def erk_share(scores: Tensor) -> float:
     return float(sum(scores.shape))
 
 
-def best_of_each(scores: Scores, parts: Sequence[int]) -> Masks:
+def top_k_per_layer(scores: Scores, parts: Sequence[int]) -> Masks:
     """Keep the given number of largest scores in every layer."""
     masks: Masks = {}
     for (name, s), part in zip(scores.items(), parts, strict=True):
@@ -131,15 +131,17 @@ def best_of_each(scores: Scores, parts: Sequence[int]) -> Masks:
 
 
 def _uniform(scores: Scores, k: int) -> Masks:
-    return best_of_each(scores, budgets(scores, k, lambda s: float(s.numel())))
+    return top_k_per_layer(scores, proportional_counts(scores, k, lambda s: float(s.numel())))
 
 
 def _erk(scores: Scores, k: int) -> Masks:
-    return best_of_each(scores, budgets(scores, k, erk_share))
+    return top_k_per_layer(scores, proportional_counts(scores, k, erk_share))
 
 
 def _balanced(scores: Scores, k: int) -> Masks:
-    floor = best_of_each(scores, [part // 2 for part in budgets(scores, k, erk_share)])
+    floor = top_k_per_layer(
+        scores, [part // 2 for part in proportional_counts(scores, k, erk_share)]
+    )
     rest = {name: s.masked_fill(floor[name], -math.inf) for name, s in scores.items()}
     free = top_k(rest, k - sum(int(m.sum()) for m in floor.values()))
     return {name: floor[name] | free[name] for name in scores}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _NOT_PRUNED = ("embed", "norm", "token", "position")
 
 
-def matching(pattern: str, names: Iterable[str]) -> list[str]:
+def match_names(pattern: str, names: Iterable[str]) -> list[str]:
     """Names that a glob matches, as parameter (``fc1.weight``) or as layer (``fc1``)."""
     return [
         name
@@ -23,7 +23,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     ]
 
 
-def resolve(patterns: Sequence[str], names: Sequence[str], option: str) -> list[str]:
+def resolve_patterns(patterns: Sequence[str], names: Sequence[str], option: str) -> list[str]:
     """Names matched by any of the patterns, in the order of ``names``.
 
     Raises:
@@ -31,7 +31,7 @@ def resolve(patterns: Sequence[str], names: Sequence[str], option: str) -> list[
     """
     found: set[str] = set()
     for pattern in patterns:
-        hits = matching(pattern, names)
+        hits = match_names(pattern, names)
         if not hits:
             raise InputError(
                 f"{option} {pattern!r} matches no weight", f"the weights are: {', '.join(names)}"
@@ -40,7 +40,7 @@ def resolve(patterns: Sequence[str], names: Sequence[str], option: str) -> list[
     return [name for name in names if name in found]
 
 
-def speaks_of_weights(name: str) -> bool:
+def is_weight_name(name: str) -> bool:
     """Whether a name does not speak of embeddings, norms, tokens or positions."""
     return not any(word in name.lower() for word in _NOT_PRUNED)
 
@@ -54,7 +54,7 @@ def prunable_names(state_dict: Mapping[str, TensorSpec]) -> list[str]:
     return [
         name
         for name, tensor in state_dict.items()
-        if tensor.dim() >= 2 and tensor.is_floating_point() and speaks_of_weights(name)
+        if tensor.dim() >= 2 and tensor.is_floating_point() and is_weight_name(name)
     ]
 
 

@@ -37,7 +37,7 @@ class Weight:
         return None if self.row_dim is None else fan_in(self.tensor, self.row_dim)
 
 
-def prunable(model: nn.Module) -> dict[str, Weight]:
+def prunable_weights(model: nn.Module) -> dict[str, Weight]:
     """Every weight of Linear, Conv and attention projections, in module order.
 
     A tied weight is listed once, under its first name; one without entries is not listed.
@@ -58,7 +58,7 @@ def prunable(model: nn.Module) -> dict[str, Weight]:
     return found
 
 
-def computed(model: nn.Module) -> list[str]:
+def reparametrized_weights(model: nn.Module) -> list[str]:
     """Names of the weights of Linear and Conv that are made from other parameters.
 
     Weight norm, spectral norm and ``torch.nn.utils.prune`` leave such: what training changes is
@@ -71,9 +71,9 @@ def computed(model: nn.Module) -> list[str]:
     ]
 
 
-def trainable(model: nn.Module) -> dict[str, Weight]:
+def trainable_weights(model: nn.Module) -> dict[str, Weight]:
     """Those of the :func:`prunable` weights that training may change."""
-    return {name: w for name, w in prunable(model).items() if w.tensor.requires_grad}
+    return {name: w for name, w in prunable_weights(model).items() if w.tensor.requires_grad}
 
 
 def _candidates(model: nn.Module) -> Iterator[Weight]:
@@ -97,7 +97,7 @@ def _row_dim(module: nn.Module) -> int | None:
     return 0
 
 
-def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_tied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state_dict without the second and later names of one and the same tensor."""
     first: dict[object, str] = {}
     for name, tensor in state_dict.items():

@@ -18,13 +18,13 @@ def warmup_cosine(progress: float, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
-def warmup_steps(progress: float, warmup: float, drops: Sequence[float]) -> float:
+def warmup_step_decay(progress: float, warmup: float, drops: Sequence[float]) -> float:
     """Linear rise over the first ``warmup`` of training, then 1, divided by 10 at every drop."""
     rise = progress / warmup if progress < warmup else 1.0
     return rise * 0.1 ** sum(progress >= drop for drop in drops)
 
 
-def sigmoid(progress: float, end: float, centre: float, width: float) -> float:
+def logistic_ramp(progress: float, end: float, centre: float, width: float) -> float:
     """A logistic curve around ``centre``, rescaled to 0 at the start and to 1 from ``end`` on.
 
     Args:
@@ -44,7 +44,7 @@ def _logistic(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x > 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
-def cubic(progress: float, begin: float, end: float, start: float, target: float) -> float:
+def cubic_sparsity(progress: float, begin: float, end: float, start: float, target: float) -> float:
     """Sparsity ``target + (start - target)(1 - t)³`` with t rising from 0 to 1 on [begin, end].
 
     Zhu & Gupta, arXiv:1710.01878, equation 1: fast while there is much to take.

@@ -10,7 +10,7 @@ def zero_count(total: int, sparsity: float) -> int:
     return round(sparsity * total)
 
 
-def parse(value: str | float, option: str = "--sparsity") -> float:
+def parse_sparsity(value: str | float, option: str = "--sparsity") -> float:
     """Read ``0.9``, ``90%`` or ``10x`` (one weight in ten kept) as a fraction of zeros.
 
     Args:

@@ -34,7 +34,7 @@ _ADDED = {
 }  # fmt: skip
 
 
-def dtype_of(name: str) -> np.dtype[Any]:
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return the dtype that PyTorch calls ``torch.{name}``.
 
     Raises:
@@ -48,7 +48,7 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype in _ADDED.values()
 
 
-def of(values: Tensor | Array) -> Array:
+def to_numpy(values: Tensor | Array) -> Array:
     """Return the values of a tensor: its own memory where it lies on the CPU; arrays as they are.
 
     Raises:
@@ -65,7 +65,7 @@ def of(values: Tensor | Array) -> Array:
     return bits.numpy(force=True).view(_ADDED[name])
 
 
-def floats(array: Array) -> Array:
+def to_float32(array: Array) -> Array:
     """Return real floating-point numbers as float32, which holds those of all shorter kinds.
 
     float64 stays what it is.
@@ -78,7 +78,7 @@ def floats(array: Array) -> Array:
     return _table(array.dtype).take(array.view(_whole(array.dtype)))
 
 
-def blocks(rows: Array) -> Iterator[Array]:
+def row_blocks(rows: Array) -> Iterator[Array]:
     """Yield rows of real floating-point numbers, some at a time and never less than one.
 
     Args:
@@ -92,7 +92,7 @@ def blocks(rows: Array) -> Iterator[Array]:
     step = max(1, _BLOCK // max(1, fan_in))
     for begin in range(0, len(rows), step):
         block = rows[begin : begin + step]
-        yield floats(block.reshape(len(block), fan_in))
+        yield to_float32(block.reshape(len(block), fan_in))
 
 
 @cache
@@ -118,23 +118,23 @@ def _whole(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 @np.errstate(over="ignore")
-def finite(array: Array) -> Array:
+def finite_or_zero(array: Array) -> Array:
     """Return float32 or float64 as float32; 0 in place of what is not finite, or too large."""
     values = array.astype(np.float32, copy=False)
     return np.where(np.isfinite(values), values, np.float32(0.0))
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def not_finite(values: Tensor | Array) -> int:
+def count_non_finite(values: Tensor | Array) -> int:
     """Count the entries that are NaN or infinite; 0 for whole numbers."""
-    array = of(values)
+    array = to_numpy(values)
     if array.dtype.kind == "c":
         return array.size - int(np.count_nonzero(np.isfinite(array)))
     if not is_floating(array.dtype):
         return 0
     return sum(
         block.size - int(np.count_nonzero(np.isfinite(block)))
-        for block in blocks(array.reshape(-1, 1))
+        for block in row_blocks(array.reshape(-1, 1))
         if not np.isfinite(block.sum(dtype=np.float64))  # quick, and no sum of others is
     )
 

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: Of the record. 1: without a manifest. 2: with one.
-FORMAT = 2
+RECORD_FORMAT = 2
 #: The record's entry that holds the digest of the rest. Found in a file's texts, it says that they
 #: hold a record of ours, readable or not.
-KEY = "lpss_manifest"
+MANIFEST_KEY = "lpss_manifest"
 
 
-def seal(
+def seal_record(
     record: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor] | None]
 ) -> dict[str, Any]:
     """Return a record with its format and manifest: what is written into a file."""
-    plain = {**record, "format": FORMAT}
-    return {**plain, KEY: digest(plain, parts)}
+    plain = {**record, "format": RECORD_FORMAT}
+    return {**plain, MANIFEST_KEY: record_digest(plain, parts)}
 
 
-def digest(
+def record_digest(
     record: Mapping[str, Any],
     parts: Mapping[str, Mapping[str, Tensor] | Mapping[str, Array] | None],
 ) -> str:
@@ -49,11 +49,12 @@ def digest(
     Raises:
         TypeError: the record holds something that is no plain container.
     """
-    plain = {key: value for key, value in record.items() if key != KEY}
+    plain = {key: value for key, value in record.items() if key != MANIFEST_KEY}
     found = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
     for part, tensors in sorted(parts.items()):
         for name in sorted(tensors or {}):
-            array = arrays.of((tensors or {})[name])  # one at a time: they may come from a file
+            # One at a time: they may come from a file.
+            array = arrays.to_numpy((tensors or {})[name])
             # As JSON, so that no two lists of names and shapes give the same text.
             head = [part, name, f"torch.{array.dtype.name}", list(array.shape)]
             found.update(json.dumps(head).encode())

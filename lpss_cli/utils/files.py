@@ -70,7 +70,7 @@ def check_space(path: Path, needed: int, option: str = "--out") -> None:
 
 
 @contextmanager
-def output(
+def reserve_output(
     path: Path, *companions: Path, force: bool = False, option: str = "--out"
 ) -> Iterator[None]:
     """Check that an output can be written, and hold it and its companions for this process.
@@ -88,12 +88,12 @@ def output(
     with contextlib.ExitStack() as held:
         for each in (path, *companions):
             _refuse_all_but_regular(each, option)
-            held.enter_context(claimed(each, option))
+            held.enter_context(output_lock(each, option))
         yield
 
 
 @contextmanager
-def claimed(path: Path, option: str = "--out") -> Iterator[None]:
+def output_lock(path: Path, option: str = "--out") -> Iterator[None]:
     """Hold an output for this process alone, and clear away what killed runs left of it.
 
     A block inside a block of the same process is free to enter.
@@ -128,7 +128,7 @@ def claimed(path: Path, option: str = "--out") -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary file beside ``path``; move it into place when the block succeeds.
 
     The content is flushed to disk before the move, so after a crash there is either the old file
@@ -139,15 +139,15 @@ def replacing(path: Path) -> Iterator[Path]:
             or the system cannot write.
     """
     _refuse_all_but_regular(path, "output")
-    with claimed(path, "output"):
+    with output_lock(path, "output"):
         try:
             with _temporary_for(path) as temporary:
                 yield temporary
         except OSError as error:
-            raise unwritable(path, error) from error
+            raise write_error(path, error) from error
 
 
-def unwritable(path: Path, error: Exception) -> InputError:
+def write_error(path: Path, error: Exception) -> InputError:
     """Return the error of a file that a full or broken disk did not take."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return InputError(f"cannot write {path}: {reason}", "check space and permissions")

@@ -24,7 +24,7 @@ SIGNALS = tuple(
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class SignalledError(BaseException):
+class SignalError(BaseException):
     """A signal ends what is being done; no ``except Exception`` on the way holds it up.
 
     Args:
@@ -59,13 +59,13 @@ class Interrupts:
         """
         self._deferred = False
         if self.pending is not None:
-            raise SignalledError(self.pending)
+            raise SignalError(self.pending)
 
     def close(self) -> None:
         """Take no further signal: what is left to do is short."""
         self._closed = True
 
-    def arrive(self, number: int, _frame: FrameType | None = None) -> None:
+    def receive(self, number: int, _frame: FrameType | None = None) -> None:
         """Take a signal, as its handler.
 
         Raises:
@@ -73,11 +73,11 @@ class Interrupts:
         """
         first, self.pending = self.pending is None, number
         if not (self._closed or (self._deferred and first)):
-            raise SignalledError(number)
+            raise SignalError(number)
 
 
 @contextlib.contextmanager
-def listening(final: bool = False) -> Iterator[Interrupts]:
+def handle_signals(final: bool = False) -> Iterator[Interrupts]:
     """Take the signals inside the block; afterwards what was there before takes them again.
 
     Outside of the main thread, where Python has no handlers, nothing is installed.
@@ -92,12 +92,12 @@ def listening(final: bool = False) -> Iterator[Interrupts]:
             # None: installed by something other than Python, which it could not put back.
             if found not in (signal.SIG_IGN, None):
                 before[number] = found
-                signal.signal(number, interrupts.arrive)
+                signal.signal(number, interrupts.receive)
     try:
         yield interrupts
     except BaseException:
         if final:
-            ignore()
+            ignore_signals()
             before.clear()
         raise
     finally:
@@ -106,7 +106,7 @@ def listening(final: bool = False) -> Iterator[Interrupts]:
 
 
 @contextlib.contextmanager
-def blocked() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Hold the signals back inside the block; processes started in it never get them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -118,7 +118,7 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore() -> None:
+def ignore_signals() -> None:
     """Ignore the signals from here on: the process is about to end, and says so before."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:

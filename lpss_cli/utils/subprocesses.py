@@ -22,8 +22,8 @@ from lpss_cli.errors import RunError, StoppedError
 from lpss_cli.utils.signals import (
     SIGNALS,
     Interrupts,
-    SignalledError,
-    blocked,
+    SignalError,
+    block_signals,
     die_with_parent,
     kill_children,
 )
@@ -55,11 +55,11 @@ def call(interrupts: Interrupts, function: Callable[..., T], *arguments: Any) ->
         future: Future[T] | None = None
         try:
             interrupts.release()
-            with blocked():  # in the other process they stay so
+            with block_signals():  # in the other process they stay so
                 future = pool.submit(_task, function, *arguments)
             result = future.result()
             interrupts.defer()
-        except SignalledError as first:
+        except SignalError as first:
             if future is None:
                 raise
             result = _after(first, future, tells)
@@ -71,14 +71,14 @@ def call(interrupts: Interrupts, function: Callable[..., T], *arguments: Any) ->
     return result
 
 
-def _after(first: SignalledError, future: Future[T], tells: Connection) -> T:
+def _after(first: SignalError, future: Future[T], tells: Connection) -> T:
     """Pass a signal on and wait for what comes of it."""
     try:
         tells.send(first.number)
         return future.result()
     except (BrokenProcessPool, OSError):  # it had not begun
         raise first from None
-    except SignalledError:
+    except SignalError:
         kill_children()
         raise
 
@@ -110,9 +110,9 @@ def _task(function: Callable[..., T], *arguments: Any) -> T:
     interrupts = Interrupts()
     for number in SIGNALS:
         if signal.getsignal(number) is _leave:
-            signal.signal(number, interrupts.arrive)  # for good: there is one task
+            signal.signal(number, interrupts.receive)  # for good: there is one task
     try:
         return function(interrupts, *arguments)
-    except SignalledError as signalled:
+    except SignalError as signalled:
         name = signal.Signals(signalled.number).name
         raise StoppedError(f"interrupted by {name}", "", signalled.number) from None

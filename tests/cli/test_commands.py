@@ -238,7 +238,7 @@ def test_debug_shows_the_traceback(lpss, monkeypatch):
     ("text", "value"), [("0.9", 0.9), ("90%", 0.9), ("10x", 0.9), ("60×", 59 / 60), ("0", 0.0)]
 )
 def test_sparsity_is_understood_as_fraction_percent_and_ratio(text, value):
-    assert targets.parse(text) == pytest.approx(value)
+    assert targets.parse_sparsity(text) == pytest.approx(value)
 
 
 def test_a_new_method_gets_its_flags_by_itself(monkeypatch):

@@ -17,7 +17,7 @@ from lpss_cli.jobs.export import Options, export_file
 from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.models import build
 from lpss_cli.report.report import report
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 
 
 def _dense(weights, biases):
@@ -64,7 +64,7 @@ def test_outputs_stay(name):
     shape = {"lenet5": (1, 28, 28), "wrn18": (1, 28, 28), "resnet20": (3, 32, 32)}[name]
     torch.manual_seed(0)
     model = build(name, shape, 10).eval()
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         weight.tensor.data[torch.rand_like(weight.tensor) < 0.95] = 0
         weight.tensor.data[torch.rand(len(weight.tensor)) < 0.4] = 0
     x = torch.randn(4, *shape)

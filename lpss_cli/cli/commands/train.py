@@ -84,7 +84,7 @@ def _one_shot(file: Path, values: dict[str, Any], base: dict[str, Any]) -> bool:
 def _cut_file(file: Path, values: dict[str, Any], chosen: dict[str, Any], printer: Out) -> None:
     from lpss_cli.cli.views.files import cut_panel
     from lpss_cli.jobs.oneshot import cut
-    from lpss_cli.sparsity.targets import parse as sparsity
+    from lpss_cli.sparsity.targets import parse_sparsity as sparsity
 
     named = {"--method": values["method"] not in (None, "gmp", "dense"),
              "--layer": bool(values["layer"]),

@@ -24,7 +24,7 @@ from lpss_cli.export.onnx.export import (
 )
 from lpss_cli.export.onnx.runtime import run, run_torch
 from lpss_cli.export.safetensors import Exported
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 from lpss_cli.utils.torch_utils import forward_flops
 
 # Floating-point operations that comparing outputs may take: half a minute of one slow core.
@@ -132,7 +132,7 @@ def _write_int8(
 ) -> Exported:
     """Write the quantised network and measure what that cost, on (inputs, targets, outputs)."""
     x, y, reference = examples
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(quantize(dense, data.train, metadata))
         outputs = run(temporary, x)
         labels = data.task.name == "classification"

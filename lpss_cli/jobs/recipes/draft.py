@@ -20,11 +20,11 @@ from lpss_cli.jobs import config, recipes
 from lpss_cli.jobs.config import Request, check
 from lpss_cli.jobs.plan import Plan, plan
 from lpss_cli.jobs.resolve import SPARSIFY_BUDGET, SPARSITY, restore, settings_for, sparsity_of
-from lpss_cli.sparsity.prunable import Weight, trainable
+from lpss_cli.sparsity.prunable import Weight, trainable_weights
 from lpss_cli.sparsity.targets import zero_count
 from lpss_cli.training.method import Method, make, options_of
 from lpss_cli.training.setup import Settings
-from lpss_cli.utils.files import output, replacing
+from lpss_cli.utils.files import atomic_write, reserve_output
 
 
 # MERGED: A recipe as a text that runs as it is and says what may be changed.
@@ -240,9 +240,9 @@ def draft(
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for text in checkpoint.notes:
         note(text)
-    with output(request.out, force=request.force):
+    with reserve_output(request.out, force=request.force):
         model, arch, data = restore(checkpoint, request, note)
-        weights = trainable(model)
+        weights = trainable_weights(model)
         sparsity = sparsity_of(request, weights, SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET)
         planned = plan(
@@ -303,6 +303,6 @@ def _write(request: Request, text: str, command: str, options: Mapping[str, Any]
         raise RunError(
             f"{request.out} would not say what was asked for", "this is a defect; please report it"
         )
-    with replacing(request.out) as temporary:
+    with atomic_write(request.out) as temporary:
         temporary.write_bytes(content)
     return Draft(request.out, command, said)
