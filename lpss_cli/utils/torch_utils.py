@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -28,8 +27,6 @@ def preserve_training_mode(model: nn.Module) -> Iterator[None]:
 
 
 # MERGED: How a network is computed while it trains: number format and memory layout.
-#: Formats of activations and products; weights, gradients and optimizer state stay as they are.
-PRECISIONS = ("fp32", "bf16")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
@@ -62,8 +59,6 @@ def _relayout(model: nn.Module, layout: torch.memory_format) -> None:
 # Below this much work in a forward pass, handing parts to other threads costs more than it
 # saves: an MLP on digits trains 1.5 times as fast on one thread, 4 times on a busy machine.
 _WORTH_SHARING = 2e8
-# More than a few threads a core only wait; tens of thousands crash the process.
-MAX_THREADS = 4 * (os.cpu_count() or 1)
 
 
 def forward_flops(model: nn.Module, examples: Tensor) -> float:
