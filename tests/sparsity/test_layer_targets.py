@@ -115,8 +115,8 @@ def test_a_count_of_its_own_overrides_the_ranking():
     [
         ("0.5", "does not say which layer"),
         ("=0.5", "does not say which layer"),
-        ("fc1=", "is no number"),
-        ("fc1=half", "is no number"),
+        ("fc1=", "is not a number"),
+        ("fc1=half", "is not a number"),
         ("fc1=1", "outside"),
         ("fc1=-0.1", "outside"),
         ("fc1=0x", "no number"),
