@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lpss_cli.distributed.sharding import local, top_k
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lpss_cli import LpSGD
+from lpss_cli.optim.sharding import local, top_k
 
 SPARSITY = 0.9
 

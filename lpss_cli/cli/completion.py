@@ -14,7 +14,7 @@ from lpss_cli.training import method as methods
 #: What ``--device`` may be beside a numbered GPU.
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # The packaged recipes lie there; their reader imports torch.
-_RECIPES = Path(__file__).parents[1] / "recipes"
+_RECIPES = Path(__file__).parents[1] / "jobs" / "recipes"
 
 Completer = Callable[[str], list[str]]
 

@@ -30,7 +30,7 @@ from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.training import engine, method
+from lpss_cli.training import callbacks, engine, method
 from lpss_cli.training.setup import Settings
 
 pytestmark = pytest.mark.skipif(
@@ -238,7 +238,7 @@ def estranged():
     """One process draws its masks from another generator."""
     with joined("cpu") as distributed:
 
-        class Callback(engine.Callback):
+        class Callback(callbacks.Callback):
             def on_step(self, run):
                 if run.step == 3:
                     run.rng.manual_seed(distributed.rank)

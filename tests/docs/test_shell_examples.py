@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_docs import ROOT, commands
+from test_documents import ROOT, commands
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docs are not installed")
 CLASSES, SIDE = 3, 40

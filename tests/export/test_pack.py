@@ -17,12 +17,12 @@ from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.checkpoints.packed import CHOICES, container, pack
 from lpss_cli.cli.views.files import size_table
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.export import exportjob, verifying
 from lpss_cli.export import pack as packing
 from lpss_cli.export.onnx.pipeline import OnnxOptions
 from lpss_cli.export.pack import Trial, export_pack, rounded, unpack_file
 from lpss_cli.export.safetensors import export_safetensors
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import commands, verify
+from lpss_cli.jobs import export as export_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import Options, export_file
 from lpss_cli.report import sizes
@@ -200,7 +200,7 @@ def test_a_packed_file_need_not_say_which_values_were_asked_for(tmp_path, monkey
     (tmp_path / "w.lpss").write_bytes(pack(state, {}, ["w.weight"]))
     assert read(tmp_path / "w.lpss").about == about
     assert report(tmp_path / "w.lpss").bound_values == "fp16"
-    found = exportjob.sizes_of(tmp_path / "w.lpss", Request(), [])
+    found = export_job.sizes_of(tmp_path / "w.lpss", Request(), [])
     assert (found[-1].name, found[-1].values) == ("pack", "fp16")
 
 
@@ -258,12 +258,12 @@ def test_the_table_of_sizes(tmp_path, checkpoint):
     assert size_table(nothing).columns[-1]._cells == ["-"] * 3
 
 
-def difference(a, b) -> verifying.Difference:
-    return verifying.compare(torch.tensor(a), torch.tensor(b), "w")
+def difference(a, b) -> verify.Difference:
+    return verify.compare(torch.tensor(a), torch.tensor(b), "w")
 
 
 def test_two_tensors_in_closed_form():
-    assert difference([0.0, 1, 2], [-0.0, 1, 2.5]) == verifying.Difference(
+    assert difference([0.0, 1, 2], [-0.0, 1, 2.5]) == verify.Difference(
         "w", "", 3, 1, 0.5, (1, 1), True
     )
     moved = difference([0.0, 1.0], [1.0, 0.0])
@@ -276,7 +276,7 @@ def test_two_tensors_in_closed_form():
     assert difference([True], [False]).largest == 1
     assert "shapes (1,) and (2,)" in difference([1.0], [1.0, 2.0]).what
     assert "types float32 and int64" in difference([1.0], [1]).what
-    assert difference([[]], [[]]) == verifying.Difference("w", "", same_zeros=True)
+    assert difference([[]], [[]]) == verify.Difference("w", "", same_zeros=True)
 
 
 def test_verification_of_files(tmp_path, checkpoint):
@@ -284,16 +284,16 @@ def test_verification_of_files(tmp_path, checkpoint):
     other["0.bias"] = other["0.bias"] + 0.25
     torch.save(other, tmp_path / "b.pt")
     a, b = tmp_path / "m.pt", tmp_path / "b.pt"
-    assert verifying.verify_files(a, a, Request()).equal
-    found = verifying.verify_files(a, b, Request())
+    assert verify.verify_files(a, a, Request()).equal
+    found = verify.verify_files(a, b, Request())
     assert [x.name for x in found.tensors if x.different] == ["0.bias"]
     assert not found.equal
     assert found.predictions is None  # nobody knows the data
-    assert verifying.verify_files(a, b, Request(), tolerance=0.2501).equal
-    assert not verifying.verify_files(a, b, Request(), tolerance=0.2499).equal
+    assert verify.verify_files(a, b, Request(), tolerance=0.2501).equal
+    assert not verify.verify_files(a, b, Request(), tolerance=0.2499).equal
     other.pop("0.bias")
     torch.save({**other, "new": torch.ones(2)}, b)
-    found = verifying.verify_files(a, b, Request(), tolerance=1e9)
+    found = verify.verify_files(a, b, Request(), tolerance=1e9)
     assert not found.equal
     assert {x.name: x.what for x in found.tensors if x.what} == {
         "0.bias": "only in A", "new": "only in B"
@@ -301,15 +301,15 @@ def test_verification_of_files(tmp_path, checkpoint):
 
 
 def test_large_integers_are_compared_exactly():
-    close = verifying.compare(torch.tensor(2**62), torch.tensor(2**62 + 1), "steps")
+    close = verify.compare(torch.tensor(2**62), torch.tensor(2**62 + 1), "steps")
     assert (close.different, close.largest) == (1, 0)
-    assert not verifying.Verification("a", "b", 0.0, [close]).equal
+    assert not verify.Verification("a", "b", 0.0, [close]).equal
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
 def test_impossible_tolerances(tmp_path, tolerance):
     with pytest.raises(InputError, match="--tolerance"):
-        verifying.verify_files(tmp_path / "a", tmp_path / "b", Request(), tolerance)
+        verify.verify_files(tmp_path / "a", tmp_path / "b", Request(), tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -323,9 +323,9 @@ def exported(tmp_path_factory):
 
 
 def test_an_onnx_file_is_compared_by_its_outputs(exported):
-    found = verifying.verify_files(*exported, Request())
+    found = verify.verify_files(*exported, Request())
     assert (found.equal, found.by_outputs, found.tensors) == (True, True, [])
-    assert found.tolerance == verifying.ROUNDING
+    assert found.tolerance == verify.ROUNDING
     assert found.predictions.changed == 0
     assert found.predictions.examples > 100
     accuracy = found.predictions.metrics["accuracy"]
@@ -339,35 +339,35 @@ def test_an_onnx_file_of_another_network_is_not_equal(exported, tmp_path):
     state[bias] = state[bias] + torch.tensor([9.0] + [0.0] * (len(state[bias]) - 1))
     torch.save(state, tmp_path / "other.pt")
     arch = checkpoint["lpss"]["arch"]
-    found = verifying.verify_files(
+    found = verify.verify_files(
         tmp_path / "other.pt", exported[1], Request(arch=arch, data="digits")
     )
     assert not found.equal
     assert found.predictions.changed > 0
-    assert verifying.verify_files(*exported, Request(), tolerance=0.0).predictions.changed == 0
+    assert verify.verify_files(*exported, Request(), tolerance=0.0).predictions.changed == 0
 
 
 def test_an_onnx_file_may_differ_by_what_rounding_explains(exported, monkeypatch):
-    monkeypatch.setattr(verifying, "ROUNDING", 0.0)
-    largest = verifying.verify_files(*exported, Request()).predictions.largest
+    monkeypatch.setattr(verify, "ROUNDING", 0.0)
+    largest = verify.verify_files(*exported, Request()).predictions.largest
     assert 0 < largest < 1e-5
     for explained, equal in ((largest / 2, False), (2 * largest, True)):
-        monkeypatch.setattr(verifying, "explained_by_rounding", lambda *_, bound=explained: bound)
-        found = verifying.verify_files(*exported, Request())
+        monkeypatch.setattr(verify, "explained_by_rounding", lambda *_, bound=explained: bound)
+        found = verify.verify_files(*exported, Request())
         assert (found.equal, found.tolerance) == (equal, explained)
-        assert not verifying.verify_files(*exported, Request(), largest / 2).equal
+        assert not verify.verify_files(*exported, Request(), largest / 2).equal
 
 
 def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     path, onnx_path = exported
     with pytest.raises(InputError, match="holds no tensors") as error:
-        verifying.verify_files(onnx_path, path, Request())
+        verify.verify_files(onnx_path, path, Request())
     assert "checkpoint first" in error.value.do
     with pytest.raises(InputError, match="there is no file"):
-        verifying.verify_files(path, tmp_path / "none.onnx", Request())
+        verify.verify_files(path, tmp_path / "none.onnx", Request())
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(InputError, match="does not run"):
-        verifying.verify_files(path, tmp_path / "text.onnx", Request())
+        verify.verify_files(path, tmp_path / "text.onnx", Request())
     proto = onnx.load(onnx_path)
     proto.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     entry = proto.graph.initializer[0].external_data.add()
@@ -375,9 +375,9 @@ def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     proto.graph.initializer[0].ClearField("raw_data")
     (tmp_path / "far.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(InputError, match="in other files"):
-        verifying.verify_files(path, tmp_path / "far.onnx", Request())
+        verify.verify_files(path, tmp_path / "far.onnx", Request())
     other = onnx.load(onnx_path)
     other.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
     (tmp_path / "seven.onnx").write_bytes(other.SerializeToString())
     with pytest.raises(InputError, match="does not run"):
-        verifying.verify_files(path, tmp_path / "seven.onnx", Request())
+        verify.verify_files(path, tmp_path / "seven.onnx", Request())

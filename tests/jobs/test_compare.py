@@ -184,9 +184,9 @@ def test_what_a_finished_run_has_left_is_swept(tmp_path, counted, signalled, not
 
 def test_steps_between_two_saves_are_the_requests(tmp_path, counted, monkeypatch):
     saved = []
-    write = run_store.Generations.write
+    write = run_store.TrainingStateFiles.write
     monkeypatch.setattr(
-        run_store.Generations, "write",
+        run_store.TrainingStateFiles, "write",
         lambda self, content: (saved.append(content["state"]["step"]), write(self, content)),
     )  # fmt: skip
     what = Comparison(("dense",), (0.5,), seeds=1, tune=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resuming import Killer, ask, assert_same_bits, killed
+from test_resume import Killer, ask, assert_same_bits, killed
 
 from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError
