@@ -736,6 +736,29 @@ def test_table(tmp_path):
     json.dumps(data.preprocessing)
 
 
+def test_what_a_table_stores_is_enough_to_prepare_a_row(tmp_path):
+    """The names of these entries are those of every artifact before."""
+    stored = load(table(tmp_path)).preprocessing
+    assert list(stored) == [
+        "kind", "columns", "features", "numeric", "categories", "missing", "target",
+    ]  # fmt: skip
+    assert stored["numeric"]["flat"] == {"mean": pytest.approx(0.1), "scale": 0.0, "missing": 0}
+    assert stored["categories"] == {"colour": ["blue", "red"]}
+    assert stored["target"] == {"name": "y", "classes": ["no", "yes"]}
+    numbers = [f"{i},{i},red,0.1,{i}.5" for i in range(50)]
+    target = load(table(tmp_path, numbers)).preprocessing["target"]
+    assert list(target) == ["name", "classes", "mean", "scale"]
+    assert json.loads(json.dumps(stored)) == stored
+
+
+def test_texts_stay_whole(tmp_path):
+    rows = [f"0,1,{'a' if i % 2 else 'a' + chr(0)},0,{i % 3}" for i in range(40)]
+    data = load(table(tmp_path, rows))
+    assert data.preprocessing["categories"]["colour"] == ["a", "a\0"]
+    x, _ = everything(data.train)
+    assert x[:, 1:3].sum(dim=1).tolist() == [1.0] * len(x)
+
+
 def test_table_splits_are_fixed_and_repeated_by_seed(tmp_path):
     spec = table(tmp_path)
     first, again, other = load(spec), load(spec), load(replace(spec, split_seed=1))
