@@ -1,8 +1,8 @@
-"""Layers with a sparsity of their own: exact there, while the others meet the whole's target.
+"""Layers with a target sparsity of their own, within a target for the whole network.
 
-With N prunable weights and a target s, ``Z = round(s·N)`` of them are zero in the end. A layer l
-of n weights with a target t of its own gets ``round(t·n)`` of these zeros, and the ranking divides
-the rest of Z among the other layers.
+With N prunable weights and a target s, ``Z = round(s·N)`` of them are zero in the end. A layer of n
+weights with a target t of its own gets exactly ``round(t·n)`` of these zeros, and the ranking
+divides the rest of Z among the other layers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _OPTION = "--layer"
 
 @dataclass(frozen=True)
 class LayerBudgets:
-    """Zeros at the end of a run, counted.
+    """How many zeros there are in a network, and how many in layers with their own target.
 
     Attributes:
-        zeros: zeros of all prunable weights together.
-        layer_zeros: name → zeros of every layer with a target of its own.
-        other_weights: prunable weights of the layers without one.
+        zeros: number of zeros among all prunable weights.
+        layer_zeros: name → number of zeros, for every layer with its own target.
+        other_weights: number of prunable weights in the layers without one.
     """
 
     zeros: int
@@ -34,13 +34,14 @@ class LayerBudgets:
 
     @property
     def other_zeros(self) -> int:
-        """Zeros that the layers without a target of their own share."""
+        """Number of zeros in the layers without their own target."""
         return self.zeros - sum(self.layer_zeros.values())
 
     def sparsities(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """Return the target of every layer: its own, else that of the others together.
+        """Return the target of every layer: its own, or that of the other layers together.
 
-        Without targets of their own there are none: each layer's is that of the whole.
+        Returns:
+            Name → sparsity; empty if no layer has its own target, since all share one.
         """
         if not self.layer_zeros:
             return {}
@@ -51,7 +52,7 @@ class LayerBudgets:
         }
 
     def notes(self, sizes: Mapping[str, int]) -> list[str]:
-        """Say what was asked of which layer, and what is left to the others."""
+        """Describe which layer gets how many zeros, and what is left to the others."""
         if not self.layer_zeros:
             return []
         parts = [f"{name} {zeros:,} of {sizes[name]:,}" for name, zeros in self.layer_zeros.items()]
@@ -61,39 +62,43 @@ class LayerBudgets:
     def kept_weights(
         self, sizes: Mapping[str, int], zeros: int, start: LayerBudgets
     ) -> dict[str, int]:
-        """Return name → weights that layers with a target of their own keep on the way there.
+        """Return how many weights the layers with their own target keep during training.
 
-        Every layer has gone the same part of its way, up to a rounding.
+        All layers have gained the same fraction of their new zeros, up to rounding.
 
         Args:
-            sizes: name → weights.
-            zeros: of all layers together, at present.
-            start: what the run began with.
+            sizes: name → number of weights.
+            zeros: number of zeros in all layers together, at present.
+            start: the budgets that the run began with.
+
+        Returns:
+            Name → number of weights, for every layer with its own target.
         """
         if not self.layer_zeros:
             return {}
-        ways = [
+        new = [
             max(0, self.layer_zeros[name] - start.layer_zeros[name]) for name in self.layer_zeros
         ]
-        ways.append(max(0, self.other_zeros - start.other_zeros))
-        gone = allocate(max(0, zeros - start.zeros), ways, ways)
+        new.append(max(0, self.other_zeros - start.other_zeros))
+        gained = allocate(max(0, zeros - start.zeros), new, new)
         return {
-            name: sizes[name] - start.layer_zeros[name] - part
-            for name, part in zip(self.layer_zeros, gone, strict=False)
+            name: sizes[name] - start.layer_zeros[name] - count
+            for name, count in zip(self.layer_zeros, gained, strict=False)
         }
 
 
 def check_layer_targets(items: Sequence[str]) -> None:
-    """Refuse what cannot be a target of a layer, before the network is known.
+    """Check the form of layer targets, before the network is known.
 
     Raises:
         InputError: an item is not ``PATTERN=SPARSITY``, or the sparsity is outside [0, 1).
     """
     for item in items:
-        _split(item)
+        _parse_target(item)
 
 
-def _split(item: str) -> tuple[str, float]:
+def _parse_target(item: str) -> tuple[str, float]:
+    """Return the pattern and the sparsity of a target ``PATTERN=SPARSITY``."""
     pattern, equals, text = item.rpartition("=")
     if not equals or not pattern:
         raise InputError(
@@ -104,18 +109,22 @@ def _split(item: str) -> tuple[str, float]:
 
 
 def assign_zeros(items: Sequence[str], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return name → zeros of every layer that an item names; later items win.
+    """Count the zeros of every layer that an item matches; later items take precedence.
 
     Args:
         items: ``PATTERN=SPARSITY``, shell globs on names.
-        sizes: name → weights, of the layers that are pruned.
+        sizes: name → number of weights, of the layers that are pruned.
+
+    Returns:
+        Name → number of zeros.
 
     Raises:
-        InputError: see :func:`check`; a pattern matches nothing, or a layer would lose all.
+        InputError: see :func:`check_layer_targets`; or a pattern matches nothing, or a layer would
+            lose all its weights.
     """
     zeros: dict[str, int] = {}
     for item in items:
-        pattern, sparsity = _split(item)
+        pattern, sparsity = _parse_target(item)
         for name in resolve_patterns([pattern], list(sizes), _OPTION):
             zeros[name] = zero_count(sizes[name], sparsity)
             if sizes[name] and zeros[name] >= sizes[name]:
@@ -127,47 +136,48 @@ def assign_zeros(items: Sequence[str], sizes: Mapping[str, int]) -> dict[str, in
 
 
 def implied_sparsity(items: Sequence[str], sizes: Mapping[str, int]) -> float | None:
-    """Return the sparsity of the whole where the items name every layer; None where they do not.
+    """Return the sparsity of the network if the items match every layer, otherwise None.
 
     Raises:
-        InputError: see :func:`assign`.
+        InputError: see :func:`assign_zeros`.
     """
-    own = assign_zeros(items, sizes)
-    if not own or len(own) < len(sizes):
+    layer_zeros = assign_zeros(items, sizes)
+    if not layer_zeros or len(layer_zeros) < len(sizes):
         return None
-    return sum(own.values()) / sum(sizes.values())
+    return sum(layer_zeros.values()) / sum(sizes.values())
 
 
 def layer_budgets(items: Sequence[str], sizes: Mapping[str, int], sparsity: float) -> LayerBudgets:
-    """Count the zeros of a target and of the layers with one of their own.
+    """Count the zeros of a target for the network and of targets for single layers.
 
     Args:
         items: ``PATTERN=SPARSITY``.
-        sizes: name → weights, of the layers that are pruned.
-        sparsity: zeros / weights of all of them.
+        sizes: name → number of weights, of the layers that are pruned.
+        sparsity: zeros / weights over all of them.
 
     Raises:
-        InputError: see :func:`assign`; or the whole cannot be met by what the items leave, and the
-            range that can.
+        InputError: see :func:`assign_zeros`; or the other layers cannot meet the target of the
+            network. The message names the range of targets that they can meet.
     """
-    own, total = assign_zeros(items, sizes), sum(sizes.values())
-    zeros, others = zero_count(total, sparsity), sum(n for x, n in sizes.items() if x not in own)
-    found = LayerBudgets(zeros, own, others)
-    least = zeros - found.other_zeros
-    most = least + max(0, others - 1)  # one weight of the others stays, as of any network
-    if own and not least <= zeros <= most:
+    layer_zeros, total = assign_zeros(items, sizes), sum(sizes.values())
+    zeros = zero_count(total, sparsity)
+    other_weights = sum(size for name, size in sizes.items() if name not in layer_zeros)
+    budgets = LayerBudgets(zeros, layer_zeros, other_weights)
+    least = zeros - budgets.other_zeros
+    most = least + max(0, other_weights - 1)  # one of them stays, as in any network
+    if layer_zeros and not least <= zeros <= most:
         low, high = (_shortest(count, total) for count in (least, most))
         allowed = f"from {low} to {high}" if least < most else low
         raise InputError(
-            f"{_OPTION} asks for {least:,} zeros in {len(own)} of {len(sizes)} layers, which "
-            f"{zeros:,} zeros in all ({sparsity:.6g} of {total:,}) do not fit",
+            f"{_OPTION} asks for {least:,} zeros in {len(layer_zeros)} of {len(sizes)} layers, "
+            f"which does not fit {zeros:,} zeros in total ({sparsity:.6g} of {total:,})",
             f"give --sparsity {allowed}, or other {_OPTION} targets",
         )
-    return found
+    return budgets
 
 
 def _shortest(count: int, total: int) -> str:
-    """Return the shortest fraction that asks for exactly ``count`` of ``total`` weights."""
+    """Return the shortest decimal fraction that means exactly ``count`` of ``total`` weights."""
     texts = (f"{count / total:.{digits}g}" for digits in range(2, 18))
     return next(text for text in texts if zero_count(total, float(text)) == count)
 
@@ -175,10 +185,15 @@ def _shortest(count: int, total: int) -> str:
 def check_initial_zeros(
     start: LayerBudgets, wanted: LayerBudgets, sizes: Mapping[str, int]
 ) -> None:
-    """Refuse targets below the zeros that a checkpoint brings, which stay zeros.
+    """Check that no target is below the zeros of the initial checkpoint, which stay zeros.
+
+    Args:
+        start: the zeros of the checkpoint.
+        wanted: the zeros that are asked for.
+        sizes: name → number of weights, of the layers that are pruned.
 
     Raises:
-        InputError: a layer with a target of its own, or the others together, have more already.
+        InputError: a layer with its own target, or the other layers together, have more zeros.
     """
     for name, zeros in wanted.layer_zeros.items():
         present = start.layer_zeros[name]

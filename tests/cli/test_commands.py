@@ -93,8 +93,8 @@ WRONG = [
     (["train", "--sparsity", "1"], "outside [0, 1)", "0.9"),
     (["train", "--sparsity", "-0.1"], "outside [0, 1)", "0.9"),
     (["train", "--sparsity", "nan"], "outside [0, 1)", "0.9"),
-    (["train", "--sparsity", "much"], "no number", "10x"),
-    (["train", "--sparsity", "0x"], "no number", "10x"),
+    (["train", "--sparsity", "much"], "not a number", "10x"),
+    (["train", "--sparsity", "0x"], "not a number", "10x"),
     (["train", "--sparsity", "0.99999999"], "leaves none of the 50,200", "at most"),
     (["train", "--method", "gpm"], "unknown method 'gpm'", "did you mean 'gmp'"),
     (["train", "--data", "digts"], "no data set called 'digts'", "did you mean 'digits'"),
@@ -210,12 +210,12 @@ def test_a_diverged_run_is_exit_1_and_leaves_the_old_file(lpss):
 def test_an_existing_output_needs_force(lpss):
     lpss("train", *FAST)
     before = Path("model.pt").read_bytes()
-    refused(lpss("train", *FAST), "model.pt exists already", "--force")
+    refused(lpss("train", *FAST), "model.pt already exists", "--force")
     assert Path("model.pt").read_bytes() == before
     assert lpss("train", *FAST, "--seed", "3", "--force")[0] == 0
     assert Path("model.pt").read_bytes() != before
     lpss("export", "model.pt")
-    refused(lpss("export", "model.pt"), "exists already", "--force")
+    refused(lpss("export", "model.pt"), "already exists", "--force")
 
 
 def test_ctrl_c_is_130(lpss, monkeypatch):
@@ -352,7 +352,7 @@ def test_a_comparison_from_the_command_line(lpss, monkeypatch):
     assert "2x" in out
     refused(lpss("compare", *args), "of another network, data or budget", "--out-dir")
     refused(lpss("compare", "--methods", "gpm"), "unknown method 'gpm'", "did you mean 'gmp'")
-    refused(lpss("compare", "--sparsities", "0.5,x"), "'x' is no number", "write 0.9")
+    refused(lpss("compare", "--sparsities", "0.5,x"), "'x' is not a number", "write 0.9")
     refused(lpss("compare", "--checkpoint-steps", "0"), "out of range", "from 1 up")
     refused(lpss("compare", *args, "--out-dir", "model.pt/x"), "folder of results", "--out-dir")
 
@@ -458,7 +458,7 @@ def test_the_forms_of_an_onnx_export_and_what_a_report_says_of_them(lpss):
     assert "batch 64" in out
     assert "model.int8.onnx" in out
     assert "does not skip zeros" in err
-    refused(lpss("export", "--format", "onnx", "--int8"), "exists already", "--force")
+    refused(lpss("export", "--format", "onnx", "--int8"), "already exists", "--force")
     Path("model.onnx").unlink()
     refused(lpss("export", "--format", "onnx", "--int8"), "model.int8.onnx exists", "--force")
     refused(

@@ -361,7 +361,7 @@ def test_an_error_is_said_once():
     before = Path("a.pt").read_bytes()
     results = together(refused, "train", "--out", "a.pt", "--epochs", "1")
     assert [code for code, _, _ in results] == [2, 1]
-    assert results[0][2].startswith("Error: a.pt exists already")
+    assert results[0][2].startswith("Error: a.pt already exists")
     assert results[1][1:] == ("", "")
     assert Path("a.pt").read_bytes() == before
     results = together(refused, "train", "--batch-size", "1", "--epochs", "1", "--out", "b.pt")

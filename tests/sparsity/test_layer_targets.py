@@ -115,11 +115,11 @@ def test_a_count_of_its_own_overrides_the_ranking():
     [
         ("0.5", "does not say which layer"),
         ("=0.5", "does not say which layer"),
-        ("fc1=", "is no number"),
-        ("fc1=half", "is no number"),
+        ("fc1=", "is not a number"),
+        ("fc1=half", "is not a number"),
         ("fc1=1", "outside"),
         ("fc1=-0.1", "outside"),
-        ("fc1=0x", "no number"),
+        ("fc1=0x", "not a number"),
     ],
 )
 def test_what_is_no_target_is_refused_at_once(item, what):
@@ -178,7 +178,7 @@ def test_the_commands_take_it_and_the_report_says_so(lpss, tmp_path):
     ("typed", "what", "do"),
     [
         (["--layer", "fc9=0.5"], "--layer 'fc9' matches no weight", "fc1.weight"),
-        (["--layer", "fc1=0.2"], "do not fit", "from 0.173 to 0.3074"),
+        (["--layer", "fc1=0.2"], "does not fit", "from 0.173 to 0.3074"),
         (["--layer", "0.5"], "does not say which layer", "--layer 'fc1=0.5'"),
         (["--layer", "fc1=0.99999"], "leaves none of the 1,280 weights", "0.99921875"),
         (["--layer", "fc1=0.5", "--skip", "fc1"], "matches no weight", "fc2.weight"),

@@ -89,7 +89,7 @@ def test_a_new_name_in_a_directory_is_writable(tmp_path):
 def test_an_existing_file_needs_force(tmp_path):
     path = tmp_path / "a"
     path.touch()
-    with pytest.raises(InputError, match="exists already") as error:
+    with pytest.raises(InputError, match="already exists") as error:
         check_writable(path)
     assert "--force" in error.value.do
     assert check_writable(path, force=True) == path
