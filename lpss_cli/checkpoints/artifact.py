@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
-from lpss_cli.sparsity.prunable import untied
+from lpss_cli.sparsity.prunable import without_tied
 from lpss_cli.utils import digest as manifest
-from lpss_cli.utils.files import replacing, unwritable
+from lpss_cli.utils.files import atomic_write, write_error
 from lpss_cli.version import __version__
 
 # Bytes of a record and of the archive around it, roughly.
@@ -58,7 +58,7 @@ def save(
     """
     parts = {"state_dict": _stored(state_dict), "init": _stored(init) if init else None}
     try:
-        record = manifest.seal(meta, parts)
+        record = manifest.seal_record(meta, parts)
     except TypeError as error:
         raise InputError(
             f"{path} cannot hold pickled objects: {error}", "give plain containers"
@@ -67,11 +67,11 @@ def save(
         "lpss": record,
         **{name: part for name, part in parts.items() if part is not None},
     }
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # how PyTorch's writer says it
-            raise unwritable(path, error) from error
+            raise write_error(path, error) from error
         try:
             read(temporary)  # compares the manifest, which speaks for every bit
         except InputError as error:
@@ -80,7 +80,7 @@ def save(
 
 def size(state_dict: Mapping[str, Tensor]) -> int:
     """Return about how many bytes a file of these tensors takes; tied ones count once."""
-    tensors = untied(state_dict).values()
+    tensors = without_tied(state_dict).values()
     return sum(t.numel() * t.element_size() for t in tensors) + _RECORD
 
 

@@ -228,16 +228,17 @@ def verify(
         meta = plain(found)
     except NotPlainError as reason:
         raise InputError(f"{path} is damaged: its record {reason}", AGAIN) from None
-    version, sealed = meta.get("format", 0), meta.get(digest.KEY)
-    if type(version) is not int or not 0 <= version <= digest.FORMAT:
+    version, sealed = meta.get("format", 0), meta.get(digest.MANIFEST_KEY)
+    if type(version) is not int or not 0 <= version <= digest.RECORD_FORMAT:
         raise InputError(
-            f"{path} is of format {str(version)[:20]}, and this lpss reads up to {digest.FORMAT}",
+            f"{path} is of format {str(version)[:20]}, and this lpss reads up to "
+            f"{digest.RECORD_FORMAT}",
             "update lpss, or make the file again",
         )
-    expected = version == digest.FORMAT or sealed is not None
-    if expected and sealed != digest.digest(meta, parts):
+    expected = version == digest.RECORD_FORMAT or sealed is not None
+    if expected and sealed != digest.record_digest(meta, parts):
         raise InputError(f"{path} is damaged: it is not what was written", AGAIN)
-    seal = ("format", digest.KEY)
+    seal = ("format", digest.MANIFEST_KEY)
     meta, wrong = checked({key: value for key, value in meta.items() if key not in seal})
     if not _fit(meta.get("weights") or {}, forms):
         wrong.append("weights")

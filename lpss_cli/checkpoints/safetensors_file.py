@@ -19,7 +19,7 @@ from lpss_cli.checkpoints.packed import MAGIC
 from lpss_cli.checkpoints.pickle_scan import MOST_TENSORS
 from lpss_cli.checkpoints.read_file import changed, opened, unreadable
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.utils.arrays import Array, LazyTensor, dtype_of
+from lpss_cli.utils.arrays import Array, LazyTensor, numpy_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    """Write tensors and texts to a file as it is; :func:`files.replacing` gives one.
+    """Write tensors and texts to a file as it is; :func:`files.atomic_write` gives one.
 
     Raises:
         OSError: the disk is full or gone.
@@ -272,4 +272,4 @@ def _identity(file: BufferedReader) -> tuple[int, ...]:
 
 
 def _stand_in(entry: Mapping[str, Any]) -> LazyTensor:
-    return LazyTensor(tuple(entry["shape"]), dtype_of(DTYPES[entry["dtype"]]))
+    return LazyTensor(tuple(entry["shape"]), numpy_dtype(DTYPES[entry["dtype"]]))

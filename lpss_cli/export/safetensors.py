@@ -18,9 +18,7 @@ from lpss_cli.errors import RunError
 from lpss_cli.report.flops import Savings
 from lpss_cli.report.latency import Latency
 from lpss_cli.report.report import exponents_of, weights_of
-from lpss_cli.utils.files import replacing
-
-FORMATS = ("safetensors", "onnx", "pack")
+from lpss_cli.utils.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Exported:
 
     Attributes:
         path: the file.
-        kind: one of ``FORMATS``.
+        kind: one of ``options.FORMATS``.
         bytes: its size on disk.
         checked: what was compared, for people.
         largest_difference: of the outputs, relative to the largest |logit|; 0 for exact copies.
@@ -69,7 +67,7 @@ def export_safetensors(checkpoint: Checkpoint, path: Path) -> Exported:
     """
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
     described = metadata.exported(checkpoint.meta)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         facts = {"lpss": json.dumps(described), "format": "pt", **provenance(checkpoint)}
         safetensors_file.write(temporary, state, facts)
         _compare_tensors(state, temporary, path)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lpss_cli.errors import InputError
-from lpss_cli.sparsity.patterns import resolve
-from lpss_cli.sparsity.schedules import cubic
+from lpss_cli.sparsity.patterns import resolve_patterns
+from lpss_cli.sparsity.schedules import cubic_sparsity
 from lpss_cli.training.method import LayerColumn, LayerFact, Method, MethodConfig, option
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class CubicPath(SparsityPath, name="cubic"):
         config = self.config
         if not run.is_update_step(config.begin, config.frequency):
             return None
-        return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)
+        return cubic_sparsity(
+            run.progress, config.begin, config.end, run.start_sparsity, run.sparsity
+        )
 
 
 def _is_exponent(value: Any) -> bool:
@@ -322,7 +324,7 @@ def on_sphere(fan_ins: Mapping[str, int | None], off: Sequence[str]) -> list[str
     Raises:
         InputError: a pattern matches nothing.
     """
-    kept_off = resolve(off, list(fan_ins), "--off-sphere")
+    kept_off = resolve_patterns(off, list(fan_ins), "--off-sphere")
     # A row of one entry has no direction to move in.
     return [name for name, n in fan_ins.items() if name not in kept_off and n is not None and n > 1]
 
@@ -360,7 +362,7 @@ def assign(
     for item in items:
         pattern, _, text = item.rpartition("=")
         values = _parse_values(text, parse)
-        targets = resolve([pattern], names, "--p") if pattern else list(names)
+        targets = resolve_patterns([pattern], names, "--p") if pattern else list(names)
         if len(values) == 1:
             values = values * len(targets)
         if len(values) != len(targets):

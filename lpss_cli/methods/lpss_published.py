@@ -59,7 +59,7 @@ class ControllerPath(SparsityPath, name="controller"):
         from lpss_cli.sparsity.lp_geometry import row_dims
 
         config = self.config
-        threshold = drop_grow.annealed(
+        threshold = drop_grow.cosine_decay(
             config.drop_threshold, run.progress, config.begin, config.end
         )
         growth = drop_grow.growth_fraction(
@@ -72,8 +72,8 @@ class ControllerPath(SparsityPath, name="controller"):
             mask, dims = run.masks[name], row_dims(weight, run.row_dims[name] or 0)
             dropped = drop_grow.below_row_mean(weight, mask, threshold, dims)
             count = int(growth * int(dropped.sum()))
-            gradient = drop_grow.row_normalised(weight.grad, dims)
-            grown = drop_grow.largest(gradient, ~mask, count)
+            gradient = drop_grow.row_normalized(weight.grad, dims)
+            grown = drop_grow.top_candidates(gradient, ~mask, count)
             masks[name] = (mask & ~dropped) | grown
             self._seed_latents(run, weight, grown)
         run.set_masks(masks)

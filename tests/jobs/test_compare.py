@@ -267,7 +267,7 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
         ((("gmp",), (1.0,)), "outside"),
         ((("gmp",), (0.0,)), "0 is no target"),
         ((("gmp",), ("0.9", "10x")), "0.9 and 10x are the same target"),
-        ((("gmp",), ("x",)), "--sparsities 'x' is no number"),
+        ((("gmp",), ("x",)), "--sparsities 'x' is not a number"),
     ],
 )
 def test_impossible_comparisons_are_refused_before_any_work(arguments, what):

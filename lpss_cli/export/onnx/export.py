@@ -22,9 +22,8 @@ from lpss_cli.export.onnx import sparse_encoding
 from lpss_cli.export.onnx.check import check_unfolded, check_zeros, compare
 from lpss_cli.export.onnx.runtime import explained_by_rounding, run, run_torch
 from lpss_cli.export.safetensors import Exported
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 
-ENCODINGS = ("dense", "gaps")
 # Largest difference of an ONNX output, as a part of the largest |logit|.
 TOLERANCE = 1e-5
 # The same where values are rounded to 11 bits.
@@ -63,7 +62,7 @@ def export_onnx(
     model = copy.deepcopy(model).cpu().eval()
     if reference is None:
         reference = run_torch(model, inputs)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         dense = to_onnx(model, inputs, metadata)
         if encoding == "gaps":
             dense = sparse_encoding.rounded(dense, values)

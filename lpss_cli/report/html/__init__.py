@@ -17,7 +17,7 @@ from lpss_cli.report.html import figures
 from lpss_cli.report.layers import Layer
 from lpss_cli.report.report import Report
 from lpss_cli.utils.arrays import Array
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 from lpss_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def write(path: Path, pages: Sequence[tuple[Report, Values]]) -> int:
         The number of bytes written.
     """
     text = render(pages)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path.stat().st_size
 

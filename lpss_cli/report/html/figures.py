@@ -197,7 +197,7 @@ def mask_picture(weight: Tensor | arrays.Array) -> tuple[str, int, int]:
     """
     from PIL import Image
 
-    array = arrays.of(weight)
+    array = arrays.to_numpy(weight)
     kept = array.reshape(len(array), -1) != 0
     height, width = kept.shape
     picture = Image.fromarray(kept).convert("1")
