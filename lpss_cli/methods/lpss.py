@@ -132,6 +132,7 @@ class LpSS(Method):
         LayerColumn("hoyer_limit", _hoyer_limit, title="n → ∞", minor=True),
         LayerColumn("hoyer_at_target", _predicted_hoyer, title="Hoyer then", at_target=True),
     )
+    plan_options: ClassVar[tuple[str, ...]] = ("p", "off_sphere", "ranking")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):

@@ -88,6 +88,8 @@ class Method:
     #: Columns that follow from it, in reports and in ``lpss plan``.
     layer_columns: ClassVar[tuple[LayerColumn, ...]] = ()
     plan_columns: ClassVar[tuple[LayerColumn, ...]] = ()
+    #: Options that change a plan.
+    plan_options: ClassVar[tuple[str, ...]] = ("ranking",)
     registry: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
