@@ -7,12 +7,12 @@ plain containers of bounded size, and every entry that the program looks at has 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpss_cli.errors import InputError
+from lpss_cli.sparsity import layer_info
 from lpss_cli.utils import digest
 from lpss_cli.utils.arrays import Array, TensorSpec
 
@@ -89,12 +89,11 @@ def _settings(value: Any) -> bool:
 
 
 def _weights(value: Any) -> bool:
-    """Name → what was noted about a layer; ``p`` and ``travel`` go into formulas."""
+    """Name → what was noted about a layer, some of which goes into formulas."""
     return isinstance(value, dict) and all(
         isinstance(fact, dict)
         and (fact.get("row_dim") is None or _count(fact["row_dim"]))
-        and (fact.get("p") is None or _exponent(fact["p"]))
-        and (fact.get("travel") is None or _positive(fact["travel"]))
+        and layer_info.is_valid(fact)
         for fact in value.values()
     )
 
@@ -115,16 +114,6 @@ def _search(value: Any) -> bool:
             for one in value["curve"]
         )
     )
-
-
-def _exponent(value: Any) -> bool:
-    from lpss_cli.sparsity.lp_geometry import P_RANGES  # imports PyTorch; few records need it
-
-    return _number(value) and any(low <= value <= high for low, high in P_RANGES)
-
-
-def _positive(value: Any) -> bool:
-    return _number(value) and value >= 0 and math.isfinite(value)
 
 
 #: The entry of an artefact's record.

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lpss_cli.cli.console import Out, metric, number, share
 from lpss_cli.jobs.callbacks import JobCallback
+from lpss_cli.sparsity import layer_info
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -221,14 +222,9 @@ class Printer(JobCallback):
             self._observer.measured = primary, metrics[primary]
 
     def on_start(self, run: RunState) -> None:
-        """Say which p was chosen, and start the panel where a person watches."""
-        by_p: dict[float, list[str]] = {}
-        for name, fact in run.layer_info.items():
-            if "p" in fact:
-                by_p.setdefault(fact["p"], []).append(name)
-        for p, names in by_p.items():
-            on = ", ".join(names) if len(names) <= 4 else f"{len(names)} weights"
-            self._out.note(f"p = {p:.5g} on {on}")
+        """Say what was chosen for layers, and start the panel where a person watches."""
+        for text in layer_info.announcements(run.layer_info):
+            self._out.note(text)
         self._stop()
         if not self._out.talks or not run.total_steps:
             return

@@ -17,7 +17,7 @@ from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import RunError
 from lpss_cli.report.flops import Savings
 from lpss_cli.report.latency import Latency
-from lpss_cli.report.report import exponents_of, weights_of
+from lpss_cli.report.report import exported_facts, weights_of
 from lpss_cli.utils.files import atomic_write
 
 
@@ -86,9 +86,7 @@ def provenance(checkpoint: Checkpoint) -> dict[str, str]:
     facts = {"sparsity": f"{zeros / total:.10g}"} if total else {}
     if isinstance(checkpoint.meta.get("method"), str):
         facts["method"] = checkpoint.meta["method"]
-    exponents = exponents_of(checkpoint)
-    if exponents:
-        facts["p"] = json.dumps(exponents)
+    facts |= {name: json.dumps(values) for name, values in exported_facts(checkpoint).items()}
     if checkpoint.sha256:
         facts["source_sha256"] = checkpoint.sha256
     return facts

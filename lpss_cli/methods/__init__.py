@@ -1,1 +1,7 @@
-"""One file per method; each registers itself by being imported."""
+"""One file per method. Importing this package imports all of them, and so registers the methods."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.schedules import cubic_sparsity
-from lpss_cli.training.method import Method, MethodConfig, option
+from lpss_cli.training.method import LayerColumn, LayerFact, Method, MethodConfig, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,131 +18,158 @@ if TYPE_CHECKING:
     from lpss_cli.optim.lpsgd import LpSGD
     from lpss_cli.training.state import RunState
 
-# MERGED: Which layer gets which exponent p: one value, values by pattern, a list, or ``auto``.
+#: Chooses p by the target sparsity and the fan-in.
 AUTO = "auto"
 
 
-def check(items: Sequence[str], parse: Callable[[str], float]) -> None:
-    """Refuse impossible values at once; patterns and the length of a list need the network.
+class SparsityPath:
+    """A way from the first masks to the final pruning step, which ``--path`` chooses by name.
 
-    Raises:
-        InputError: a value is no number, or ``parse`` refuses it.
-    """
-    for item in items:
-        _values(item.rpartition("=")[2], parse)
-
-
-def assign(
-    items: Sequence[str],
-    names: Sequence[str],
-    parse: Callable[[str], float],
-    choose: Callable[[str], float],
-) -> dict[str, float]:
-    """Return p for every weight on a sphere.
+    Subclasses register themselves; they override what differs from leaving the masks alone.
 
     Args:
-        items: ``VALUE`` for all, ``PATTERN=VALUE``, or a list ``1.2*4,1.07,…`` in the order of
-            ``names``; VALUE is a number or ``auto``; later items win; without any, ``auto``.
-        names: the weights on the sphere, in layer order.
-        parse: text → p; raises ValueError or InputError.
-        choose: name → the p that ``auto`` means there.
-
-    Raises:
-        InputError: a pattern matches nothing, a value is no p, or a list has another length.
+        config: of the method.
     """
-    values: dict[str, float | None] = dict.fromkeys(names)
-    for item in items:
-        pattern, _, text = item.rpartition("=")
-        given = _values(text, parse)
-        targets = resolve_patterns([pattern], names, "--p") if pattern else list(names)
-        if len(given) == 1:
-            given = given * len(targets)
-        if len(given) != len(targets):
-            raise InputError(
-                f"--p lists {len(given)} values for {len(targets)} weights on the sphere",
-                f"give one for each of: {', '.join(targets)}",
-            )
-        values |= dict(zip(targets, given, strict=True))
-    return {name: choose(name) if p is None else p for name, p in values.items()}
+
+    registry: ClassVar[dict[str, type[SparsityPath]]] = {}
+
+    def __init_subclass__(cls, *, name: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        SparsityPath.registry[name] = cls
+
+    def __init__(self, config: LpSS.Config) -> None:
+        self.config = config
+
+    def prepare(self, run: RunState) -> None:
+        """Set the first masks, before the optimizer exists."""
+
+    def scores(self, run: RunState, scores: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the scores that weights are ranked by, from the log-magnitudes of the latents."""
+        return scores
+
+    def sparsity_at(self, run: RunState) -> float | None:
+        """Return the sparsity to prune to after this step; None leaves the masks alone."""
+        return None
+
+    def on_gradients(self, run: RunState) -> None:
+        """See dense gradients before they are masked."""
 
 
-def _values(text: str, parse: Callable[[str], float]) -> list[float | None]:
-    """Read ``auto``, ``1.2`` or ``1.2*4,1.07`` (four times 1.2, then 1.07); None is auto."""
-    values: list[float | None] = []
-    for part in text.split(","):
-        value, star, times = part.strip().partition("*")
-        try:
-            count = int(times) if star else 1
-            if count < 1:
-                raise ValueError
-            values += [None if value.strip() == AUTO else parse(value)] * count
-        except InputError:
-            raise
-        except ValueError:
-            raise InputError(
-                f"--p {text!r} is not understood",
-                "write --p 1.15, --p auto, --p 'fc*=1.15', or a list --p '1.2*4,1.07*13'",
-            ) from None
-    return values
+class CubicPath(SparsityPath, name="cubic"):
+    """Rank all latents again at every update, at a sparsity that rises by a cubic schedule."""
+
+    def sparsity_at(self, run: RunState) -> float | None:
+        """Return the sparsity of the schedule at updates."""
+        config = self.config
+        if not run.is_update_step(config.begin, config.frequency):
+            return None
+        return cubic_sparsity(
+            run.progress, config.begin, config.end, run.start_sparsity, run.sparsity
+        )
 
 
-def on_sphere(fan_ins: Mapping[str, int | None], off: Sequence[str]) -> list[str]:
-    """Return the weights that go on spheres, in layer order.
+def _is_exponent(value: Any) -> bool:
+    from lpss_cli.sparsity.lp_geometry import P_RANGES  # imports PyTorch; few records need it
 
-    Args:
-        fan_ins: name → fan-in in layer order; None where rows are no simple slices.
-        off: patterns of weights kept off.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and any(low <= value <= high for low, high in P_RANGES)
 
-    Raises:
-        InputError: a pattern matches nothing.
+
+def _is_distance(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value >= 0 and math.isfinite(value)
+
+
+def _exponent(info: Mapping[str, Any], fan_in: int | None, sparsity: float) -> float | None:
+    return info.get("p")
+
+
+def _predicted_hoyer(info: Mapping[str, Any], fan_in: int | None, sparsity: float) -> float | None:
+    """Return the Hoyer sparsity that p, the fan-in and the sparsity of a layer let one expect.
+
+    None off the sphere, for p ≤ 1, where nothing is predicted, and where all weights are zero.
     """
-    left = resolve_patterns(off, list(fan_ins), "--off-sphere")
-    # A row of one entry has no direction to move in.
-    return [name for name, n in fan_ins.items() if name not in left and n is not None and n > 1]
+    p = info.get("p")
+    if p is None or p <= 1 or fan_in is None or fan_in <= 1 or sparsity >= 1:
+        return None
+    from lpss_cli.sparsity.hoyer_prediction import TYPICAL_TRAVEL, predicted_hoyer
+
+    return predicted_hoyer(p, fan_in, sparsity, info.get("travel") or TYPICAL_TRAVEL)
+
+
+def _hoyer_limit(info: Mapping[str, Any], fan_in: int | None, sparsity: float) -> float | None:
+    """Return what the closed form for an infinite fan-in predicts; it exceeds 1 for small p."""
+    p = info.get("p")
+    if p is None or p <= 1 or fan_in is None or fan_in <= 1:
+        return None
+    from lpss_cli.sparsity.hoyer_prediction import hoyer_limit, shape
+
+    return hoyer_limit(fan_in, shape(p), p)
 
 
 class LpSS(Method):
-    """Keep weight rows on Lp spheres and cut the smallest latents along a path to the target.
+    """Keep the rows of weights on Lp spheres and prune the smallest latents along a path.
 
-    A cut weight is zero in the network while its latent lives on: it fades for p > 1, stays for
-    p ≤ 1, and returns with its remembered value. Two paths lead to the exact cut: ``cubic`` ranks
-    all latents again at every update, ``controller`` drops and grows as the paper does.
+    A pruned weight is zero in the network while its latent lives on: it fades for p > 1, stays for
+    p ≤ 1, and returns with its remembered value. The path to the target is a choice, see
+    :class:`SparsityPath`: ``cubic`` is the default, ``controller`` is that of the paper.
     """
 
     name: ClassVar[str] = "lpss"
     paper: ClassVar[str] = "Li et al. 2021, arXiv:2103.16013"
+    #: p is the exponent of the sphere, travel how far rows may have moved in all, in radii.
+    layer_facts: ClassVar[tuple[LayerFact, ...]] = (
+        LayerFact("p", _is_exponent, format=".5g", exported=True),
+        LayerFact("travel", _is_distance),
+    )
+    layer_columns: ClassVar[tuple[LayerColumn, ...]] = (
+        LayerColumn("p", _exponent, format=".4g"),
+        LayerColumn("predicted", _predicted_hoyer, predicts="hoyer"),
+    )
+    plan_columns: ClassVar[tuple[LayerColumn, ...]] = (
+        LayerColumn("p", _exponent, format=".4g"),
+        LayerColumn("hoyer", _predicted_hoyer, title="Hoyer"),
+        LayerColumn("hoyer_limit", _hoyer_limit, title="n → ∞", minor=True),
+        LayerColumn("hoyer_at_target", _predicted_hoyer, title="Hoyer then", at_target=True),
+    )
+    plan_options: ClassVar[tuple[str, ...]] = ("p", "off_sphere", "ranking")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):
-        """LpSGD's own settings; ``lr`` is for the parameters that are on no sphere."""
+        """Settings of LpSGD; ``lr`` is that of the parameters that are not on a sphere."""
 
-        lr: float = option(0.05, "peak learning rate of the parameters off the sphere", low=0)
+        lr: float = option(0.05, "peak learning rate of parameters off the sphere", low=0)
         weight_decay: float = option(
-            0.0, "L2 decay of weights off the sphere; those on it have none", low=0
+            0.0, "L2 decay of weights off the sphere; those on a sphere have none", low=0
         )
         p: tuple[str, ...] = option(
             (),
-            "exponent p of the sphere, 0.2 to 1 or 1.03 to 4 (above 1, smaller is sparser), "
-            "PATTERN=VALUE, a list in layer order, or auto: by target and fan-in, the default",
+            "exponent p of the sphere, 0.2 to 1 or 1.03 to 4 (above 1, smaller is sparser): "
+            "VALUE, PATTERN=VALUE, a list in layer order, or auto, the default: by target and "
+            "fan-in",
         )
         eta: float | None = option(
             None,
-            "peak step on the sphere, a part of the radius; default 0.01, for p ≤ 1 0.0075·p^1.75",
+            "peak step on the sphere, as a fraction of the radius; default 0.01, "
+            "for p ≤ 1 0.0075·p^1.75",
             low=0,
             high=0.5,
         )
-        gain: str = option(
+        radius: str = option(
             "learned",
-            "radius of each row: trained, kept, or the paper's 1",
+            "radius of each row: trained, kept, or 1 as in the paper",
             choices=("fixed", "learned", "unit"),
+            aliases=("gain",),
         )
-        gain_lr: float = option(0.03, "step of a learned radius, on its logarithm", low=0)
+        radius_lr: float = option(
+            0.03, "step of a learned radius, on its logarithm", low=0, aliases=("gain_lr",)
+        )
         off_sphere: tuple[str, ...] = option(
             (), "weights kept off the sphere, by pattern; default none"
         )
         path: str = option(
             "cubic",
-            "way to the target: rank all latents, or the paper's drop and grow",
+            "path to the target: rank all latents, or drop and grow as in the paper",
             choices=("cubic", "controller"),
         )
         initial_sparsity: float = option(
@@ -149,7 +177,7 @@ class LpSS(Method):
         )
         drop_threshold: float = option(
             0.2,
-            "controller: drop |w| below this part of the row's mean, annealed to 0",
+            "controller: drop |w| below this fraction of the mean of its row, annealed to 0",
             low=0,
             high=1,  # above the mean, a row of equal weights would lose them all
         )
@@ -161,32 +189,40 @@ class LpSS(Method):
             """Check every p at once; its patterns need the network.
 
             Raises:
-                InputError: a value is out of range, or a p is no number with a rule.
+                InputError: a value is out of range, or a p is not a number that has a rule.
             """
             super().__post_init__()
             check(self.p, _parse_p)
 
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        super().__init__(config)
+        self._path = SparsityPath.registry[self.config.path](self.config)
+
+    def plan_layers(
+        self,
+        fan_ins: Mapping[str, int | None],
+        targets: Mapping[str, float],
+        hoyer: float | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Return p of every layer on a sphere, which is the one predicted to give ``hoyer`` if any.
+
+        Raises:
+            InputError: ``hoyer`` and p are both given, no p reaches it, or see :meth:`exponents`.
+        """
+        if hoyer is not None and self.config.p:
+            raise InputError("--hoyer and --p exclude each other", "give the one you wish for")
+        exponents = self.exponents(fan_ins, targets)
+        if hoyer is not None:
+            from lpss_cli.sparsity.hoyer_prediction import p_for
+
+            exponents = {name: p_for(hoyer, fan_ins[name] or 0, name) for name in exponents}
+        return {name: {"p": p} for name, p in exponents.items()}
+
     def prepare(self, run: RunState) -> None:
-        """Choose every sphere weight's p; from scratch, start the controller at a random mask."""
+        """Choose the p of every weight on a sphere, and let the path set the first masks."""
         for name, p in self.exponents(run.fan_ins, run.targets).items():
             run.layer_info[name]["p"] = p
-        # A random mask would destroy what a checkpoint has learned.
-        if self.config.path == "controller" and run.sparsity > 0 and not run.from_checkpoint:
-            run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
-
-    def on_weights(self, run: RunState) -> None:
-        """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
-        optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made below
-        run.method_state["travel"] = run.method_state.get("travel", 0.0) + optimizer.lr_ratio()
-        if run.step == run.total_steps:
-            for fact in run.layer_info.values():
-                if "p" in fact:
-                    fact["travel"] = run.method_state["travel"] * self._eta(fact["p"])
-
-    def _eta(self, p: float) -> float:
-        from lpss_cli.optim.lp_step import default_eta
-
-        return default_eta(p) if self.config.eta is None else float(self.config.eta)
+        self._path.prepare(run)
 
     def make_optimizer(self, run: RunState) -> LpSGD:
         """Return LpSGD with one group per p and dimension of rows."""
@@ -212,80 +248,40 @@ class LpSS(Method):
             eta=config.eta,
             momentum=config.momentum,
             nesterov=config.momentum > 0,
-            gain=config.gain,
-            gain_lr=config.gain_lr,
+            radius=config.radius,
+            radius_lr=config.radius_lr,
         )
         optimizer.take_latents()  # the engine enforces the masks next
         return optimizer
 
     def scores(self, run: RunState) -> Mapping[str, Tensor]:
-        """Return ``log|γŵ|`` of the latents, so that cut weights compete on.
-
-        On the controller's path the gradient decides what returns: there every active connection
-        ranks before every inactive one, and those without a latent come last: a layer with a
-        target of its own may need them.
-        """
-        from lpss_cli.sparsity.masks import RANK_OFFSET
-
+        """Return ``log|γŵ|`` of the latents, so that pruned weights go on competing."""
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
         scores = {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
-        if self.config.path == "controller":
-            ranked = {name: s.where(run.masks[name], s - RANK_OFFSET) for name, s in scores.items()}
-            return {name: s.clamp_min(-2 * RANK_OFFSET) for name, s in ranked.items()}
-        return scores
+        return self._path.scores(run, scores)
 
     def sparsity_at(self, run: RunState) -> float | None:
-        """Return the cubic path's sparsity at updates; the controller has its own way."""
-        config = self.config
-        if config.path == "controller" or not run.is_update_step(config.begin, config.frequency):
-            return None
-        return cubic_sparsity(
-            run.progress, config.begin, config.end, run.start_sparsity, run.sparsity
-        )
+        """Return the sparsity that the path has at this step."""
+        return self._path.sparsity_at(run)
 
     def on_gradients(self, run: RunState) -> bool:
-        """Drop and grow by the dense gradients, where the controller is wanted."""
-        config = self.config
-        wanted = config.path == "controller" and run.sparsity > 0
-        if wanted and run.is_update_step(config.begin, config.frequency):
-            self._drop_and_grow(run)
+        """Show the dense gradients to the path."""
+        self._path.on_gradients(run)
         return True
 
-    def _drop_and_grow(self, run: RunState) -> None:
-        from lpss_cli.sparsity import drop_grow
-        from lpss_cli.sparsity.lp_geometry import row_dims
+    def on_weights(self, run: RunState) -> None:
+        """Add up how far rows may have moved, which the prediction of Hoyer sparsity needs."""
+        optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
+        run.method_state["travel"] = run.method_state.get("travel", 0.0) + optimizer.lr_ratio()
+        if run.step == run.total_steps:
+            for info in run.layer_info.values():
+                if "p" in info:
+                    info["travel"] = run.method_state["travel"] * self._eta(info["p"])
 
-        config = self.config
-        threshold = drop_grow.cosine_decay(
-            config.drop_threshold, run.progress, config.begin, config.end
-        )
-        growth = drop_grow.growth_fraction(
-            run.masked / run.total, run.sparsity, threshold, config.delta
-        )
-        masks = {}
-        for name, weight in run.weights.items():
-            if weight.grad is None:
-                continue
-            mask, dims = run.masks[name], row_dims(weight, run.row_dims[name] or 0)
-            dropped = drop_grow.below_row_mean(weight, mask, threshold, dims)
-            count = int(growth * int(dropped.sum()))
-            gradient = drop_grow.row_normalized(weight.grad, dims)
-            grown = drop_grow.top_candidates(gradient, ~mask, count)
-            masks[name] = (mask & ~dropped) | grown
-            self._seed(run, weight, grown)
-        run.set_masks(masks)
+    def _eta(self, p: float) -> float:
+        from lpss_cli.optim.lp_step import default_eta
 
-    def _seed(self, run: RunState, weight: Tensor, grown: Tensor) -> None:
-        """Give grown weights that have no latent one of half the usual size, against the gradient.
-
-        Under the signed-power rule a latent of exactly zero has no gradient of its own, and under
-        both a much smaller one would stay invisible: the weight is a high power of it.
-        """
-        latent = run.optimizer.state[weight].get("latent")
-        if latent is not None and weight.grad is not None:
-            empty = grown & (latent == 0)
-            scale = 0.5 * latent.abs().mean()
-            latent.copy_((-scale * weight.grad.sign()).to(latent.dtype).where(empty, latent))
+        return default_eta(p) if self.config.eta is None else float(self.config.eta)
 
     def exponents(
         self, fan_ins: Mapping[str, int | None], targets: Mapping[str, float]
@@ -293,8 +289,8 @@ class LpSS(Method):
         """Return p for every weight that goes on a sphere.
 
         Args:
-            fan_ins: name → fan-in, in layer order; None where rows are no simple slices.
-            targets: name → the sparsity that is aimed at: the layer's own, else the others'.
+            fan_ins: name → fan-in, in layer order; None where rows are not simple slices.
+            targets: name → target sparsity: that of the layer, else that of the others.
 
         Raises:
             InputError: a pattern matches nothing, or a list of p has another length.
@@ -303,11 +299,11 @@ class LpSS(Method):
 
         names = self.on_sphere(fan_ins)
         suitable = self.suitable_p({name: fan_ins[name] or 0 for name in names}, targets)
-        wanted = assign(self.config.p, names, _parse_p, suitable.__getitem__)
-        return {name: snap_p(p) for name, p in wanted.items()}
+        assigned = assign(self.config.p, names, _parse_p, suitable.__getitem__)
+        return {name: snap_p(p) for name, p in assigned.items()}
 
     def on_sphere(self, fan_ins: Mapping[str, int | None]) -> list[str]:
-        """Return the weights that go on spheres: all that have rows, unless told otherwise."""
+        """Return the weights that go on spheres: all with rows, unless configured otherwise."""
         return on_sphere(fan_ins, self.config.off_sphere)
 
     def suitable_p(
@@ -317,6 +313,86 @@ class LpSS(Method):
         from lpss_cli.sparsity.hoyer_prediction import suitable_p
 
         return {name: suitable_p(n, targets[name]) for name, n in fan_ins.items()}
+
+
+def on_sphere(fan_ins: Mapping[str, int | None], off: Sequence[str]) -> list[str]:
+    """Return the weights that go on spheres, in layer order.
+
+    Args:
+        fan_ins: name → fan-in, in layer order; None where rows are not simple slices.
+        off: patterns of weights that are kept off.
+
+    Raises:
+        InputError: a pattern matches nothing.
+    """
+    kept_off = resolve_patterns(off, list(fan_ins), "--off-sphere")
+    # A row of one entry has no direction to move in.
+    return [name for name, n in fan_ins.items() if name not in kept_off and n is not None and n > 1]
+
+
+def check(items: Sequence[str], parse: Callable[[str], float]) -> None:
+    """Check the values of ``--p`` at once; patterns and the length of a list need the network.
+
+    Raises:
+        InputError: a value is not a number, or ``parse`` refuses it.
+    """
+    for item in items:
+        _parse_values(item.rpartition("=")[2], parse)
+
+
+def assign(
+    items: Sequence[str],
+    names: Sequence[str],
+    parse: Callable[[str], float],
+    choose: Callable[[str], float],
+) -> dict[str, float]:
+    """Return p for every weight on a sphere.
+
+    Args:
+        items: ``VALUE`` for all, ``PATTERN=VALUE``, or a list ``1.2*4,1.07,…`` in the order of
+            ``names``, where VALUE is a number or ``auto``. Later items win; without any, all are
+            ``auto``.
+        names: the weights on spheres, in layer order.
+        parse: text → p; raises ValueError or InputError.
+        choose: name → the p that ``auto`` means there.
+
+    Raises:
+        InputError: a pattern matches nothing, a value is not a p, or a list has another length.
+    """
+    exponents: dict[str, float | None] = dict.fromkeys(names)
+    for item in items:
+        pattern, _, text = item.rpartition("=")
+        values = _parse_values(text, parse)
+        targets = resolve_patterns([pattern], names, "--p") if pattern else list(names)
+        if len(values) == 1:
+            values = values * len(targets)
+        if len(values) != len(targets):
+            raise InputError(
+                f"--p lists {len(values)} values for {len(targets)} weights on the sphere",
+                f"give one for each of: {', '.join(targets)}",
+            )
+        exponents |= dict(zip(targets, values, strict=True))
+    return {name: choose(name) if p is None else p for name, p in exponents.items()}
+
+
+def _parse_values(text: str, parse: Callable[[str], float]) -> list[float | None]:
+    """Read ``auto``, ``1.2`` or ``1.2*4,1.07`` (four times 1.2, then 1.07); None is auto."""
+    values: list[float | None] = []
+    for part in text.split(","):
+        value, star, times = part.strip().partition("*")
+        try:
+            count = int(times) if star else 1
+            if count < 1:
+                raise ValueError
+            values += [None if value.strip() == AUTO else parse(value)] * count
+        except InputError:
+            raise
+        except ValueError:
+            raise InputError(
+                f"--p {text!r} is not understood",
+                "write --p 1.15, --p auto, --p 'fc*=1.15', or a list --p '1.2*4,1.07*13'",
+            ) from None
+    return values
 
 
 def _parse_p(text: str) -> float:

@@ -1,4 +1,11 @@
-"""How a network's weights were spread before training: what an artefact remembers of it."""
+"""Histograms of weights: zoomed in where a few outliers leave no room, and kept in artifacts.
+
+One weight at 40 beside others within ±0.2 puts all of these into one bin. So the range is narrowed
+to the fewest bins that leave out next to nothing, and the weights in it are counted again; how many
+lie outside is a number, and said in words.
+
+An artifact keeps such a histogram of every weight as it was before training.
+"""
 
 from __future__ import annotations
 
@@ -20,57 +27,19 @@ if TYPE_CHECKING:
 
     from lpss_cli.sparsity.prunable import Weight
 
-
-def of_model(model: nn.Module) -> dict[str, Any]:
-    """Return name → ends and counts of each prunable weight, in plain containers.
-
-    A few hundred bytes a layer; a weight of zeros alone is left out.
-    """
-    from lpss_cli.sparsity.prunable import prunable_weights
-
-    found = {name: _of_weight(name, weight) for name, weight in prunable_weights(model).items()}
-    return {name: one for name, one in found.items() if one is not None}
-
-
-def _of_weight(name: str, weight: Weight) -> dict[str, Any] | None:
-    whole = measure(name, weight.tensor, weight.row_dim or 0).survivors
-    if whole is None:
-        return None
-    one = zoomed_histogram(whole, lambda: weight.tensor)
-    near = {"low": one.low, "high": one.high, "counts": list(one.counts)}
-    return near if one.ends is None else near | {"outside": one.outside, "ends": list(one.ends)}
-
-
-def of_record(record: Mapping[str, Any]) -> dict[str, ZoomedHistogram]:
-    """Return how each weight was spread, by name, from a checked record; none of older ones."""
-    return {name: _read(one) for name, one in (record.get(HISTOGRAMS) or {}).items()}
-
-
-def _read(one: Mapping[str, Any]) -> ZoomedHistogram:
-    ends = tuple(one["ends"]) if "ends" in one else None
-    near = one["low"], one["high"], tuple(one["counts"])
-    return ZoomedHistogram(*near, outside=one.get("outside", 0), ends=ends)
-
-
-# MERGED: A histogram of most of a layer's weights, where a few far ones leave no room for the rest.
-# MERGED: One weight at 40 beside others within ±0.2 puts all of these into one bin. So the range
-# MERGED: is narrowed
-# MERGED: to the fewest bins that leave out next to nothing, and counted anew; what lies further
-# MERGED: out is a
-# MERGED: number, and said in words.
-# Narrowed is what has room for this many times the bins.
-_TIMES = 4
+# A narrowed range leaves room for at least this many times its bins.
+_ZOOM = 4
 
 
 @dataclass(frozen=True)
 class ZoomedHistogram(WeightHistogram):
-    """The weights of a layer that are not zero, the far ones left out.
+    """The nonzero weights of a layer without outliers.
 
     Attributes:
-        low, high, counts: of those that are near each other.
-        centroids: of all.
-        outside: how many lie further out.
-        ends: the smallest and the largest of all; None where none lies further out.
+        low, high, counts: of the weights that are not outliers.
+        centroids: of all weights.
+        outside: number of outliers.
+        ends: the smallest and the largest of all weights; None where there are no outliers.
     """
 
     outside: int = 0
@@ -78,78 +47,112 @@ class ZoomedHistogram(WeightHistogram):
 
 
 def zoomed_histogram(
-    whole: WeightHistogram, weight: Callable[[], Tensor | Array]
+    histogram: WeightHistogram, weight: Callable[[], Tensor | Array]
 ) -> ZoomedHistogram:
-    """Look closer at a layer, if that needs no more than one in a hundred weights left out.
+    """Zoom in, if that leaves out at most one weight in a hundred.
 
     Args:
-        whole: how all weights are spread, in bins of the same width.
-        weight: gives the values they are from; called only where there are far ones.
+        histogram: of all nonzero weights of a layer.
+        weight: returns the values; called only if there are outliers.
 
     Returns:
-        Most of them on an axis of at most a quarter of the length, or all of them.
+        Most weights on an axis of at most a quarter of the length, or all of them.
     """
-    total, near = sum(whole.counts), ZoomedHistogram(**vars(whole))
-    # A layer of twenty weights may have one far one.
-    most = max(total // 100, min(1, total // 20))
+    total, zoomed = sum(histogram.counts), ZoomedHistogram(**vars(histogram))
+    # A layer of twenty weights may have one outlier.
+    max_outside = max(total // 100, min(1, total // 20))
     values = None
-    while (window := _window(near.counts, most - near.outside)) is not None:
-        width = (near.high - near.low) / len(near.counts)
-        low, high = (near.low + end * width for end in window)
+    while (window := _window(zoomed.counts, max_outside - zoomed.outside)) is not None:
+        width = (zoomed.high - zoomed.low) / len(zoomed.counts)
+        low, high = (zoomed.low + end * width for end in window)
         values = arrays.to_numpy(weight()) if values is None else values
-        closer = _counted(values, low, high, len(near.counts))
-        if closer is None:
+        recounted = _count(values, low, high, len(zoomed.counts))
+        if recounted is None:
             break
-        outside = total - sum(closer.counts)
-        if not near.outside < outside <= most:
-            break  # the last bits of an edge
-        ends = whole.low, whole.high
-        near = ZoomedHistogram(
-            closer.low, closer.high, closer.counts, whole.centroids, outside, ends
+        outside = total - sum(recounted.counts)
+        if not zoomed.outside < outside <= max_outside:
+            break  # an edge fell on the other side of a weight by rounding
+        ends = histogram.low, histogram.high
+        zoomed = ZoomedHistogram(
+            recounted.low, recounted.high, recounted.counts, histogram.centroids, outside, ends
         )
-    return near
+    return zoomed
 
 
-def _window(counts: tuple[int, ...], most: int) -> tuple[int, int] | None:
-    """Return the first bin and the end of the fewest that leave out at most so many weights.
+def _window(counts: tuple[int, ...], max_outside: int) -> tuple[int, int] | None:
+    """Return the first bin and the end of the fewest bins that leave out at most so many weights.
 
-    None where these are more than a quarter of all: there is no need to look closer.
+    None where these are more than a quarter of all bins, so that there is no need to zoom in, and
+    where they leave out none.
     """
-    before = [0, *accumulate(counts)]
-    needed = before[-1] - most
-    for length in range(1, len(counts) // _TIMES + 1):
+    cumulative = [0, *accumulate(counts)]
+    needed = cumulative[-1] - max_outside
+    for length in range(1, len(counts) // _ZOOM + 1):
         starts = range(len(counts) - length + 1)
-        start = max(starts, key=lambda i: before[i + length] - before[i])
-        found = before[start + length] - before[start]
-        if needed <= found < before[-1]:
+        start = max(starts, key=lambda i: cumulative[i + length] - cumulative[i])
+        inside = cumulative[start + length] - cumulative[start]
+        if needed <= inside < cumulative[-1]:
             return start, start + length
     return None
 
 
-def _counted(values: Array, low: float, high: float, bins: int) -> WeightHistogram | None:
-    """Count anew what is from ``low`` to ``high``, from the least of it to the largest."""
-    ends = [(float(near.min()), float(near.max())) for near in _between(values, low, high)]
-    if not ends:
+def _count(values: Array, low: float, high: float, bins: int) -> WeightHistogram | None:
+    """Return a histogram of the nonzero values from ``low`` to ``high``, between their extremes.
+
+    None where there are no such values.
+    """
+    extremes = [(float(part.min()), float(part.max())) for part in _between(values, low, high)]
+    if not extremes:
         return None
-    low, high = min(least for least, _ in ends), max(largest for _, largest in ends)
+    low, high = min(least for least, _ in extremes), max(largest for _, largest in extremes)
     edges = np.linspace(low, high, bins + 1, dtype=np.float32)
-    edges[-1] = math.inf  # the largest belongs to the last bin
+    edges[-1] = math.inf  # the largest value belongs to the last bin
     counts = np.zeros(bins, np.int64)
-    for near in _between(values, low, high):
-        place = np.searchsorted(edges, near, side="right") - 1
-        counts += np.bincount(place.clip(0, bins - 1), minlength=bins)
+    for part in _between(values, low, high):
+        indices = np.searchsorted(edges, part, side="right") - 1
+        counts += np.bincount(indices.clip(0, bins - 1), minlength=bins)
     if low == high:
-        counts = counts[::-1]  # what is all the same lies in the first bin
+        counts = counts[::-1]  # equal values lie in the first bin
     return WeightHistogram(low, high, tuple(counts.tolist()))
 
 
 def _between(values: Array, low: float, high: float) -> Iterator[Array]:
-    """Yield the values from ``low`` to ``high`` that are not zero, in float32, some at a time.
-
-    What is not finite is not between.
-    """
+    """Yield the finite nonzero values from ``low`` to ``high``, in float32, block by block."""
     for block in arrays.row_blocks(values.reshape(-1, 1)):
-        short = arrays.finite_or_zero(block)
-        near = short[(short >= low) & (short <= high) & (short != 0)]
-        if len(near):
-            yield near
+        finite = arrays.finite_or_zero(block)
+        inside = finite[(finite >= low) & (finite <= high) & (finite != 0)]
+        if len(inside):
+            yield inside
+
+
+def of_model(model: nn.Module) -> dict[str, Any]:
+    """Return name → histogram of each prunable weight, as an artifact keeps it.
+
+    A few hundred bytes per layer in plain containers; weights of zeros alone are left out.
+    """
+    from lpss_cli.sparsity.prunable import prunable_weights
+
+    entries = {name: _to_entry(name, weight) for name, weight in prunable_weights(model).items()}
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def _to_entry(name: str, weight: Weight) -> dict[str, Any] | None:
+    histogram = measure(name, weight.tensor, weight.row_dim or 0).survivors
+    if histogram is None:
+        return None
+    zoomed = zoomed_histogram(histogram, lambda: weight.tensor)
+    entry = {"low": zoomed.low, "high": zoomed.high, "counts": list(zoomed.counts)}
+    if zoomed.ends is None:
+        return entry
+    return entry | {"outside": zoomed.outside, "ends": list(zoomed.ends)}
+
+
+def of_record(record: Mapping[str, Any]) -> dict[str, ZoomedHistogram]:
+    """Return the histograms of a checked record by name; records of older versions have none."""
+    return {name: _from_entry(entry) for name, entry in (record.get(HISTOGRAMS) or {}).items()}
+
+
+def _from_entry(entry: Mapping[str, Any]) -> ZoomedHistogram:
+    ends = tuple(entry["ends"]) if "ends" in entry else None
+    inside = entry["low"], entry["high"], tuple(entry["counts"])
+    return ZoomedHistogram(*inside, outside=entry.get("outside", 0), ends=ends)

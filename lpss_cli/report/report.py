@@ -1,4 +1,4 @@
-"""From a checkpoint to numbers: zeros, sparsity and Hoyer's measure, layer by layer."""
+"""A checkpoint in numbers: zeros, sparsity and Hoyer's measure, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lpss_cli.checkpoints.loading import Checkpoint, browse
 from lpss_cli.checkpoints.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.report.layers import Layer, measure
 from lpss_cli.report.sizes import Size, bound_of, whole_bound
+from lpss_cli.sparsity import layer_info
 from lpss_cli.sparsity.patterns import bias_names, prunable_names
 from lpss_cli.utils.arrays import count_non_finite
 
@@ -24,12 +25,18 @@ if TYPE_CHECKING:
 class Report:
     """One checkpoint in numbers.
 
-    ``parameters`` and ``file_bytes`` count everything in it, tied tensors once; ``not_finite`` is
-    name → number of entries that are NaN or infinite, of every tensor that has some.
-    ``bound_bytes`` is the information bound (``sizes.bound``) with values of type
-    ``bound_values``: those of a packed file, else the ones that are packed by default.
-    ``live`` is what removing dead units saves, ``sizes`` and ``latency`` are those of its files;
-    ``weighing`` adds them.
+    Attributes:
+        path: of the file, or the name of a model in memory.
+        layers: the prunable weights.
+        parameters: number of entries of all tensors, tied ones counted once.
+        file_bytes: size of the file.
+        meta: the record of the training, without what it says about layers.
+        kind: kind of the file, for people.
+        bound_bytes: the information bound (``sizes.bound``).
+        bound_values: type of the values that it assumes: that of a packed file, else the default.
+        not_finite: name → number of entries that are NaN or infinite, of tensors that have some.
+        live: what removing dead units saves, if that is known; ``jobs.report`` adds it.
+        sizes, latency: of the files that can be written, where they were measured.
     """
 
     path: str
@@ -46,24 +53,24 @@ class Report:
     latency: tuple[Latency, ...] = ()
 
     def live_shape(self, layer: Layer) -> tuple[int, ...] | None:
-        """Return the shape of a layer's weight without dead units; None where it is not known."""
+        """Return the shape of a layer's weight without dead units; None where it is unknown."""
         if self.live is None:
             return None
         return {f"{x.name}.weight": x.shape for x in self.live.after}.get(layer.name)
 
     @property
     def weights(self) -> int:
-        """Prunable weights of all layers."""
+        """Number of prunable weights of all layers."""
         return sum(layer.weights for layer in self.layers)
 
     @property
     def zeros(self) -> int:
-        """Zeros among them."""
+        """Number of zeros among them."""
         return sum(layer.zeros for layer in self.layers)
 
     @property
     def dead(self) -> int:
-        """Neurons without a weight."""
+        """Number of neurons whose weights are all zero."""
         return sum(layer.dead for layer in self.layers)
 
     @property
@@ -79,7 +86,7 @@ class Report:
 
     @property
     def hoyer(self) -> float | None:
-        """Mean of the layers' Hoyer, weighted by their number of weights."""
+        """Mean Hoyer sparsity of the layers, weighted by their number of weights."""
         known = [(layer.hoyer, layer.weights) for layer in self.layers if layer.hoyer is not None]
         total = sum(n for _, n in known)
         return sum(h * n for h, n in known) / total if total else None
@@ -99,7 +106,7 @@ class Report:
             "hoyer": self.hoyer,
             "dead": self.dead,
             "not_finite": self.not_finite,
-            "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
+            "layers": [{**layer.to_dict(), "sparsity": layer.sparsity} for layer in self.layers],
             "live": self.live and self.live.to_dict(),
             "sizes": [size.to_dict() for size in self.sizes],
             "latency": [asdict(time) for time in self.latency],
@@ -108,57 +115,57 @@ class Report:
 
 
 def report(source: Path | Checkpoint) -> Report:
-    """Measure a checkpoint of any accepted kind; the network's code is not needed.
+    """Measure a checkpoint of any accepted kind; the code of the network is not needed.
 
-    Which weights count comes from the artefact; for other files it is guessed from names and
-    shapes (``forms.prunable_names``).
+    An artifact lists its prunable weights; for other files they are guessed from names and shapes
+    (``patterns.prunable_names``).
 
     Raises:
         InputError: the file cannot be read.
     """
     checkpoint = source if isinstance(source, Checkpoint) else browse(source)
-    forms, meta = checkpoint.forms, checkpoint.meta
-    facts = _facts(checkpoint)
-    row_dims = {name: fact.get("row_dim") or 0 for name, fact in facts.items() if name in forms}
+    specs = checkpoint.forms
+    infos = _layer_infos(checkpoint)
+    row_dims = {name: info.get("row_dim") or 0 for name, info in infos.items() if name in specs}
     values = packed_values(checkpoint)
     layers: dict[str, Layer] = {}
-    broken: dict[str, int] = {}
-    biases = set(bias_names(forms, row_dims))
+    not_finite: dict[str, int] = {}
+    biases = set(bias_names(specs, row_dims))
     bound = 0.0
-    for name, form in forms.items():
-        # Once each, and one at a time: it may be read from the file only now.
+    for name, spec in specs.items():
+        # Each tensor once, and one at a time: it may be read from the file only now.
         array = checkpoint.array(name)
         if name in row_dims:
-            layer = layers[name] = measure(name, array, row_dims[name], facts[name])
-            bad = layer.not_finite
-            bound += bound_of(form, layer.weights - layer.zeros, values)
+            layer = layers[name] = measure(name, array, row_dims[name], infos[name])
+            count = layer.not_finite
+            bound += bound_of(spec, layer.weights - layer.zeros, values)
         else:
-            bad = count_non_finite(array)
-            bound += whole_bound(form, values, bias=name in biases)
-        del array  # before the next one is there
-        if bad:
-            broken[name] = bad
+            count = count_non_finite(array)
+            bound += whole_bound(spec, values, bias=name in biases)
+        del array  # free it before the next one is read
+        if count:
+            not_finite[name] = count
     return Report(
         path=str(checkpoint.path),
         layers=[layers[name] for name in row_dims],
-        parameters=sum(forms[name].numel() for name in _own_names(checkpoint)),
+        parameters=sum(specs[name].numel() for name in _untied_names(checkpoint)),
         file_bytes=checkpoint.file_bytes,
-        meta={k: v for k, v in meta.items() if k != "weights"},
+        meta={k: v for k, v in checkpoint.meta.items() if k != "weights"},
         kind=checkpoint.kind,
         bound_bytes=bound,
         bound_values=values,
-        not_finite=broken,
+        not_finite=not_finite,
     )
 
 
 def packed_values(checkpoint: Checkpoint) -> str:
-    """Return the type of a packed file's values; the default one where the file names none."""
-    told = checkpoint.about.get("values") if checkpoint.kind == "pack" else None
-    return told if isinstance(told, str) and told in CHOICES else DEFAULT_VALUES
+    """Return the type of the values in a packed file; the default where the file names none."""
+    values = checkpoint.about.get("values") if checkpoint.kind == "pack" else None
+    return values if isinstance(values, str) and values in CHOICES else DEFAULT_VALUES
 
 
-def _own_names(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of all tensors, tied ones once; a streamed file has no tied ones."""
+def _untied_names(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of all tensors, of tied ones the first; a streamed file has none."""
     if checkpoint.stream is not None:
         return list(checkpoint.stream)
     from lpss_cli.sparsity.prunable import without_tied
@@ -167,7 +174,7 @@ def _own_names(checkpoint: Checkpoint) -> list[str]:
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
-    """Return a checkpoint's prunable weights: as the artefact lists them, else guessed.
+    """Return the prunable weights of a checkpoint: as the artifact lists them, else guessed.
 
     Args:
         checkpoint: one that is not streamed.
@@ -175,20 +182,26 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
     from lpss_cli.sparsity.prunable import Weight
 
     return {
-        name: Weight(name, checkpoint.state_dict[name], fact.get("row_dim", 0))
-        for name, fact in _facts(checkpoint).items()
+        name: Weight(name, checkpoint.state_dict[name], info.get("row_dim", 0))
+        for name, info in _layer_infos(checkpoint).items()
         if name in checkpoint.state_dict
     }
 
 
-def exponents_of(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return p of each weight that was trained on a sphere, by name."""
-    return {name: fact["p"] for name, fact in _facts(checkpoint).items() if "p" in fact}
+def exported_facts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Return what exported files carry of what a method noted: its name → weight → value."""
+    infos = _layer_infos(checkpoint)
+    return {
+        fact: {name: info[fact] for name, info in infos.items() if fact in info}
+        for fact, declared in layer_info.facts().items()
+        if declared.exported and any(fact in info for info in infos.values())
+    }
 
 
-def _facts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+def _layer_infos(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Return what is noted about the prunable weights: name → info, empty for other files."""
     listed = checkpoint.meta.get("weights")
     if isinstance(listed, dict):
         return listed
-    forms = checkpoint.forms
-    return {n: {} for n in prunable_names({name: forms[name] for name in _own_names(checkpoint)})}
+    specs = checkpoint.forms
+    return {n: {} for n in prunable_names({n: specs[n] for n in _untied_names(checkpoint)})}

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lpss_cli.errors import InputError, nearest
+from lpss_cli.sparsity import layer_info
+from lpss_cli.sparsity.layer_info import LayerColumn as LayerColumn  # for the files of methods
+from lpss_cli.sparsity.layer_info import LayerFact as LayerFact
 from lpss_cli.sparsity.schedules import warmup_cosine
 from lpss_cli.utils import options as declarations
 from lpss_cli.utils.options import Option
@@ -81,10 +83,19 @@ class Method:
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     #: Shared options that mean nothing to this method: it has no such flags.
     ignores: ClassVar[tuple[str, ...]] = ()
+    #: What the method notes about layers in ``run.layer_info``.
+    layer_facts: ClassVar[tuple[LayerFact, ...]] = ()
+    #: Columns that follow from it, in reports and in ``lpss plan``.
+    layer_columns: ClassVar[tuple[LayerColumn, ...]] = ()
+    plan_columns: ClassVar[tuple[LayerColumn, ...]] = ()
+    #: Options that change a plan.
+    plan_options: ClassVar[tuple[str, ...]] = ("ranking",)
     registry: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own = cls.__dict__  # what is inherited has been declared
+        layer_info.declare(own.get("layer_facts", ()), own.get("layer_columns", ()))
         if "name" in cls.__dict__:  # a nameless class is a base for others
             if cls.name in Method.registry:
                 raise TypeError(f"there are two methods called {cls.name!r}")
@@ -96,6 +107,29 @@ class Method:
         if begin > end and "begin" not in self.ignores:
             what = f"--begin {begin:g} comes after --end {end:g}"
             raise InputError(what, "give a smaller --begin")
+
+    def plan_layers(
+        self,
+        fan_ins: Mapping[str, int | None],
+        targets: Mapping[str, float],
+        hoyer: float | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Return what would be noted about layers before the first step, for ``lpss plan``.
+
+        Args:
+            fan_ins: name → entries of one row, in layer order; None where rows are not simple
+                slices.
+            targets: name → target sparsity of the layer.
+            hoyer: desired Hoyer sparsity of every layer without pruning, if any.
+
+        Raises:
+            InputError: the method cannot steer the Hoyer sparsity, or not to this value.
+        """
+        if hoyer is not None:
+            raise InputError(
+                f"the method {self.name!r} does not steer the Hoyer sparsity", "leave --hoyer out"
+            )
+        return {}
 
     def prepare(self, run: RunState) -> None:
         """Set initial masks or weights, before the optimizer exists."""
@@ -143,9 +177,7 @@ class Method:
 @cache
 def registry() -> dict[str, type[Method]]:
     """All methods by name: one from every module of ``lpss_cli.methods``."""
-    package = importlib.import_module("lpss_cli.methods")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"lpss_cli.methods.{module.name}")
+    importlib.import_module("lpss_cli.methods")  # each of its modules registers its method
     return dict(sorted(Method.registry.items()))
 
 
@@ -177,8 +209,22 @@ def get(name: str) -> type[Method]:
     return registry()[name]
 
 
+def aliases() -> dict[str, str]:
+    """Return the other keys that options of any method are known by → their keys."""
+    return {alias: item.key for item in all_options().values() for alias in item.aliases}
+
+
+def texts(value: float | str | Sequence[float | str]) -> tuple[str, ...]:
+    """Return a number, a text or several of them as an option of many texts takes them."""
+    return (str(value),) if isinstance(value, (int, float, str)) else tuple(map(str, value))
+
+
 def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     """Build a method from its name and the options that were given.
+
+    Args:
+        name: of the method.
+        options: by name or alias; where an option takes many texts, one will do, and numbers too.
 
     Raises:
         InputError: unknown method, an option it does not have, or a value out of range.
@@ -199,4 +245,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
             if owners
             else nearest(key, tuple(sorted(names))),
         )
-    return cls(cls.Config(**{names[key]: value for key, value in options.items()}))
+    several = {item.key for item in options_of(cls) if item.kind == tuple[str, ...]}
+    values: dict[str, Any] = {
+        names[key]: texts(value) if key in several else value for key, value in options.items()
+    }
+    return cls(cls.Config(**values))

@@ -12,6 +12,7 @@ from lpss_cli.cli.context import Typed
 from lpss_cli.cli.parser import with_options
 from lpss_cli.data.spec import DataSpec
 from lpss_cli.jobs.config import NetworkOptions, PlanOptions
+from lpss_cli.training import method as methods
 from lpss_cli.training.options import TrainingOptions
 from lpss_cli.utils.options import only
 
@@ -21,7 +22,7 @@ from lpss_cli.utils.options import only
     only(TrainingOptions, "sparsity", "layers", "skip"),
     only(NetworkOptions, "arch", "data", "trust_pickle"),
     only(DataSpec, "data_dir", "target", "drop", "image_size"),
-    method_options=("p", "off_sphere", "ranking"),
+    method_options=methods.get(methods.DEFAULT).plan_options,
 )
 def plan(
     out: Out,

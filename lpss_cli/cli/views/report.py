@@ -1,10 +1,11 @@
-"""A report and a plan, layer by layer."""
+"""Tables of reports and plans, layer by layer."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
@@ -13,15 +14,14 @@ from rich.table import Table
 from lpss_cli.cli.console import metric, name_column, number, plain, share, size
 from lpss_cli.cli.views.export import NO_SKIPPING, times_table
 from lpss_cli.cli.views.files import size_table
+from lpss_cli.sparsity import layer_info
 
 if TYPE_CHECKING:
-    from lpss_cli.jobs.plan import Plan
+    from lpss_cli.jobs.plan import LayerPlan, Plan
     from lpss_cli.report.flops import Savings
     from lpss_cli.report.layers import Layer
     from lpss_cli.report.report import Report
-
-# Columns that a narrow terminal goes without, the least missed first.
-_DISPENSABLE = ("shape", "live shape", "weights", "zeros", "predicted", "dead", "p")
+    from lpss_cli.sparsity.layer_info import LayerColumn
 
 
 def warnings(report: Report) -> list[str]:
@@ -45,21 +45,26 @@ def layer_table(report: Report, width: int) -> Table:
         "sparsity": (share(report.sparsity), lambda layer: share(layer.sparsity)),
         "Hoyer": (number(report.hoyer), lambda layer: number(layer.hoyer)),
         "dead": (f"{report.dead:,}", lambda layer: f"{layer.dead:,}"),
-        "p": ("", lambda layer: "-" if layer.p is None else f"{layer.p:.4g}"),
-        "predicted": (_error(report), _prediction),
     }
+    declared = _shown_columns(report)
+    for column in declared:
+        columns[column.heading] = _mean_error(report, column), partial(_number, column)
+    # Columns that a narrow terminal goes without, the least missed first.
+    dispensable = [
+        *("shape", "live shape", "weights", "zeros"),
+        *(column.heading for column in declared if column.predicts),
+        "dead",
+        *(column.heading for column in declared if not column.predicts),
+    ]
     if report.live is None or not report.live.changed:
         del columns["live shape"]
-    for name in ("p", "predicted"):
-        if all(getattr(layer, name) is None for layer in report.layers):
-            del columns[name]
     widths = {
         name: 3 + max(len(name), len(footer), *(len(cell(layer)) for layer in report.layers), 0)
         for name, (footer, cell) in columns.items()
     }
     cells = name_column([layer.name for layer in report.layers])
     room = width - 4 - max(len("all prunable"), *(cell_len(shown.name) for shown in cells), 0)
-    for name in _DISPENSABLE:
+    for name in dispensable:
         if sum(widths.values()) > room and name in columns:
             del columns[name], widths[name]
     table = Table(
@@ -74,25 +79,51 @@ def layer_table(report: Report, width: int) -> Table:
     return table
 
 
-def _prediction(layer: Layer) -> str:
-    """Predicted Hoyer, and how far the measured one lies from it."""
-    if layer.predicted is None or layer.hoyer is None:
-        return "-"
-    return f"{layer.predicted:.3f} {layer.hoyer - layer.predicted:+.3f}"
-
-
-def _error(report: Report) -> str:
-    errors = [
-        abs(layer.hoyer - layer.predicted)
-        for layer in report.layers
-        if layer.hoyer is not None and layer.predicted is not None
+def _shown_columns(report: Report) -> list[LayerColumn]:
+    """Return the columns of methods in which any layer has a number."""
+    return [
+        column
+        for column in layer_info.columns().values()
+        if any(layer.columns.get(column.name) is not None for layer in report.layers)
     ]
-    return f"mean |err| {sum(errors) / len(errors):.3f}" if errors else ""
+
+
+def _number(column: LayerColumn, layer: Layer) -> str:
+    """Return what a method's column says of a layer; of a prediction, the error of it too."""
+    value = layer.columns.get(column.name)
+    if not column.predicts:
+        return column.text(value)
+    measured = getattr(layer, column.predicts)
+    if value is None or measured is None:
+        return "-"
+    return f"{column.text(value)} {measured - value:+{column.format}}"
+
+
+def _mean_error(report: Report, column: LayerColumn) -> str:
+    """Return the footer of a method's column: how far predictions lie off; empty for others."""
+    pairs = [
+        (layer.columns.get(column.name), getattr(layer, column.predicts))
+        for layer in report.layers
+        if column.predicts
+    ]
+    errors = [abs(measured - value) for value, measured in pairs if None not in (value, measured)]
+    return f"mean |err| {sum(errors) / len(errors):{column.format}}" if errors else ""
 
 
 def plan_table(plan: Plan, width: int) -> Table:
-    """Lay out a plan layer by layer; what only researchers ask for where the width allows it."""
+    """Lay out a plan layer by layer; minor columns are there where the width allows it."""
     wide = width >= max(len(layer.name) for layer in plan.layers) + 80
+    columns: dict[str, tuple[str, Callable[[LayerPlan], str]]] = {}
+    if wide:
+        columns["weights"] = f"{plan.weights:,}", lambda layer: f"{layer.weights:,}"
+    columns["fan-in"] = "", lambda x: "-" if x.fan_in is None else f"{x.fan_in:,}"
+    columns |= _plan_columns(plan, wide, at_target=False)
+    columns["kept"] = f"{plan.kept:,}", lambda layer: f"{layer.kept:,}"
+    columns["sparsity"] = (
+        share(1 - plan.kept / plan.weights),
+        lambda layer: share(1 - layer.kept / layer.weights),
+    )
+    columns |= _plan_columns(plan, wide, at_target=True)
     table = Table(
         title=f"{plain(plan.source)} at {share(plan.sparsity)} zeros, ranking {plan.ranking}",
         title_justify="left",
@@ -100,30 +131,26 @@ def plan_table(plan: Plan, width: int) -> Table:
         show_footer=True,
     )
     table.add_column("layer", "all prunable", overflow="fold", min_width=8)
-    for name, footer in {
-        **({"weights": f"{plan.weights:,}"} if wide else {}),
-        "fan-in": "",
-        "p": "",
-        "Hoyer": "",
-        **({"n → ∞": ""} if wide else {}),
-        "kept": f"{plan.kept:,}",
-        "sparsity": share(1 - plan.kept / plan.weights),
-        "Hoyer then": "",
-    }.items():
+    for name, (footer, _) in columns.items():
         table.add_column(name, footer, justify="right", no_wrap=True)
     for layer, shown in zip(plan.layers, name_column([x.name for x in plan.layers]), strict=True):
-        table.add_row(
-            shown,
-            *([f"{layer.weights:,}"] if wide else []),
-            "-" if layer.fan_in is None else f"{layer.fan_in:,}",
-            "-" if layer.p is None else f"{layer.p:.4g}",
-            number(layer.hoyer),
-            *([number(layer.hoyer_limit)] if wide else []),
-            f"{layer.kept:,}",
-            share(1 - layer.kept / layer.weights),
-            number(layer.hoyer_at_target),
-        )
+        table.add_row(shown, *(cell(layer) for _, cell in columns.values()))
     return table
+
+
+def _plan_columns(
+    plan: Plan, wide: bool, *, at_target: bool
+) -> dict[str, tuple[str, Callable[[LayerPlan], str]]]:
+    """Return heading → footer and cells, of the method's columns before or after pruning."""
+
+    def cell(column: LayerColumn, layer: LayerPlan) -> str:
+        return column.text(getattr(layer, column.name))
+
+    return {
+        column.heading: ("", partial(cell, column))
+        for column in plan.columns
+        if column.at_target == at_target and (wide or not column.minor)
+    }
 
 
 def origin_table(report: Report) -> Table:
@@ -210,7 +237,8 @@ def csv_text(reports: Sequence[Report]) -> str:
     """Return the layers of all reports as CSV, one row a layer."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = ("name", "shape", "weights", "zeros", "sparsity", "hoyer", "dead", "p", "predicted")
+    counted = ("name", "shape", "weights", "zeros", "sparsity", "hoyer", "dead")
+    names = (*counted, *layer_info.columns())
     writer.writerow(("file", *names))
     for report in reports:
         for layer in report.layers:
