@@ -147,7 +147,7 @@ def export_file(
     with contextlib.ExitStack() as held:
         for to in (*targets.values(), *beside):
             held.enter_context(output(to, force=request.force, option=_OPTION))
-            check_space(to, artifact.size(checkpoint.state_dict), _OPTION)
+            check_space(to, artifact.estimated_bytes(checkpoint.state_dict), _OPTION)
         written = _export(checkpoint, request, targets, options, callback)
     return sorted(written, key=lambda file: formats.index(file.kind))
 
@@ -203,7 +203,7 @@ def _restored(
 def _sealed(checkpoint: Checkpoint) -> Checkpoint:
     """Put the manifest into the record that a file of tensors alone will hold."""
     # The history stays in the artefact, and so do the weights that training began from.
-    kept = metadata.exported(checkpoint.meta)
+    kept = metadata.for_export(checkpoint.meta)
     parts = {"state_dict": checkpoint.state_dict, "init": None}
     return replace(checkpoint, meta=digest.seal(kept, parts))
 

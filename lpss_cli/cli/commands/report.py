@@ -98,10 +98,10 @@ def _measured(
     """Read and measure every file; what its files would cost only where it was asked for."""
     from lpss_cli.checkpoints.identify import introduce
     from lpss_cli.checkpoints.loading import browse
-    from lpss_cli.checkpoints.safetensors_file import streams
+    from lpss_cli.checkpoints.safetensors_file import can_stream
     from lpss_cli.report.report import report as measure
 
-    if sizes or not all(map(streams, paths)):
+    if sizes or not all(map(can_stream, paths)):
         run.load_torch()
     checkpoints = [browse(path, trust_pickle=values["trust_pickle"]) for path in paths]
     # Where files are measured too, their export says the same.

@@ -56,7 +56,7 @@ def render(pages: Sequence[tuple[Report, Values]]) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("lpss_cli", "pages"),
+        loader=PackageLoader("lpss_cli.report.html", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
