@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lpss_cli.errors import InputError
 
-#: First bytes of a packed file, see docs/format.md.
+#: First bytes of a packed file, see docs/format.md. The first one is not text, and those at the end
+#: are what a transfer as text would change.
 PACK_MAGIC = b"\x93LPSS\r\n\x1a"
 #: First bytes of a zip archive, which is what ``torch.save`` writes.
 ZIP_MAGIC = b"PK\x03\x04"

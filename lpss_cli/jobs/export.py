@@ -17,7 +17,7 @@ from lpss_cli.checkpoints import artifact, metadata
 from lpss_cli.checkpoints.load_weights import load_into, refuse_not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.checkpoints.packed import CHOICES, DEFAULT_VALUES
-from lpss_cli.checkpoints.packed import check as check_packable
+from lpss_cli.checkpoints.packed import check_packable
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, nearest, one_line
 from lpss_cli.export.compaction.compact import dead_ends
