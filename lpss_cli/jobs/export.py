@@ -16,15 +16,15 @@ from torch import nn
 from lpss_cli.checkpoints import artifact, metadata
 from lpss_cli.checkpoints.load_weights import load_into, refuse_not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, read
-from lpss_cli.checkpoints.packed import CHOICES, DEFAULT_VALUES
-from lpss_cli.checkpoints.packed import check_packable
+from lpss_cli.checkpoints.packed import CHOICES, DEFAULT_VALUES, check_packable
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, nearest, one_line
-from lpss_cli.export.compaction.compact import dead_ends
+from lpss_cli.export.compaction.compact import redundant_weights
 from lpss_cli.export.onnx.pipeline import OnnxOptions, write_onnx
-from lpss_cli.export.onnx.pipeline import targets as onnx_targets
-from lpss_cli.export.pack import Trial, export_pack
-from lpss_cli.export.safetensors import FORMATS, Exported, export_safetensors
+from lpss_cli.export.onnx.pipeline import output_paths as onnx_paths
+from lpss_cli.export.pack import Reference, export_pack
+from lpss_cli.export.result import FORMATS, ExportedFile
+from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import restore
 from lpss_cli.jobs.training_job import JobCallback
@@ -61,7 +61,7 @@ def clean(checkpoint: Checkpoint, model: nn.Module, data: Data) -> tuple[Checkpo
         RunError: the network names its tensors otherwise than the file.
     """
     example = next(iter(data.test.batches(_COMPARED)))[0]
-    found = dead_ends(model, example)
+    found = redundant_weights(model, example)
     if found.keys() - checkpoint.state_dict.keys():
         raise RunError(
             f"the network of {checkpoint.path} names its weights otherwise than the file",
@@ -119,7 +119,7 @@ def export_file(
     options: Options | None = None,
     directory: Path | None = None,
     callback: JobCallback | None = None,
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write a checkpoint in other formats beside it, each file read back and compared.
 
     Args:
@@ -143,7 +143,7 @@ def export_file(
     targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
     if not targets:
         raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
-    beside = onnx_targets(targets["onnx"], options.onnx)[1:] if "onnx" in targets else []
+    beside = onnx_paths(targets["onnx"], options.onnx)[1:] if "onnx" in targets else []
     with contextlib.ExitStack() as held:
         for to in (*targets.values(), *beside):
             held.enter_context(output(to, force=request.force, option=_OPTION))
@@ -158,7 +158,7 @@ def _export(
     targets: Mapping[str, Path],
     options: Options,
     callback: JobCallback,
-) -> list[Exported]:
+) -> list[ExportedFile]:
     # Everything that can be refused is, before the first file is written.
     if "pack" in targets:
         refuse_not_finite(checkpoint.state_dict, checkpoint.path)
@@ -168,7 +168,7 @@ def _export(
     if options.clean and restored is not None:
         checkpoint, count = clean(checkpoint, restored[0], restored[2])
         callback.on_note(f"{count:,} more weights are zero: they reached no output")
-    written: list[Exported] = []
+    written: list[ExportedFile] = []
     if restored is not None and "onnx" in targets:
         model, _, data = restored
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
@@ -176,8 +176,9 @@ def _export(
     if "safetensors" in targets:
         written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
     if "pack" in targets:
-        trial = restored and Trial(restored[0], restored[2], device_of(request.device))
-        written.append(export_pack(checkpoint, targets["pack"], values=options.values, trial=trial))
+        reference = restored and Reference(restored[0], restored[2], device_of(request.device))
+        path = targets["pack"]
+        written.append(export_pack(checkpoint, path, values=options.values, reference=reference))
     return written
 
 
@@ -208,7 +209,7 @@ def _sealed(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, meta=digest.seal(kept, parts))
 
 
-def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[Size]:
+def sizes_of(path: Path, request: Request, written: Sequence[ExportedFile]) -> list[Size]:
     """Set the sizes of a checkpoint's written files beside the dense and the masked ones.
 
     Args:
@@ -261,7 +262,7 @@ def with_files(report: Report, request: Request, callback: JobCallback | None = 
 
 def _exported(
     path: Path, request: Request, options: Options, folder: Path, callback: JobCallback
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write every format that can be, each read back and compared."""
     try:
         return export_file(path, request, options, folder, callback)

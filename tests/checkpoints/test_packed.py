@@ -25,7 +25,7 @@ from lpss_cli.checkpoints.packed import (
 )
 from lpss_cli.checkpoints.read_file import PACK_MAGIC
 from lpss_cli.errors import InputError
-from lpss_cli.export.pack import rounded
+from lpss_cli.export.pack import round_to_code
 from lpss_cli.sparsity.patterns import bias_names
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
@@ -138,7 +138,7 @@ def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values,
         got = back.state_dict[name]
         assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(got == 0, tensor == 0)
-        assert torch.equal(got, rounded(tensor, codes[name]))
+        assert torch.equal(got, round_to_code(tensor, codes[name]))
         if values == "fp32" or name not in (*prunable(state), *biases):
             assert codes[name] == "raw"
         dtype, shape, numbers = literal[name]
@@ -166,7 +166,7 @@ def test_the_first_code_that_keeps_every_weight_is_taken(asked, factor, code):
     back = unpack(pack({"w": weight}, {}, ["w"], asked))
     assert back.entries[0].values == code
     assert torch.equal(back.state_dict["w"] == 0, weight == 0)
-    assert torch.equal(back.state_dict["w"], rounded(weight, code))
+    assert torch.equal(back.state_dict["w"], round_to_code(weight, code))
 
 
 def test_a_row_that_no_scale_holds_takes_bfloat16_and_the_smallest_numbers_stay_as_they_are():
@@ -216,7 +216,7 @@ def test_a_bias_is_rounded_where_no_entry_is_lost(asked, bias, code):
     state = {"fc.weight": torch.eye(len(bias)), "fc.bias": torch.tensor(bias)}
     back = unpack(pack(state, {}, ["fc.weight"], asked, biases=["fc.bias"]))
     assert back.entries[1].values == code
-    assert torch.equal(back.state_dict["fc.bias"], rounded(state["fc.bias"], code))
+    assert torch.equal(back.state_dict["fc.bias"], round_to_code(state["fc.bias"], code))
 
 
 def test_what_a_norm_shares_with_a_bias_is_not_rounded():

@@ -20,7 +20,7 @@ from lpss_cli.checkpoints.packed import (
     tensors,
     unpack,
 )
-from lpss_cli.export.pack import rounded
+from lpss_cli.export.pack import round_to_code
 from lpss_cli.report.sizes import entropy
 
 
@@ -67,7 +67,7 @@ def test_dead_rows_and_columns_are_named_where_it_pays(live, density, rows, colu
     assert entry.live_rows.kept == int((weight != 0).any(1).sum())
     assert entry.live_columns.kept == int((weight != 0).any(0).sum())
     assert (entry.positions.coding == "all") == (density == 1)
-    assert torch.equal(unpack(data).state_dict["w"], rounded(weight, entry.values))
+    assert torch.equal(unpack(data).state_dict["w"], round_to_code(weight, entry.values))
 
 
 def test_a_dense_block_costs_its_values_and_a_bit_for_each_row_and_column():
@@ -90,7 +90,7 @@ def test_much_used_columns_are_coded_apart(values):
     assert entry.split.kept == 200
     assert entry.positions.kept == int((weight[:, thick] != 0).sum())
     assert entry.rest.kept == int((weight[:, ~thick] != 0).sum())
-    assert torch.equal(unpack(data).state_dict["w"], rounded(weight, entry.values))
+    assert torch.equal(unpack(data).state_dict["w"], round_to_code(weight, entry.values))
     exact = torch.tensor(pack_reference.read(data)[2]["w"][2], dtype=torch.float64)
     assert torch.equal(exact.float().reshape(weight.shape), unpack(data).state_dict["w"])
     with mock.patch.object(tensors, "SPLIT_COST", 10**9):
@@ -135,7 +135,7 @@ def test_a_file_of_version_1_is_read():
     weight[:, 30:] = weight[5] = 0
     back = unpack(data)
     assert back.meta["classes"] == ["0", "1"]
-    assert torch.equal(back.state_dict["fc.weight"], rounded(weight, "int8-rows"))
+    assert torch.equal(back.state_dict["fc.weight"], round_to_code(weight, "int8-rows"))
     assert torch.equal(back.state_dict["fc.bias"], (torch.arange(12) - 4) / 7)
     assert torch.equal(back.state_dict["tied.weight"], back.state_dict["fc.weight"])
     meta, _, literal = pack_reference.read(data)
@@ -157,7 +157,7 @@ def test_dead_rows_and_columns_of_a_convolution_come_back():
         data = pack({"w": weight}, {}, ["w"], values)
         entry = unpack(data).entries[0]
         assert (entry.live_rows.kept, entry.live_columns.kept) == (20, 81)
-        assert torch.equal(unpack(data).state_dict["w"], rounded(weight, entry.values))
+        assert torch.equal(unpack(data).state_dict["w"], round_to_code(weight, entry.values))
         exact = torch.tensor(pack_reference.read(data)[2]["w"][2], dtype=torch.float64)
         assert torch.equal(exact.float().reshape(weight.shape), unpack(data).state_dict["w"])
 

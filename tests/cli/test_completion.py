@@ -11,7 +11,7 @@ from lpss_cli.checkpoints.packed import CHOICES
 from lpss_cli.cli import app
 from lpss_cli.data.spec import AUGMENTS, KNOWN
 from lpss_cli.export.onnx.export import ENCODINGS
-from lpss_cli.export.safetensors import FORMATS
+from lpss_cli.export.result import FORMATS
 from lpss_cli.jobs import recipes
 from lpss_cli.jobs.ticket import STARTS
 from lpss_cli.training import method

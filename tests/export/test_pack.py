@@ -17,14 +17,13 @@ from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.checkpoints.packed import CHOICES, container, pack
 from lpss_cli.cli.views.files import size_table
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.export import exportjob, verifying
 from lpss_cli.export import pack as packing
 from lpss_cli.export.onnx.pipeline import OnnxOptions
-from lpss_cli.export.pack import Trial, export_pack, rounded, unpack_file
+from lpss_cli.export.pack import Reference, export_pack, round_to_code, unpack_file
 from lpss_cli.export.safetensors import export_safetensors
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import commands, verify
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.export import Options, export_file
+from lpss_cli.jobs.export import Options, export_file, sizes_of
 from lpss_cli.report import sizes
 from lpss_cli.report.report import report
 
@@ -52,13 +51,13 @@ def checkpoint(tmp_path):
 
 @pytest.mark.parametrize("values", CHOICES)
 def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
-    trial = Trial(sparse(), blobs())
+    reference = Reference(sparse(), blobs())
     path = tmp_path / "m.lpss"
-    result = export_pack(checkpoint, path, values=values, trial=trial)
+    result = export_pack(checkpoint, path, values=values, reference=reference)
     assert (result.kind, result.bytes) == ("pack", path.stat().st_size)
     back = read(path)
     assert (back.kind, back.notes) == ("pack", [])
-    assert back.meta == metadata.exported(META)
+    assert back.meta == metadata.for_export(META)
     assert back.about == {"values": values, "source_sha256": sha256(tmp_path / "m.pt")}
     assert list(back.state_dict) == list(checkpoint.state_dict)
     for name, tensor in checkpoint.state_dict.items():
@@ -83,9 +82,9 @@ def test_the_accuracy_in_the_proof_is_the_files(tmp_path, checkpoint, monkeypatc
     """A rounding that ruins the network shows: every weight becomes its sign."""
     coarse = {k: t.sign() if t.dim() == 2 else t for k, t in checkpoint.state_dict.items()}
     monkeypatch.setattr(packing, "pack", lambda state, *rest, **more: pack(coarse, *rest, **more))
-    monkeypatch.setattr(packing, "compare", lambda *_: None)
+    monkeypatch.setattr(packing, "check_tensors", lambda *_: None)
     data = blobs()
-    result = export_pack(checkpoint, tmp_path / "m.lpss", trial=Trial(sparse(), data))
+    result = export_pack(checkpoint, tmp_path / "m.lpss", reference=Reference(sparse(), data))
     ruined = sparse()
     ruined.load_state_dict(coarse)
     with torch.no_grad():
@@ -146,7 +145,10 @@ def test_a_pack_that_is_not_the_network_is_not_left(
 def test_other_outputs_of_exact_weights_are_refused(tmp_path, checkpoint):
     with pytest.raises(RunError, match="gives other outputs"):
         export_pack(
-            checkpoint, tmp_path / "m.lpss", values="fp32", trial=Trial(sparse(seed=1), blobs())
+            checkpoint,
+            tmp_path / "m.lpss",
+            values="fp32",
+            reference=Reference(sparse(seed=1), blobs()),
         )
     assert os.listdir(tmp_path) == ["m.pt"]
 
@@ -154,11 +156,11 @@ def test_other_outputs_of_exact_weights_are_refused(tmp_path, checkpoint):
 def test_rounding_in_closed_form():
     third = torch.tensor([[1 / 3, 0.0, -1.0]])
     # binary16 has 11 digits: 1/3 = 0.0101…₂ becomes 1365 / 4096.
-    assert rounded(third, "fp16")[0, 0].item() == 1365 / 4096
-    assert rounded(third, "bf16")[0, 0].item() == 171 / 512
-    assert rounded(third, "int8-rows")[0].tolist() == pytest.approx([42 / 127, 0, -1])
+    assert round_to_code(third, "fp16")[0, 0].item() == 1365 / 4096
+    assert round_to_code(third, "bf16")[0, 0].item() == 171 / 512
+    assert round_to_code(third, "int8-rows")[0].tolist() == pytest.approx([42 / 127, 0, -1])
     # Far below binary16's range the scale keeps all 11 digits.
-    assert rounded(third * 2.0**-60, "fp16-rows")[0, 0].item() == 1365 / 4096 * 2.0**-60
+    assert round_to_code(third * 2.0**-60, "fp16-rows")[0, 0].item() == 1365 / 4096 * 2.0**-60
 
 
 def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
@@ -166,12 +168,12 @@ def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
     result = unpack_file(tmp_path / "m.lpss")
     assert result.path == str(tmp_path / "m.safetensors")
     back = read(tmp_path / "m.safetensors")
-    assert back.meta == metadata.exported(META)
+    assert back.meta == metadata.for_export(META)
     assert all(torch.equal(back.state_dict[n], t) for n, t in checkpoint.state_dict.items())
     with pytest.raises(InputError, match="exists already"):
         unpack_file(tmp_path / "m.lpss")
     unpack_file(tmp_path / "m.lpss", force=True)
-    with pytest.raises(InputError, match="no packed file"):
+    with pytest.raises(InputError, match="is not a packed file"):
         unpack_file(tmp_path / "m.pt", tmp_path / "y.safetensors")
 
 
@@ -200,7 +202,7 @@ def test_a_packed_file_need_not_say_which_values_were_asked_for(tmp_path, monkey
     (tmp_path / "w.lpss").write_bytes(pack(state, {}, ["w.weight"]))
     assert read(tmp_path / "w.lpss").about == about
     assert report(tmp_path / "w.lpss").bound_values == "fp16"
-    found = exportjob.sizes_of(tmp_path / "w.lpss", Request(), [])
+    found = sizes_of(tmp_path / "w.lpss", Request(), [])
     assert (found[-1].name, found[-1].values) == ("pack", "fp16")
 
 
@@ -258,12 +260,12 @@ def test_the_table_of_sizes(tmp_path, checkpoint):
     assert size_table(nothing).columns[-1]._cells == ["-"] * 3
 
 
-def difference(a, b) -> verifying.Difference:
-    return verifying.compare(torch.tensor(a), torch.tensor(b), "w")
+def difference(a, b) -> verify.Difference:
+    return verify.compare(torch.tensor(a), torch.tensor(b), "w")
 
 
 def test_two_tensors_in_closed_form():
-    assert difference([0.0, 1, 2], [-0.0, 1, 2.5]) == verifying.Difference(
+    assert difference([0.0, 1, 2], [-0.0, 1, 2.5]) == verify.Difference(
         "w", "", 3, 1, 0.5, (1, 1), True
     )
     moved = difference([0.0, 1.0], [1.0, 0.0])
@@ -276,7 +278,7 @@ def test_two_tensors_in_closed_form():
     assert difference([True], [False]).largest == 1
     assert "shapes (1,) and (2,)" in difference([1.0], [1.0, 2.0]).what
     assert "types float32 and int64" in difference([1.0], [1]).what
-    assert difference([[]], [[]]) == verifying.Difference("w", "", same_zeros=True)
+    assert difference([[]], [[]]) == verify.Difference("w", "", same_zeros=True)
 
 
 def test_verification_of_files(tmp_path, checkpoint):
@@ -284,16 +286,16 @@ def test_verification_of_files(tmp_path, checkpoint):
     other["0.bias"] = other["0.bias"] + 0.25
     torch.save(other, tmp_path / "b.pt")
     a, b = tmp_path / "m.pt", tmp_path / "b.pt"
-    assert verifying.verify_files(a, a, Request()).equal
-    found = verifying.verify_files(a, b, Request())
+    assert verify.verify_files(a, a, Request()).equal
+    found = verify.verify_files(a, b, Request())
     assert [x.name for x in found.tensors if x.different] == ["0.bias"]
     assert not found.equal
     assert found.predictions is None  # nobody knows the data
-    assert verifying.verify_files(a, b, Request(), tolerance=0.2501).equal
-    assert not verifying.verify_files(a, b, Request(), tolerance=0.2499).equal
+    assert verify.verify_files(a, b, Request(), tolerance=0.2501).equal
+    assert not verify.verify_files(a, b, Request(), tolerance=0.2499).equal
     other.pop("0.bias")
     torch.save({**other, "new": torch.ones(2)}, b)
-    found = verifying.verify_files(a, b, Request(), tolerance=1e9)
+    found = verify.verify_files(a, b, Request(), tolerance=1e9)
     assert not found.equal
     assert {x.name: x.what for x in found.tensors if x.what} == {
         "0.bias": "only in A", "new": "only in B"
@@ -301,15 +303,15 @@ def test_verification_of_files(tmp_path, checkpoint):
 
 
 def test_large_integers_are_compared_exactly():
-    close = verifying.compare(torch.tensor(2**62), torch.tensor(2**62 + 1), "steps")
+    close = verify.compare(torch.tensor(2**62), torch.tensor(2**62 + 1), "steps")
     assert (close.different, close.largest) == (1, 0)
-    assert not verifying.Verification("a", "b", 0.0, [close]).equal
+    assert not verify.Verification("a", "b", 0.0, [close]).equal
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
 def test_impossible_tolerances(tmp_path, tolerance):
     with pytest.raises(InputError, match="--tolerance"):
-        verifying.verify_files(tmp_path / "a", tmp_path / "b", Request(), tolerance)
+        verify.verify_files(tmp_path / "a", tmp_path / "b", Request(), tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -323,9 +325,9 @@ def exported(tmp_path_factory):
 
 
 def test_an_onnx_file_is_compared_by_its_outputs(exported):
-    found = verifying.verify_files(*exported, Request())
+    found = verify.verify_files(*exported, Request())
     assert (found.equal, found.by_outputs, found.tensors) == (True, True, [])
-    assert found.tolerance == verifying.ROUNDING
+    assert found.tolerance == verify.ROUNDING
     assert found.predictions.changed == 0
     assert found.predictions.examples > 100
     accuracy = found.predictions.metrics["accuracy"]
@@ -339,35 +341,35 @@ def test_an_onnx_file_of_another_network_is_not_equal(exported, tmp_path):
     state[bias] = state[bias] + torch.tensor([9.0] + [0.0] * (len(state[bias]) - 1))
     torch.save(state, tmp_path / "other.pt")
     arch = checkpoint["lpss"]["arch"]
-    found = verifying.verify_files(
+    found = verify.verify_files(
         tmp_path / "other.pt", exported[1], Request(arch=arch, data="digits")
     )
     assert not found.equal
     assert found.predictions.changed > 0
-    assert verifying.verify_files(*exported, Request(), tolerance=0.0).predictions.changed == 0
+    assert verify.verify_files(*exported, Request(), tolerance=0.0).predictions.changed == 0
 
 
 def test_an_onnx_file_may_differ_by_what_rounding_explains(exported, monkeypatch):
-    monkeypatch.setattr(verifying, "ROUNDING", 0.0)
-    largest = verifying.verify_files(*exported, Request()).predictions.largest
+    monkeypatch.setattr(verify, "ROUNDING", 0.0)
+    largest = verify.verify_files(*exported, Request()).predictions.largest
     assert 0 < largest < 1e-5
-    for explained, equal in ((largest / 2, False), (2 * largest, True)):
-        monkeypatch.setattr(verifying, "explained_by_rounding", lambda *_, bound=explained: bound)
-        found = verifying.verify_files(*exported, Request())
-        assert (found.equal, found.tolerance) == (equal, explained)
-        assert not verifying.verify_files(*exported, Request(), largest / 2).equal
+    for rounding, equal in ((largest / 2, False), (2 * largest, True)):
+        monkeypatch.setattr(verify, "rounding_tolerance", lambda *_, bound=rounding: bound)
+        found = verify.verify_files(*exported, Request())
+        assert (found.equal, found.tolerance) == (equal, rounding)
+        assert not verify.verify_files(*exported, Request(), largest / 2).equal
 
 
 def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     path, onnx_path = exported
     with pytest.raises(InputError, match="holds no tensors") as error:
-        verifying.verify_files(onnx_path, path, Request())
+        verify.verify_files(onnx_path, path, Request())
     assert "checkpoint first" in error.value.do
     with pytest.raises(InputError, match="there is no file"):
-        verifying.verify_files(path, tmp_path / "none.onnx", Request())
+        verify.verify_files(path, tmp_path / "none.onnx", Request())
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(InputError, match="does not run"):
-        verifying.verify_files(path, tmp_path / "text.onnx", Request())
+    with pytest.raises(InputError, match="cannot run"):
+        verify.verify_files(path, tmp_path / "text.onnx", Request())
     proto = onnx.load(onnx_path)
     proto.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     entry = proto.graph.initializer[0].external_data.add()
@@ -375,9 +377,9 @@ def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     proto.graph.initializer[0].ClearField("raw_data")
     (tmp_path / "far.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(InputError, match="in other files"):
-        verifying.verify_files(path, tmp_path / "far.onnx", Request())
+        verify.verify_files(path, tmp_path / "far.onnx", Request())
     other = onnx.load(onnx_path)
     other.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
     (tmp_path / "seven.onnx").write_bytes(other.SerializeToString())
-    with pytest.raises(InputError, match="does not run"):
-        verifying.verify_files(path, tmp_path / "seven.onnx", Request())
+    with pytest.raises(InputError, match="cannot run"):
+        verify.verify_files(path, tmp_path / "seven.onnx", Request())
