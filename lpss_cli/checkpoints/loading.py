@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lpss_cli.checkpoints import hf_folder, metadata, read_file, safetensors_file, torch_file
 from lpss_cli.checkpoints.hf_folder import Described
 from lpss_cli.checkpoints.packed import MalformedError, unpack
+from lpss_cli.checkpoints.packed.coding import MAGIC as PACK_MAGIC
 from lpss_cli.checkpoints.read_file import read_bytes
 from lpss_cli.checkpoints.safetensors_file import TensorReader, can_stream
 from lpss_cli.checkpoints.state_dict import find_state_dict, fold_state_dict, plan_folds
@@ -82,7 +83,7 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
         return _from_folder(path)
     data = read_bytes(path)
     read_file.refuse_other_formats(path, data)
-    if data.startswith(read_file.PACK_MAGIC):
+    if data.startswith(PACK_MAGIC):
         checkpoint = _from_pack(path, data)
     elif data[8:9] == b"{" and data[:4] != b"PK\x03\x04":
         checkpoint = _from_safetensors(path, data)

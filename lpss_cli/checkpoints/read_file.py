@@ -11,11 +11,9 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
+from lpss_cli.checkpoints.packed.coding import MAGIC as PACK_MAGIC
 from lpss_cli.errors import InputError
 
-#: First bytes of a packed file, see docs/format.md. The first one is not text, and those at the end
-#: are what a transfer as text would change.
-PACK_MAGIC = b"\x93LPSS\r\n\x1a"
 #: First bytes of a zip archive, which is what ``torch.save`` writes.
 ZIP_MAGIC = b"PK\x03\x04"
 # First bytes of formats that people mistake for checkpoints.

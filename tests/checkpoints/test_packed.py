@@ -23,7 +23,7 @@ from lpss_cli.checkpoints.packed import (
     tensors,
     unpack,
 )
-from lpss_cli.checkpoints.read_file import PACK_MAGIC
+from lpss_cli.checkpoints.packed.coding import MAGIC
 from lpss_cli.errors import InputError
 from lpss_cli.export.pack import round_to_code
 from lpss_cli.sparsity.patterns import bias_names
@@ -300,7 +300,7 @@ def test_the_documented_bytes_are_the_ones_written_and_read():
 
 def test_the_documented_bounds_are_the_codes():
     text = FORMAT.read_text()
-    assert PACK_MAGIC.hex(" ") in text
+    assert MAGIC.hex(" ") in text
     assert (container.FREE_WEIGHTS, container.WEIGHTS_PER_BYTE, container.STORED_PER_BYTE) == (
         2**20,
         256,

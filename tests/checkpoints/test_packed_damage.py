@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.checkpoints.packed import MalformedError, container, pack, tensors, unpack
-from lpss_cli.checkpoints.read_file import PACK_MAGIC
+from lpss_cli.checkpoints.packed.coding import MAGIC
 from lpss_cli.errors import InputError
 
 LIMIT = 150e6  # bytes that reading a small file may take, whatever it declares
@@ -66,7 +66,7 @@ def parts(data: bytes) -> tuple[dict, bytes]:
 def build(header: dict | bytes, body: bytes, version: int = 2) -> bytes:
     """A file with the right lengths and hash, whatever is in it."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    fixed = struct.pack("<8sHHIIQ", PACK_MAGIC, version, 0, len(text), len(text), len(body))
+    fixed = struct.pack("<8sHHIIQ", MAGIC, version, 0, len(text), len(text), len(body))
     return fixed + hashlib.sha256(fixed + text + body).digest() + text + body
 
 

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# Compressing a longer string, the slow search for repetitions is left out.
+#: First bytes of a packed file. The first of them is not text, and those at the end are what a
+#: transfer as text would change.
+MAGIC = b"\x93LPSS\r\n\x1a"
+# The slow search for repetitions is left out for longer strings.
 _MAX_SLOW_SEARCH = 1 << 16
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lpss_cli.checkpoints.packed.coding import (
+    MAGIC,
     VOCABULARIES,
     MalformedError,
     load_header,
@@ -28,7 +29,6 @@ from lpss_cli.checkpoints.packed.coding import (
     store_section,
 )
 from lpss_cli.checkpoints.packed.header import EncodedTensor, Entry, PlaneKind, parse
-from lpss_cli.checkpoints.read_file import PACK_MAGIC
 
 #: What is written. Version 1 has no ``split`` and ``rest``, and another dictionary.
 VERSION = 2
@@ -145,7 +145,7 @@ def write(
         header = plain
     size = HEADER_OFFSET + len(header) + len(body.data)
     data = body.data + bytes(max(0, _least_size(body.entries) - size))
-    preamble = _PREAMBLE.pack(PACK_MAGIC, VERSION, 0, len(header), len(plain), len(data))
+    preamble = _PREAMBLE.pack(MAGIC, VERSION, 0, len(header), len(plain), len(data))
     return preamble + hashlib.sha256(preamble + header + data).digest() + header + data
 
 
@@ -217,7 +217,7 @@ def read(data: bytes) -> Content:
     """
     require(len(data) >= HEADER_OFFSET, "a file that ends before its header")
     magic, version, reserved, stored, plain, length = _PREAMBLE.unpack_from(data)
-    require(magic == PACK_MAGIC, "the magic number of another format")
+    require(magic == MAGIC, "the magic number of another format")
     is_known = version in VOCABULARIES and reserved == 0
     require(is_known, f"format {version}, which this lpss does not know")
     fits = len(data) == HEADER_OFFSET + stored + length
