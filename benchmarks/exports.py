@@ -25,15 +25,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpss_cli.export.compaction.compact import compact
 from lpss_cli.export.onnx.export import export_onnx, serialize, to_onnx
-from lpss_cli.export.onnx.pipeline import OnnxOptions
 from lpss_cli.export.onnx.runtime import run_onnx
 from lpss_cli.export.onnx.sparse_encoding import encode_weights, expand_weights, round_weights
+from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.export import Options, export_file
+from lpss_cli.jobs.export import export_file
 from lpss_cli.models import build
 from lpss_cli.report.sizes import entropy
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 
 OUT = FOLDER / "exports.json"
 SPARSITIES = (0.9, 0.95, 0.99)
@@ -55,7 +55,7 @@ LENET_HEAD = (
 
 def cut(model: nn.Module, sparsity: float) -> None:
     """Zero the smallest magnitudes of all prunable weights together."""
-    weights = [w.tensor.data for w in prunable(model).values()]
+    weights = [w.tensor.data for w in prunable_weights(model).values()]
     flat = torch.cat([w.abs().flatten() for w in weights])
     threshold = flat.kthvalue(round(sparsity * len(flat))).values
     for weight in weights:
@@ -66,7 +66,7 @@ def resnet50(sparsity: float) -> dict[str, float]:
     """Sizes in bytes of the dense and the self-expanding files, and the bound."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50().eval()
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         nn.init.kaiming_normal_(weight.tensor)
     cut(model, sparsity)
     x = torch.randn(2, 3, 64, 64)
@@ -105,15 +105,15 @@ def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, o
     found: dict[str, object] = {}
     for encoding in ("dense", "gaps"):
         onnx = OnnxOptions(encoding=encoding, int8=encoding == "dense")
-        found[encoding] = described(path, data, Options(("onnx",), onnx=onnx))
+        found[encoding] = described(path, data, ExportOptions(("onnx",), onnx=onnx))
     for clean in (False, True):
         for values in ("fp16", "int8"):
-            (packed,) = described(path, data, Options(("pack",), values, clean=clean))
+            (packed,) = described(path, data, ExportOptions(("pack",), values, clean=clean))
             found[f"pack {values}{' clean' if clean else ''}"] = packed
     return found
 
 
-def described(path: Path, data: dict[str, str], options: Options) -> list[dict[str, object]]:
+def described(path: Path, data: dict[str, str], options: ExportOptions) -> list[dict[str, object]]:
     """Export to nowhere in particular; what is said of each file, without its place."""
     with tempfile.TemporaryDirectory() as folder:
         files = export_file(path, Request(path, data_overrides=data), options, Path(folder))
@@ -127,7 +127,7 @@ def described(path: Path, data: dict[str, str], options: Options) -> list[dict[s
 
 def disturb(model: nn.Module) -> None:
     """Zero 95 % of all weights and two rows of five, and draw BatchNorm's statistics."""
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         weight.tensor.data[torch.rand_like(weight.tensor) < 0.95] = 0
         weight.tensor.data[torch.rand(len(weight.tensor)) < 0.4] = 0
     for module in model.modules():

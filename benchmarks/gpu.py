@@ -27,7 +27,7 @@ from torch.optim import SGD, Optimizer
 from lpss_cli import models
 from lpss_cli.api import data_of
 from lpss_cli.optim.lpsgd import LpSGD
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 from lpss_cli.training import engine
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.method import make
@@ -68,7 +68,7 @@ def steps(network: str, device: torch.device, rounds: int) -> list[dict]:
     """One step of each optimizer on the weights of a network, in turn."""
     with torch.device("meta"):
         model = models.build(network, _shape(network), 1000)
-    shapes = [weight.tensor.shape for weight in prunable(model).values()]
+    shapes = [weight.tensor.shape for weight in prunable_weights(model).values()]
 
     def weights() -> list[torch.Tensor]:
         made = []

@@ -23,7 +23,7 @@ from tables import FOLDER, table, write
 
 from lpss_cli.api import data_of
 from lpss_cli.models import build
-from lpss_cli.sparsity.masks import select
+from lpss_cli.sparsity.masks import select_masks
 from lpss_cli.training import engine
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.method import make
@@ -59,7 +59,9 @@ def update(weights: int, layers: int, rounds: int) -> dict[str, float]:
         del tensors
     scores = {str(i): w.abs().log() for i, w in enumerate(weights_like(shapes))}
     kept = layers * side * side // 10
-    found |= median_seconds({"selection": lambda: select(scores, kept, "lamp")}, min(3, rounds))
+    found |= median_seconds(
+        {"selection": lambda: select_masks(scores, kept, "lamp")}, min(3, rounds)
+    )
     return {"weights": layers * side * side, "layers": layers, **found}
 
 

@@ -31,7 +31,7 @@ from lpss_cli.models import build
 from lpss_cli.report import sizes
 from lpss_cli.report.report import weights_of
 from lpss_cli.sparsity.patterns import bias_names
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 
 TRAINED = {
     "LeNet-300 MNIST, 12 epochs, 90 %": {"arch": "lenet300", "data": "mnist", "epochs": 12},
@@ -66,7 +66,7 @@ def resnet50() -> Iterator[Network]:
     """The shapes of ResNet-50 at every cut."""
     torch.manual_seed(0)
     model = build("torchvision:resnet50", (3, 224, 224), 1000)
-    names = list(prunable(model))
+    names = list(prunable_weights(model))
     # Norms of a fresh network are all ones and zeros, which would flatter the file.
     state = {
         name: torch.rand(tensor.shape) + 0.5 if tensor.is_floating_point() else tensor

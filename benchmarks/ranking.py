@@ -21,8 +21,8 @@ from tables import FOLDER, table, write
 from torch import Tensor
 
 from lpss_cli.models import build
-from lpss_cli.sparsity.masks import select
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.masks import select_masks
+from lpss_cli.sparsity.prunable import prunable_weights
 
 NETWORKS = {
     "lenet300": ((1, 28, 28), 10),
@@ -37,7 +37,7 @@ def scores_of(network: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     with torch.device("meta"):
         model = build(network, *NETWORKS[network])
-    shapes = {name: weight.tensor.shape for name, weight in prunable(model).items()}
+    shapes = {name: weight.tensor.shape for name, weight in prunable_weights(model).items()}
     return {
         name: torch.randn(shape).mul_(math.sqrt(2 / math.prod(shape[1:]))).abs_().log_()
         for name, shape in shapes.items()
@@ -66,8 +66,8 @@ def measured(network: str, rounds: int) -> dict:
     return {
         "network": network,
         "weights": total,
-        "lamp_ms": median_ms(rounds, lambda: select(scores, k, "lamp")),
-        "magnitude_ms": median_ms(rounds, lambda: select(scores, k, "magnitude")),
+        "lamp_ms": median_ms(rounds, lambda: select_masks(scores, k, "lamp")),
+        "magnitude_ms": median_ms(rounds, lambda: select_masks(scores, k, "magnitude")),
         "sort_ms": median_ms(rounds, lambda: sorted_all(scores, k)),
     }
 

@@ -28,7 +28,7 @@ from torch.optim import SGD, Optimizer
 
 from lpss_cli.models import build
 from lpss_cli.optim.lpsgd import LpSGD
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 
 OUT = FOLDER / "step.json"
 EVERY_P = (1.0714, 1.15, 1.3, 1.5, 2.0, 0.5)
@@ -38,7 +38,7 @@ SGD_NAME = "SGD, fused"
 def shapes_of(network: str) -> list[torch.Size]:
     with torch.device("meta"):
         model = build(network, (3, 224, 224), 1000)
-    return [weight.tensor.shape for weight in prunable(model).values()]
+    return [weight.tensor.shape for weight in prunable_weights(model).values()]
 
 
 def weights_like(shapes: list[torch.Size]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -83,7 +83,7 @@ def write(path: Path, numbers: Any, head: str = "", text: str | None = None) -> 
     if text is not None:
         contents[path.with_suffix(".md")] = f"{head}\n\n{text}\n"
     for target, content in contents.items():
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             temporary.write_text(content)
 
 

@@ -18,8 +18,8 @@ from lpss_cli.data.sources import LoaderSource, Source
 from lpss_cli.data.tasks import CLASSIFICATION, REGRESSION, Loss, Task
 from lpss_cli.errors import InputError
 from lpss_cli.report.report import Report, report
-from lpss_cli.sparsity.prunable import prunable
-from lpss_cli.sparsity.targets import check_sparsity, parse
+from lpss_cli.sparsity.prunable import prunable_weights
+from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
 from lpss_cli.training import engine
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.evaluation import evaluate
@@ -97,7 +97,7 @@ def sparsify(
         InputError: something does not exist or fit; the model is as it was.
         RunError: training diverged.
     """
-    target = check_sparsity(parse(sparsity, "sparsity"))
+    target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
     if p is not None:
         options["p"] = texts(p)
     chosen = make(method, options)
@@ -142,7 +142,9 @@ def describe(model: nn.Module, facts: dict[str, dict[str, Any]] | None = None) -
     """
     if facts is None:
         model = uncompiled(model)
-        facts = {name: {"row_dim": weight.row_dim} for name, weight in prunable(model).items()}
+        facts = {
+            name: {"row_dim": weight.row_dim} for name, weight in prunable_weights(model).items()
+        }
     state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
     size = sum(t.numel() * t.element_size() for t in state.values())
     named = Checkpoint(Path(type(model).__name__), state, {"weights": facts})

@@ -19,7 +19,7 @@ from lpss_cli.api import Examples, Sparse, data_of, result_of, texts, uncompiled
 from lpss_cli.data import epoch_order
 from lpss_cli.data.tasks import CLASSIFICATION, Loss
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.sparsity.targets import check_sparsity, parse
+from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
 from lpss_cli.training import engine, setup
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.method import Method, make
@@ -245,7 +245,7 @@ class Sparsifier:
         if "p" in options:
             options["p"] = texts(options["p"])
         self._method = method_for(optimizer, method, options)
-        target = check_sparsity(parse(sparsity, "sparsity"))
+        target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
         self._made: dict[str, Any] = {"method": method, "steps": int(steps), "sparsity": target}
         self._made |= {
             name: ",".join(value) if name == "p" else str(value) for name, value in options.items()

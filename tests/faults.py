@@ -143,7 +143,7 @@ def saved(content: object, **options: object) -> bytes:
 
 def forged(path: Path, state: dict[str, torch.Tensor], record: dict[str, object]) -> Path:
     """An artefact as somebody with lpss's code could make it: a true manifest, any record."""
-    sealed = manifest.seal(record, {"state_dict": state, "init": None})
+    sealed = manifest.seal_record(record, {"state_dict": state, "init": None})
     torch.save({"lpss": sealed, "state_dict": state}, path)
     return path
 
@@ -165,8 +165,8 @@ def kinds(folder: Path) -> dict[str, bytes]:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lpss_cli.utils.files import replacing
-with replacing(Path(sys.argv[1])) as temporary:
+from lpss_cli.utils.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"half")
     print("held", flush=True)
     time.sleep(120)

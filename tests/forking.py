@@ -27,7 +27,7 @@ SERVER = """
 import json, os, signal, sys, time
 import torch
 import lpss_cli.jobs.compare, lpss_cli.data, lpss_cli.jobs.commands, lpss_cli.jobs.ticket
-from lpss_cli.runs import resuming
+from lpss_cli.jobs import resume
 from lpss_cli.cli import app
 from lpss_cli.cli.progress import Printer
 torch.set_num_threads(1)
@@ -42,7 +42,7 @@ def begin(order):
     os.environ.update(order["environment"])
     for descriptor, name in ((2, order["stderr"]), (1, "stdout")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
-    resuming.SAVE_EVERY = 0.0
+    resume.SAVE_EVERY = 0.0
 
     def on_step(self, run):
         if run.step == order["pause"]:

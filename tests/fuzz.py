@@ -92,9 +92,9 @@ def odd_record(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randrange(1, 4)):
         content["lpss"][rng.choice(keys)] = odd_value(rng, 3)
     parts = {"state_dict": content["state_dict"], "init": None}
-    record = {k: v for k, v in content["lpss"].items() if k != digest.KEY}
+    record = {k: v for k, v in content["lpss"].items() if k != digest.MANIFEST_KEY}
     with contextlib.suppress(TypeError, RecursionError, ValueError):
-        content["lpss"] = digest.seal(record, parts)
+        content["lpss"] = digest.seal_record(record, parts)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()

@@ -27,8 +27,8 @@ def rewrite(path: Path, out: Path, change: Callable[[dict[str, Any]], object]) -
     content = torch.load(path, weights_only=True)
     change(content["lpss"])
     parts = {"state_dict": content["state_dict"], "init": content.get("init")}
-    del content["lpss"][digest.KEY]
-    torch.save({**content, "lpss": digest.seal(content["lpss"], parts)}, out)
+    del content["lpss"][digest.MANIFEST_KEY]
+    torch.save({**content, "lpss": digest.seal_record(content["lpss"], parts)}, out)
     return out
 
 

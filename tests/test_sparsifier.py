@@ -268,7 +268,7 @@ def test_weights_made_from_others_are_warned_of():
         ({"steps": 9.5}, r"steps=9\.5 is no whole number"),
         ({"steps": float("inf")}, "steps=inf is no whole number"),
         ({"sparsity": 1.0}, "outside"),
-        ({"sparsity": "most"}, "sparsity 'most' is no number"),
+        ({"sparsity": "most"}, "sparsity 'most' is not a number"),
         ({"method": "lps"}, "unknown method"),
         ({"method": "snip"}, "looks at training examples"),
         ({"skip": "nothing*"}, "nothing"),

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
-from lpss_cli.sparsity.prunable import untied
+from lpss_cli.sparsity.prunable import without_tied
 from lpss_cli.utils import digest
-from lpss_cli.utils.files import replacing, unwritable
+from lpss_cli.utils.files import atomic_write, write_error
 from lpss_cli.version import __version__
 
 # Bytes of a record and of the archive around it, roughly.
@@ -49,7 +49,7 @@ def save(
     """
     parts = {"state_dict": _storable(state_dict), "init": _storable(init) if init else None}
     try:
-        record = digest.seal(meta, parts)
+        record = digest.seal_record(meta, parts)
     except TypeError as error:
         raise InputError(
             f"{path} cannot hold pickled objects: {error}", "give plain containers"
@@ -58,11 +58,11 @@ def save(
         "lpss": record,
         **{name: part for name, part in parts.items() if part is not None},
     }
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # what PyTorch's writer raises on a full disk
-            raise unwritable(path, error) from error
+            raise write_error(path, error) from error
         try:
             read(temporary)  # compares the digest, which covers every bit
         except InputError as error:
@@ -89,7 +89,7 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def estimated_bytes(state_dict: Mapping[str, Tensor]) -> int:
     """Return roughly how many bytes a file of these tensors takes; tied tensors count once."""
-    tensors = untied(state_dict).values()
+    tensors = without_tied(state_dict).values()
     return sum(t.numel() * t.element_size() for t in tensors) + _OVERHEAD
 
 

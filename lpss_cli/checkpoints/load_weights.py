@@ -14,7 +14,7 @@ from lpss_cli.checkpoints.state_dict import WRAPPERS
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.models.libraries import without_auxiliary
 from lpss_cli.models.signatures import needed
-from lpss_cli.utils.arrays import not_finite
+from lpss_cli.utils.arrays import count_non_finite
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
@@ -74,7 +74,7 @@ def refuse_not_finite(state: Mapping[str, Tensor], path: Path) -> None:
         InputError: there are some; with the tensor and their number.
     """
     for name, tensor in state.items():
-        count = not_finite(tensor)
+        count = count_non_finite(tensor)
         if count:
             raise InputError(
                 f"{path}: {name} holds {count} values that are not finite",

@@ -64,7 +64,7 @@ class Checkpoint:
 
     def array(self, name: str) -> arrays.Array:
         """Return the values of one entry, streamed or not."""
-        return arrays.of(self.state_dict[name]) if self.stream is None else self.stream[name]
+        return arrays.to_numpy(self.state_dict[name]) if self.stream is None else self.stream[name]
 
 
 def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
@@ -181,7 +181,7 @@ def _texts(path: Path, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
         meta = json.loads(texts.get("lpss", "{}"))
     except (ValueError, RecursionError):
         meta = None
-    sealed = any(digest.KEY in text for text in texts.values())
+    sealed = any(digest.MANIFEST_KEY in text for text in texts.values())
     if sealed and (not isinstance(meta, dict) or "lpss" not in texts):
         raise InputError(f"{path} is damaged: its record cannot be read", metadata.REMEDY)
     found = meta if isinstance(meta, dict) else {}

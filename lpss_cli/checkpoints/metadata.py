@@ -47,7 +47,7 @@ def verify(
     Args:
         path: name of the file, for messages.
         record: the record as the file holds it.
-        parts: the tensors beside it, see :func:`digest.digest`.
+        parts: the tensors beside it, see :func:`digest.record_digest`.
         specs: name → shape and dtype of the network's tensors.
 
     Returns:
@@ -61,16 +61,17 @@ def verify(
         meta = to_plain(record)
     except NotPlainError as reason:
         raise InputError(f"{path} is damaged: its record {reason}", REMEDY) from None
-    version, sealed = meta.get("format", 0), meta.get(digest.KEY)
-    if type(version) is not int or not 0 <= version <= digest.FORMAT:
+    version, sealed = meta.get("format", 0), meta.get(digest.MANIFEST_KEY)
+    if type(version) is not int or not 0 <= version <= digest.RECORD_FORMAT:
         raise InputError(
-            f"{path} has format {str(version)[:20]}, and this lpss reads up to {digest.FORMAT}",
+            f"{path} has format {str(version)[:20]}, and this lpss reads up to "
+            f"{digest.RECORD_FORMAT}",
             "update lpss, or make the file again",
         )
-    is_sealed = version == digest.FORMAT or sealed is not None
-    if is_sealed and sealed != digest.digest(meta, parts):
+    is_sealed = version == digest.RECORD_FORMAT or sealed is not None
+    if is_sealed and sealed != digest.record_digest(meta, parts):
         raise InputError(f"{path} is damaged: it is not what was written", REMEDY)
-    seal = ("format", digest.KEY)
+    seal = ("format", digest.MANIFEST_KEY)
     meta, dropped = drop_invalid({key: value for key, value in meta.items() if key not in seal})
     if not _describes(meta.get("weights") or {}, specs):
         dropped.append("weights")

@@ -27,7 +27,7 @@ from lpss_cli.checkpoints.read_file import (
     unreadable_error,
 )
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.utils.arrays import Array, LazyTensor, dtype_of
+from lpss_cli.utils.arrays import Array, LazyTensor, numpy_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ def load(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors and metadata straight to a file, such as one from :func:`files.replacing`.
+    """Write tensors and metadata straight to a file, such as one from :func:`files.atomic_write`.
 
     Raises:
         OSError: the disk is full or gone.
@@ -185,7 +185,7 @@ def _identity(file: BufferedReader) -> tuple[int, ...]:
 
 
 def _spec(entry: Mapping[str, Any]) -> LazyTensor:
-    return LazyTensor(tuple(entry["shape"]), dtype_of(DTYPES[entry["dtype"]]))
+    return LazyTensor(tuple(entry["shape"]), numpy_dtype(DTYPES[entry["dtype"]]))
 
 
 def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int, dict[str, str]]:

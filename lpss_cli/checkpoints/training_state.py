@@ -19,7 +19,7 @@ from lpss_cli.checkpoints import torch_file
 from lpss_cli.checkpoints.read_file import read_bytes
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.utils import digest
-from lpss_cli.utils.files import replacing, unwritable
+from lpss_cli.utils.files import atomic_write, write_error
 
 
 def paths_of(out: Path) -> tuple[Path, Path]:
@@ -88,11 +88,11 @@ class TrainingStateFiles:
                 gone.
         """
         portable = _portable(content)
-        with replacing(self.newest) as temporary:
+        with atomic_write(self.newest) as temporary:
             try:
-                torch.save({**portable, digest.KEY: _digest(portable)}, temporary)
+                torch.save({**portable, digest.MANIFEST_KEY: _digest(portable)}, temporary)
             except RuntimeError as error:  # how PyTorch's writer says that the disk is full
-                raise unwritable(self.newest, error) from error
+                raise write_error(self.newest, error) from error
             _read(temporary)
             self._make_room()
         self._sound.add(self.newest)
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         content = dict(torch_file.load(path, read_bytes(path)))
-        claimed = content.pop(digest.KEY, None)
+        claimed = content.pop(digest.MANIFEST_KEY, None)
         if claimed is None:
             raise ValueError("it holds no digest")
         if claimed != _digest(content):
@@ -155,7 +155,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     """
     tensors: dict[str, Tensor] = {}
     try:
-        return digest.digest({"content": _outline(content, tensors)}, {"tensors": tensors})
+        return digest.record_digest({"content": _outline(content, tensors)}, {"tensors": tensors})
     except TypeError as error:
         raise InputError(
             f"the state of a run holds more than plain containers: {error}",

@@ -1,7 +1,7 @@
-"""Data: from what a person typed after ``--data`` to seeded batches of tensors.
+"""Data: from what was typed after ``--data`` to seeded batches of tensors.
 
-The package imports without torch, so that the command line can show names and defaults at once;
-the names that need torch load when they are first used.
+The package imports without torch, so that the command line can show names and defaults at once.
+Names that need torch are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -54,49 +54,62 @@ def __getattr__(name: str) -> Any:
 def load(spec: DataSpec) -> Data:
     """Read the data that the specification names.
 
-    Imports and runs code when the name is a ``file.py:factory``: call it with such a name only
-    when a person typed it (:func:`is_import_path`), never with one found inside a checkpoint.
+    A known name takes precedence over a file of that name; ``./mnist`` means the file.
+
+    A name ``file.py:factory`` imports and runs code. Pass such a name only if a person typed it
+    (:func:`is_import_path`), never if it was found inside a checkpoint.
 
     Raises:
         InputError: an unknown name, a missing file, or data that cannot be used; it says which.
     """
-    return load_data(spec)
-
-
-# MERGED: From a data name to the module that reads it.
-def load_data(spec: DataSpec) -> Data:
-    """Read the data, see :func:`lpss_cli.data.load`.
-
-    A known name wins over a file of that name; ``./mnist`` means the file.
-    """
-    from lpss_cli.data import datasets, factory, image_folder, npz, tabular
-
     spec = replace(spec, name=canonical_name(spec.name))
+    # Each reader is imported alone: most commands need one, and the others cost time.
     if spec.name in KNOWN:
+        from lpss_cli.data import datasets
+
         return datasets.load(spec)
     if is_import_path(spec.name):
+        from lpss_cli.data import factory
+
         return factory.load(spec)
-    path = Path(spec.name)
-    # os.path.exists: Path.exists fails on names that are too long.
-    if not spec.name or not os.path.exists(path):
-        raise _missing(spec.name)
+    path = _existing_path(spec.name)
     if path.is_dir():
+        from lpss_cli.data import image_folder
+
         return image_folder.load(spec)
-    if not path.is_file():  # to open a pipe would wait for somebody to write into it
-        raise InputError(f"{path} is neither a file nor a folder", "give another --data")
-    readers = {".npz": npz.load, ".csv": tabular.load}
-    if path.suffix.lower() in readers:
-        return readers[path.suffix.lower()](spec)
+    if path.suffix.lower() == ".npz":
+        from lpss_cli.data import npz
+
+        return npz.load(spec)
+    if path.suffix.lower() == ".csv":
+        from lpss_cli.data import tabular
+
+        return tabular.load(spec)
     if path.suffix == ".py":
         raise InputError(f"{path} names no function", f"write {path}:factory")
     raise InputError(
-        f"{path} is no kind of data that lpss reads",
+        f"{path} is not a kind of data that lpss reads",
         "give a folder of images, table.csv, arrays.npz or file.py:factory",
     )
 
 
+def _existing_path(name: str) -> Path:
+    """Return the path of a file or folder.
+
+    Raises:
+        InputError: there is none, or it is a pipe or device.
+    """
+    path = Path(name)
+    # os.path.exists: Path.exists fails on names that are too long.
+    if not name or not os.path.exists(path):
+        raise _missing(name)
+    if not path.is_dir() and not path.is_file():  # opening a pipe would wait for its writer
+        raise InputError(f"{path} is neither a file nor a folder", "give another --data")
+    return path
+
+
 def _missing(name: str) -> InputError:
-    """Word the error for a name that is neither known nor a file."""
+    """Return the error for a name that is neither known nor a file."""
     path = Path(name)
     if "/" in name or "\\" in name or path.suffix:
         return InputError(f"there is no file or folder {name}", "check the path after --data")

@@ -1,6 +1,12 @@
-"""Augmentations of whole batches on their device, with one random draw per example.
+"""Augmentation of whole batches on their device, with one random draw per example.
 
-Each has two halves: a pure function of explicit offsets, and a closure that draws them.
+This is our own code because torchvision's transforms apply one draw to a whole batch, and take it
+from torch's global generator. Here every example of a batch has its own draw, one call serves the
+whole batch, and the draws come from a generator that the caller seeds: a batch is a function of
+seed, epoch and index, so a resumed run sees the same images.
+
+Each augmentation has two halves: a pure function of explicit offsets, and a closure that draws
+them.
 """
 
 from __future__ import annotations
@@ -17,12 +23,12 @@ _PAD = 4  # pixels, for both named policies
 
 
 def crop_at(x: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
-    """Crops of the original size out of the reflect-padded images.
+    """Crop the reflect-padded images to their original size.
 
     Args:
         x: (B, C, H, W).
         top: (B,) int64 first row of each crop in the padded image, in [0, 2 pad].
-        left: (B,) the same for columns.
+        left: (B,) int64 first column, likewise.
         pad: pixels added on each side by reflection, in [0, min(H, W)).
 
     Returns:
@@ -35,40 +41,35 @@ def crop_at(x: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
-def flip_where(x: Tensor, chosen: Tensor) -> Tensor:
-    """Mirror the chosen images left to right: x (B, C, H, W), chosen (B,) bool."""
-    return torch.where(chosen[:, None, None, None], x.flip(3), x)
+def flip_where(x: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror the marked images left to right: x (B, C, H, W), flipped (B,) bool."""
+    return torch.where(flipped[:, None, None, None], x.flip(3), x)
 
 
 def cut_at(x: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
-    """Set a square of each image to 0, the mean after normalisation.
+    """Set a square of each image to 0, which is the mean after normalization.
 
     Args:
         x: (B, C, H, W).
-        row: (B,) int64 centre of each square; it covers [row - size // 2, … + size), clipped
-            at the border, so that squares near it are smaller.
-        column: (B,) the same for columns.
-        size: side in pixels, >= 0.
+        row: (B,) int64 center of each square. It covers [row - size // 2, … + size), clipped at
+            the border, so that squares near the border are smaller.
+        column: (B,) int64 center, likewise.
+        size: side of the square in pixels, >= 0.
 
     Returns:
         (B, C, H, W).
     """
 
-    def inside(length: int, centre: Tensor) -> Tensor:
-        offset = torch.arange(length, device=x.device) - (centre[:, None] - size // 2)
+    def inside(length: int, center: Tensor) -> Tensor:
+        offset = torch.arange(length, device=x.device) - (center[:, None] - size // 2)
         return (offset >= 0) & (offset < size)
 
     rows, columns = inside(x.shape[2], row), inside(x.shape[3], column)
     return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
 
-def _draw(bound: int, x: Tensor, generator: torch.Generator) -> Tensor:
-    """(B,) int64 in [0, bound), on the device of x."""
-    return torch.randint(0, bound, (len(x),), generator=generator, device=x.device)
-
-
 def reflect_crop(pad: int) -> Augment:
-    """Reflect-pad by ``pad`` pixels, then crop to the original size at a random place."""
+    """Reflect-pad by ``pad`` pixels, then crop to the original size at a random position."""
 
     def apply(x: Tensor, generator: torch.Generator) -> Tensor:
         top = _draw(2 * pad + 1, x, generator)
@@ -87,7 +88,7 @@ def hflip() -> Augment:
 
 
 def cutout(size: int) -> Augment:
-    """One square hole per image, its centre uniform over the image (DeVries & Taylor 2017)."""
+    """Cut one square hole per image, its center uniform over the image (DeVries & Taylor 2017)."""
 
     def apply(x: Tensor, generator: torch.Generator) -> Tensor:
         row = _draw(x.shape[2], x, generator)
@@ -97,7 +98,7 @@ def cutout(size: int) -> Augment:
 
 
 def compose(*steps: Augment) -> Augment:
-    """One augmentation after the other, drawing from the same generator."""
+    """Apply one augmentation after the other, all drawing from the same generator."""
 
     def apply(x: Tensor, generator: torch.Generator) -> Tensor:
         for step in steps:
@@ -107,10 +108,15 @@ def compose(*steps: Augment) -> Augment:
     return apply
 
 
+def _draw(bound: int, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw (B,) int64 in [0, bound), on the device of x."""
+    return torch.randint(0, bound, (len(x),), generator=generator, device=x.device)
+
+
 def policy(name: str) -> Augment | None:
     """Return a named policy; None for ``none``.
 
-    ``cifar``: pad 4 and crop, flip. ``fashion``: the same and a 6×6 cutout.
+    ``cifar``: pad by 4 pixels and crop, then flip. ``fashion``: the same, then a 6×6 cutout.
 
     Raises:
         InputError: no such policy.
@@ -124,10 +130,10 @@ def policy(name: str) -> Augment | None:
 
 
 def for_shape(name: str, shape: tuple[int, ...]) -> Augment | None:
-    """Return a named policy for inputs of that shape.
+    """Return a named policy for inputs of that shape; None for ``none``.
 
     Raises:
-        InputError: no such policy, inputs that are no images, or images too small for it.
+        InputError: no such policy, inputs that are not images, or images too small for it.
     """
     augment = policy(name)
     if augment is not None and (len(shape) != 3 or min(shape[1:]) <= _PAD):

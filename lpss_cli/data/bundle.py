@@ -1,4 +1,4 @@
-"""Loaded data: two sources and everything a run must know about them."""
+"""Loaded data: two sources of batches, and what a run has to know about them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Data:
     """A training and a test part, ready to be batched.
 
     Attributes:
-        spec: what was asked, with the data's own defaults (sizes, mean, std, augmentation)
+        spec: the specification with the data's own defaults (sizes, mean, std, augmentation)
             filled in, so that loading it again gives the same tensors.
-        name: a short name for people.
+        name: a short name for display.
         train: the examples to learn from.
         test: the examples to measure with; never used to choose anything.
         task: loss and metrics.
-        input_shape: of one example, (C, H, W) for images, (F,) for tables.
-        outputs: how many numbers the network ends in.
-        classes: names by class index; empty for regression.
+        input_shape: shape of one example, (C, H, W) for images, (F,) for tables.
+        outputs: number of outputs of the network.
+        classes: class names by index; empty for regression.
         preprocessing: what was done to the values, in plain JSON-able containers: ``kind`` and
             ``mean``, ``std``, ``image_size`` or the table's columns.
         fingerprint: SHA-256 in hex of the raw data.
-        augment: what training batches go through; None: nothing.
-        default_augment: the policy this data set brings by itself; None: none.
+        augment: the augmentation of training batches; None: none.
+        default_augment: the policy that is usual for this data set; None: none.
     """
 
     spec: DataSpec
@@ -48,13 +48,14 @@ class Data:
     default_augment: str | None = None
 
     def holdout(self, fraction: float, seed: int) -> Data:
-        """Split the training part in two: the way to choose settings without the test.
+        """Split the training part into two, to choose settings without using the test part.
 
-        Stratified for classification where the labels are known in advance. The preprocessing
-        stays that of the whole training part. The fingerprint changes: it is other data.
+        The split is stratified for classification if the labels are known in advance. The
+        preprocessing stays that of the whole training part. The fingerprint changes, because the
+        data are different.
 
         Args:
-            fraction: of the training examples to measure with, in (0, 1).
+            fraction: the share of the training examples to measure with, in (0, 1).
             seed: fixes the split.
 
         Raises:
@@ -65,11 +66,11 @@ class Data:
         labels = self.train.labels if self.task.name == "classification" else None
         n = len(self.train)
         sklearn_seed = derive_seed("holdout", seed) % 2**32
-        rest, held = split(n, round(fraction * n), sklearn_seed, labels, self.classes)
+        train, test = split(n, round(fraction * n), sklearn_seed, labels, self.classes)
         return replace(
             self,
-            train=self.train.subset(rest),
-            test=self.train.subset(held),
+            train=self.train.subset(train),
+            test=self.train.subset(test),
             fingerprint=fingerprint_texts(
                 (self.fingerprint, "holdout", repr(fraction), repr(seed))
             ),

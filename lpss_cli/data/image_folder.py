@@ -11,27 +11,30 @@ from torch import Tensor
 from lpss_cli.data import augment as augmentation
 from lpss_cli.data import splits
 from lpss_cli.data.bundle import Data
-from lpss_cli.data.datasets import Numbers, normalise, standard
+from lpss_cli.data.datasets import ChannelValues, check_statistics, normalize
 from lpss_cli.data.sources import DatasetSource, Source, TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.tasks import CLASSIFICATION
 from lpss_cli.errors import InputError, one_line
 
 MEMORY_LIMIT = 2**30
-"""Bytes of decoded float images up to which they are kept in memory."""
+"""Decoded float images of at most this many bytes are kept in memory."""
 
-_IMAGENET_MEAN: Numbers = (0.485, 0.456, 0.406)
-_IMAGENET_STD: Numbers = (0.229, 0.224, 0.225)
-_DO = "make it train/CLASS/image.png and val/CLASS/image.png"
+Samples = list[tuple[str, int]]
+"""(path, class index) of each image."""
+
+_IMAGENET_MEAN: ChannelValues = (0.485, 0.456, 0.406)
+_IMAGENET_STD: ChannelValues = (0.229, 0.224, 0.225)
+_LAYOUT_HINT = "make it train/CLASS/image.png and val/CLASS/image.png"
 
 
 @dataclass(frozen=True)
 class View:
-    """From an image of any size to what the network sees: resize, crop the centre, normalise.
+    """What the network sees of an image of any size: resized, center-cropped, normalized.
 
     Attributes:
         size: side of the square output in pixels.
-        resize: what the shorter side is resized to before, with antialiasing.
+        resize: length that the shorter side is resized to first, in pixels, with antialiasing.
         interpolation: ``bilinear`` or ``bicubic``.
         mean, std: per channel, of values in [0, 1].
     """
@@ -39,14 +42,14 @@ class View:
     size: int
     resize: int
     interpolation: str
-    mean: Numbers
-    std: Numbers
+    mean: ChannelValues
+    std: ChannelValues
 
     @classmethod
-    def of(cls, spec: DataSpec) -> View:
-        """Complete a specification with the usual evaluation view of ImageNet."""
+    def from_spec(cls, spec: DataSpec) -> View:
+        """Complete a specification with the usual evaluation settings of ImageNet."""
         size = spec.image_size or 224
-        mean, std = standard(spec.mean or _IMAGENET_MEAN, spec.std or _IMAGENET_STD, 3)
+        mean, std = check_statistics(spec.mean or _IMAGENET_MEAN, spec.std or _IMAGENET_STD, 3)
         resize, interpolation = spec.resize or round(size * 256 / 224), spec.interpolation
         return cls(size, resize, interpolation or "bilinear", mean, std)
 
@@ -56,20 +59,20 @@ class ImageFiles:
 
     Args:
         samples: (path, class index) of each image.
-        view: what is done to each image.
+        view: how each image is prepared.
     """
 
-    def __init__(self, samples: list[tuple[str, int]], view: View) -> None:
+    def __init__(self, samples: Samples, view: View) -> None:
         self.samples, self.view = samples, view
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """(3, size, size) float32 and the class; grey images become RGB.
+        """Return (3, size, size) float32 and the class index; gray images become RGB.
 
         Raises:
-            InputError: the file is no readable image.
+            InputError: the file is not a readable image.
         """
         from torchvision.datasets.folder import default_loader
         from torchvision.transforms import InterpolationMode
@@ -86,10 +89,10 @@ class ImageFiles:
         view = self.view
         image = F.resize(image, [view.resize], InterpolationMode(view.interpolation))
         image = F.center_crop(image, [view.size, view.size])
-        return normalise(F.pil_to_tensor(image), 255, view.mean, view.std), label
+        return normalize(F.pil_to_tensor(image), 255, view.mean, view.std), label
 
     def in_memory(self) -> TensorSource:
-        """All of them decoded: (N, 3, size, size) float32."""
+        """Decode all images: (N, 3, size, size) float32."""
         x = torch.empty(len(self), 3, self.view.size, self.view.size)
         for index in range(len(self)):
             x[index] = self[index][0]
@@ -101,7 +104,7 @@ class ImageFiles:
 
 
 def load(spec: DataSpec) -> Data:
-    """Read a folder of images; ``val`` is taken before ``test`` where both exist.
+    """Read a folder of images; if both ``val`` and ``test`` exist, ``val`` is the test part.
 
     Raises:
         InputError: a part is missing or empty, the classes differ, or an image is damaged.
@@ -109,15 +112,15 @@ def load(spec: DataSpec) -> Data:
     refuse(spec, "a folder of images", "target", "drop", "split_seed")
     root = Path(spec.name)
     classes, train_samples, test_samples = _scan(root)
-    view = View.of(spec)
+    view = View.from_spec(spec)
     size = view.size
     train, test = (ImageFiles(s, view) for s in (train_samples, test_samples))
-    small = 4 * 3 * size**2 * (len(train) + len(test)) <= MEMORY_LIMIT
+    fits = 4 * 3 * size**2 * (len(train) + len(test)) <= MEMORY_LIMIT
 
-    def source(files: ImageFiles) -> Source:
-        return files.in_memory() if small else DatasetSource(files, spec.workers, files.labels())
+    def make_source(files: ImageFiles) -> Source:
+        return files.in_memory() if fits else DatasetSource(files, spec.workers, files.labels())
 
-    chosen, samples = spec.augment or "none", train_samples + test_samples
+    augment, samples = spec.augment or "none", train_samples + test_samples
     return Data(
         spec=replace(
             spec,
@@ -126,11 +129,11 @@ def load(spec: DataSpec) -> Data:
             interpolation=view.interpolation,
             mean=view.mean,
             std=view.std,
-            augment=chosen,
+            augment=augment,
         ),
         name=root.resolve().name,
-        train=source(train),
-        test=source(test),
+        train=make_source(train),
+        test=make_source(test),
         task=CLASSIFICATION,
         input_shape=(3, size, size),
         outputs=len(classes),
@@ -145,41 +148,39 @@ def load(spec: DataSpec) -> Data:
             "std": list(view.std),
         },
         fingerprint=splits.fingerprint_files(root, (Path(path) for path, _ in samples)),
-        augment=augmentation.for_shape(chosen, (3, size, size)),
+        augment=augmentation.for_shape(augment, (3, size, size)),
     )
 
 
-Samples = list[tuple[str, int]]
-
-
 def _scan(root: Path) -> tuple[tuple[str, ...], Samples, Samples]:
-    """Class names (sorted) and the samples of both parts."""
+    """Return the class names, sorted, and the samples of both parts."""
     parts = [part for part in ("val", "test") if (root / part).is_dir()]
     if not (root / "train").is_dir() or not parts:
         wanted = "train" if parts else "val or test"
-        raise InputError(f"{root} has no folder {wanted}", _DO)
-    train, test = _part(root / "train"), _part(root / parts[0])
-    if train[0] != test[0]:
-        only_train = sorted(set(train[0]) - set(test[0]))
-        only_test = sorted(set(test[0]) - set(train[0]))
+        raise InputError(f"{root} has no folder {wanted}", _LAYOUT_HINT)
+    classes, train = _scan_part(root / "train")
+    test_classes, test = _scan_part(root / parts[0])
+    if classes != test_classes:
+        only_train = sorted(set(classes) - set(test_classes))
+        only_test = sorted(set(test_classes) - set(classes))
         raise InputError(
             f"the classes of {root}/train and {root}/{parts[0]} differ: "
             f"only in train: {', '.join(only_train) or '-'}; "
             f"only in {parts[0]}: {', '.join(only_test) or '-'}",
             "give both parts the same class folders",
         )
-    if len(train[0]) < 2:
-        raise InputError(f"{root}/train has only the class {train[0][0]}", "give at least two")
-    return train[0], train[1], test[1]
+    if len(classes) < 2:
+        raise InputError(f"{root}/train has only the class {classes[0]}", "give at least two")
+    return classes, train, test
 
 
-def _part(folder: Path) -> tuple[tuple[str, ...], Samples]:
-    """Class names and samples of one part, through torchvision's ImageFolder."""
+def _scan_part(folder: Path) -> tuple[tuple[str, ...], Samples]:
+    """Return the class names and samples of one part, as torchvision's ImageFolder finds them."""
     from torchvision.datasets import ImageFolder
 
     try:
-        found = ImageFolder(str(folder))
+        dataset = ImageFolder(str(folder))
     except FileNotFoundError as error:
         reason = str(error).split(" Supported extensions")[0].rstrip(".")
-        raise InputError(f"no images in {folder}: {reason}", _DO) from error
-    return tuple(found.classes), found.samples
+        raise InputError(f"no images in {folder}: {reason}", _LAYOUT_HINT) from error
+    return tuple(dataset.classes), dataset.samples

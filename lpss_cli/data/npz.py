@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 
 from lpss_cli.data import augment as augmentation
-from lpss_cli.data import datasets, splits, tabular
+from lpss_cli.data import datasets, splits
 from lpss_cli.data.bundle import Data
+from lpss_cli.data.scaling import FloatArray, Scaler
 from lpss_cli.data.sources import TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.targets import Targets, class_targets, scaled_targets
@@ -22,29 +23,29 @@ Array = npt.NDArray[Any]
 
 
 def load(spec: DataSpec) -> Data:
-    """Read an archive; no pickled object in it is ever executed.
+    """Read an archive, without ever unpickling an object in it.
 
-    Inputs: uint8 of three axes are grey images (N, H, W); uint8 of four axes are images
-    (N, H, W, C) if the last axis has 1, 3 or 4 entries and (N, C, H, W) otherwise; both are
-    divided by 255. All else is taken as it is: (N, F) features, or (N, C, ...) with channels
-    second. Everything is then standardised per channel or feature by the training part, or
-    by ``--mean`` and ``--std``.
+    Inputs: uint8 with three axes are gray images (N, H, W). uint8 with four axes are images
+    (N, H, W, C) if the last axis has 1, 3 or 4 entries, and (N, C, H, W) otherwise. Both are
+    divided by 255. Anything else is taken as it is: (N, F) features, or (N, C, ...) with channels
+    second. The inputs are then standardized per channel or feature by the training part, or by
+    ``--mean`` and ``--std``.
 
-    Targets (N,) or (N, 1): whole numbers, booleans or texts are classes (sorted; a class of the
-    test part must occur in training), floating point is regression.
+    Targets (N,) or (N, 1): whole numbers, booleans and texts are classes (sorted; each class of
+    the test part must occur in training), and floating-point numbers are regression.
 
     Raises:
-        InputError: what is missing, of the wrong length or type, or not finite, by its name.
+        InputError: an array is missing, has the wrong length or type, or is not finite; by name.
     """
     refuse(spec, "an array file", "target", "drop", "split_seed")
-    raw = _read(Path(spec.name))
-    _check(raw)
-    targets = _targets(raw["y_train"].reshape(-1), raw["y_test"].reshape(-1))
+    arrays = _read(Path(spec.name))
+    _check(arrays)
+    targets = _make_targets(arrays["y_train"].reshape(-1), arrays["y_test"].reshape(-1))
     name = Path(spec.name).stem
-    if raw["x_train"].dtype == np.uint8 and raw["x_train"].ndim in (3, 4):
-        train, test = (torch.from_numpy(_channels_first(raw[k])) for k in ("x_train", "x_test"))
-        return datasets.build_pixels(spec, name, datasets.Pixels(train, test, targets))
-    return _features(spec, name, raw, targets)
+    if arrays["x_train"].dtype == np.uint8 and arrays["x_train"].ndim in (3, 4):
+        train, test = (torch.from_numpy(_channels_first(arrays[k])) for k in ("x_train", "x_test"))
+        return datasets.build_image_data(spec, name, datasets.RawImages(train, test, targets))
+    return _build_feature_data(spec, name, arrays, targets)
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -58,11 +59,11 @@ def _read(path: Path) -> dict[str, Array]:
                     f"{path} lacks {', '.join(missing)} (it has {', '.join(archive) or 'nothing'})",
                     f"save it with np.savez(path, {', '.join(f'{k}=…' for k in KEYS)})",
                 )
-            found = {key: archive[key] for key in KEYS}
-            for key, array in found.items():
-                if not isinstance(array, np.ndarray):  # bytes, where the member is no array
-                    raise ValueError(f"{key} is no array")
-            return found
+            arrays = {key: archive[key] for key in KEYS}
+            for key, array in arrays.items():
+                if not isinstance(array, np.ndarray):  # bytes, where the member is not an array
+                    raise ValueError(f"{key} is not an array")
+            return arrays
     except InputError:
         raise
     except Exception as error:  # whatever a broken archive makes zipfile and numpy raise
@@ -72,13 +73,14 @@ def _read(path: Path) -> dict[str, Array]:
         ) from error
 
 
-def _check(raw: dict[str, Array]) -> None:
-    """Types, lengths, shapes and finite values."""
-    for key, array in raw.items():
+def _check(arrays: dict[str, Array]) -> None:
+    """Check types, lengths and shapes, and that all values are finite."""
+    for key, array in arrays.items():
         kinds = "biuf" if key[0] == "x" else "biufU"
         if array.dtype.kind not in kinds or not array.ndim:
             raise InputError(
-                f"{key} is {array.dtype} of shape {array.shape}", "give numbers, one row an example"
+                f"{key} is {array.dtype} of shape {array.shape}",
+                "give numbers, one row per example",
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"{key} holds NaN or infinite values", "remove or replace them")
@@ -88,23 +90,24 @@ def _check(raw: dict[str, Array]) -> None:
                 "give one target per example, or your own loss with file.py:factory",
             )
     for part in ("train", "test"):
-        x, y = raw[f"x_{part}"], raw[f"y_{part}"]
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if len(x) != len(y) or not len(x):
             raise InputError(
                 f"x_{part} has {len(x)} examples and y_{part} has {len(y)}",
-                "give as many of both, at least one",
+                "give the same number of both, at least one",
             )
-    shapes = [(raw[k].shape[1:], raw[k].dtype == np.uint8) for k in ("x_train", "x_test")]
-    if shapes[0] != shapes[1]:
-        described = [f"{raw[k].dtype} {raw[k].shape}" for k in ("x_train", "x_test")]
+    inputs = [arrays[key] for key in ("x_train", "x_test")]
+    train, test = ((x.shape[1:], x.dtype == np.uint8) for x in inputs)
+    if train != test:
+        described = [f"{x.dtype} {x.shape}" for x in inputs]
         raise InputError(
             f"x_train is {described[0]} and x_test is {described[1]}",
             "give both the same type and shape after the first axis",
         )
 
 
-def _targets(train: Array, test: Array) -> Targets:
-    """Targets (N,) and (M,) by their type."""
+def _make_targets(train: Array, test: Array) -> Targets:
+    """Make targets from (N,) and (M,) values, by their type."""
     if train.dtype.kind != test.dtype.kind and "f" in (train.dtype.kind, test.dtype.kind):
         raise InputError(
             f"y_train is {train.dtype} and y_test is {test.dtype}", "give both the same type"
@@ -115,7 +118,7 @@ def _targets(train: Array, test: Array) -> Targets:
     unknown = np.setdiff1d(test, labels)
     if len(unknown):
         raise InputError(
-            f"y_test holds the class {unknown[0]} that y_train lacks",
+            f"y_test holds the class {unknown[0]}, which y_train lacks",
             "give the training part examples of every class",
         )
     y_train, y_test = (torch.from_numpy(np.searchsorted(labels, y)) for y in (train, test))
@@ -123,7 +126,7 @@ def _targets(train: Array, test: Array) -> Targets:
 
 
 def _channels_first(images: Array) -> Array:
-    """Uint8 images as (N, C, H, W); the rule is in :func:`load`."""
+    """Return uint8 images as (N, C, H, W), by the rule in :func:`load`."""
     if images.ndim == 3:
         return images[:, None]
     if images.shape[-1] in (1, 3, 4):
@@ -131,34 +134,22 @@ def _channels_first(images: Array) -> Array:
     return images
 
 
-def _scaler(spec: DataSpec, x: tabular.Values) -> tabular.Scaler:
-    """From the training part (N, F), with ``--mean`` and ``--std`` in its stead."""
-    fitted = tabular.fit_scaler(x)
-    if spec.mean is None and spec.std is None:
-        return fitted
-    features = x.shape[1]
-    mean, scale = fitted.mean, fitted.scale
-    if spec.mean is not None:
-        mean = np.array(datasets.per_channel(spec.mean, features, "mean"))
-    if spec.std is not None:
-        scale = np.array(datasets.per_channel(spec.std, features, "std"))
-    return tabular.Scaler(mean, scale)
-
-
-def _features(spec: DataSpec, name: str, raw: dict[str, Array], targets: Targets) -> Data:
-    """Anything that is not uint8 images: (N,), (N, F) or (N, C, ...)."""
+def _build_feature_data(
+    spec: DataSpec, name: str, arrays: dict[str, Array], targets: Targets
+) -> Data:
+    """Standardize anything that is not uint8 images: (N,), (N, F) or (N, C, ...)."""
     refuse(spec, "arrays that are not uint8 images", "image_size")
-    x_train, x_test = (raw[key].astype(np.float64) for key in ("x_train", "x_test"))
+    x_train, x_test = (arrays[key].astype(np.float64) for key in ("x_train", "x_test"))
     shape = x_train.shape[1:] or (1,)
 
-    def rows(x: tabular.Values) -> tabular.Values:
-        # Channels last, all else in one axis: (N, C, ...) -> (N · ..., C).
+    def to_rows(x: FloatArray) -> FloatArray:
+        # Channels last, and everything else in one axis: (N, C, ...) -> (N · ..., C).
         return np.moveaxis(x.reshape(len(x), shape[0], -1), 1, 2).reshape(-1, shape[0])
 
-    scaler = _scaler(spec, rows(x_train))
+    scaler = _fit_scaler(spec, to_rows(x_train))
 
-    def source(x: tabular.Values, y: torch.Tensor) -> TensorSource:
-        scaled = scaler.apply(rows(x)).reshape(len(x), -1, shape[0])
+    def make_source(x: FloatArray, y: torch.Tensor) -> TensorSource:
+        scaled = scaler.transform(to_rows(x)).reshape(len(x), -1, shape[0])
         values = np.moveaxis(scaled, 2, 1).reshape(len(x), *shape)
         return TensorSource(torch.from_numpy(np.ascontiguousarray(values)).float(), y)
 
@@ -172,13 +163,22 @@ def _features(spec: DataSpec, name: str, raw: dict[str, Array], targets: Targets
     return Data(
         spec=spec,
         name=name,
-        train=source(x_train, targets.train),
-        test=source(x_test, targets.test),
+        train=make_source(x_train, targets.train),
+        test=make_source(x_test, targets.test),
         task=targets.task,
         input_shape=tuple(shape),
         outputs=targets.outputs,
         classes=targets.classes,
         preprocessing=preprocessing,
-        fingerprint=splits.fingerprint_arrays(*(raw[key] for key in KEYS)),
+        fingerprint=splits.fingerprint_arrays(*(arrays[key] for key in KEYS)),
         augment=augmentation.for_shape(spec.augment or "none", tuple(shape)),
     )
+
+
+def _fit_scaler(spec: DataSpec, x: FloatArray) -> Scaler:
+    """Fit the training part (N, F); ``--mean`` and ``--std`` replace what is measured."""
+    mean, scale = (
+        None if values is None else np.array(datasets.per_channel(values, x.shape[1], option))
+        for option, values in (("mean", spec.mean), ("std", spec.std))
+    )
+    return Scaler.fit(x).replace(mean, scale)

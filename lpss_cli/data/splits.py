@@ -1,4 +1,7 @@
-"""Random train/test splits, fixed by a seed."""
+"""Which examples are used: random train/test splits, the order of an epoch, and fingerprints.
+
+Everything here is a function of its arguments alone, the same on every machine.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from lpss_cli.errors import InputError
 from lpss_cli.utils.seeds import derive_seed
 
 Split = tuple[Tensor, Tensor]
+"""Indices of the training and of the test examples."""
 
 
 def split(
@@ -24,17 +28,18 @@ def split(
     labels: Tensor | None = None,
     classes: Sequence[str] = (),
 ) -> Split:
-    """Part n examples in two.
+    """Split n examples into two parts at random.
 
     Args:
         n: number of examples.
         n_test: size of the second part, in [1, n).
         seed: in [0, 2**32).
-        labels: (n,) class indices, to keep every class's share in both parts; None: don't.
-        classes: their names, for the message.
+        labels: (n,) class indices, to keep the share of every class in both parts; None: any
+            examples.
+        classes: class names by index, for the message.
 
     Returns:
-        Indices (n - n_test,) and (n_test,), int64, ascending, together every example once.
+        Indices (n - n_test,) and (n_test,), int64, ascending; together every example once.
 
     Raises:
         InputError: a part would be empty, or a class is too small to be in both.
@@ -58,7 +63,7 @@ def split(
 
 
 def _check_classes(n: int, n_test: int, labels: Tensor, classes: Sequence[str]) -> None:
-    """Say in our words what a stratified split cannot do."""
+    """Check that a stratified split is possible, before scikit-learn does in its own words."""
     present, counts = torch.unique(labels, return_counts=True)
     smallest = int(counts.argmin())
     index = int(present[smallest])
@@ -75,11 +80,37 @@ def _check_classes(n: int, n_test: int, labels: Tensor, classes: Sequence[str]) 
         )
 
 
-# MERGED: Which data a run used: a hash that changes when the data does.
-def fingerprint_arrays(*arrays: npt.NDArray[np.generic]) -> str:
-    """SHA-256 (hex) over type, shape and bytes of raw arrays, train before test.
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of the examples in one epoch, independent of torch's global generator.
 
-    Raw values, before any preprocessing: rounding differs between machines, the data does not.
+    Returns:
+        (n,) int64 permutation on the CPU, a function of (n, seed, epoch) alone.
+    """
+    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def shard_order(order: Tensor, batch_size: int, begin: int, end: int) -> Tensor:
+    """Return the share of one process in every full batch, in the order of the batches.
+
+    Args:
+        order: (n,) examples of an epoch, the same in all processes.
+        batch_size: size of the global batch; a smaller last batch is left out.
+        begin: the first position in every batch that belongs to the process.
+        end: the position after its last one.
+
+    Returns:
+        (n // batch_size · (end - begin),) examples.
+    """
+    full = len(order) // batch_size
+    return order[: full * batch_size].view(full, batch_size)[:, begin:end].flatten()
+
+
+def fingerprint_arrays(*arrays: npt.NDArray[np.generic]) -> str:
+    """SHA-256 (hex) over type, shape and bytes of raw arrays, training before test.
+
+    The values are raw, before any preprocessing: rounding differs between machines, the data
+    does not.
     """
     digest = sha256()
     for array in arrays:
@@ -97,34 +128,7 @@ def fingerprint_texts(texts: Iterable[str]) -> str:
 
 
 def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 (hex) over path relative to root and size in bytes, sorted: no file is read."""
+    """SHA-256 (hex) over the sorted paths (relative to root) and sizes; no file is read."""
     return fingerprint_texts(
         sorted(f"{f.relative_to(root).as_posix()}\x1f{f.stat().st_size}" for f in files)
     )
-
-
-# MERGED: Seeds and orders that depend on nothing but the numbers they are made from.
-def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of the examples in one epoch, independent of torch's global generator.
-
-    Returns:
-        (n,) int64 permutation on the CPU, a function of (n, seed, epoch) alone.
-    """
-    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
-    return torch.randperm(n, generator=generator)
-
-
-def part_of_batches(order: Tensor, batch_size: int, begin: int, end: int) -> Tensor:
-    """Return what one of several processes takes of every full batch, in the order of the batches.
-
-    Args:
-        order: (n,) examples of an epoch, the same in all processes.
-        batch_size: of the global batch; a smaller last batch is left out.
-        begin: the process's first place in every batch.
-        end: the place after its last.
-
-    Returns:
-        (n // batch_size · (end - begin),) examples.
-    """
-    full = len(order) // batch_size
-    return order[: full * batch_size].view(full, batch_size)[:, begin:end].flatten()

@@ -1,4 +1,4 @@
-"""Reading processes: they end with their parent, and their errors arrive as one line."""
+"""Worker processes that read data: they end with their parent, and return errors as values."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.utils import signals
 
 
-def worker_context() -> str | None:
-    """How worker processes start: forked on Linux, else as Python likes.
+def worker_start_method() -> str | None:
+    """Return how worker processes start: forked on Linux, otherwise Python's default.
 
-    A dataset from ``file.py:factory`` lives in a module that a freshly started interpreter
-    cannot import by name; a forked one has it already.
+    A dataset from ``file.py:factory`` lives in a module that a freshly started interpreter cannot
+    import by name; a forked one has it already.
     """
     return "fork" if sys.platform == "linux" else None
 
 
-def worker_init(_worker: int) -> None:
-    """Leave signals to the parent, and die with it.
+def init_worker(_worker: int) -> None:
+    """Leave signals to the parent, and end when it ends.
 
-    Without the first, every worker prints its own traceback and fails the step that is to be
-    finished; without the second, a killed run leaves processes that hold memory and files (torch
-    notices only after seconds, when idle).
+    Otherwise every worker would print its own traceback and fail the step that is to be finished,
+    and a killed run would leave processes behind that hold memory and files (torch notices only
+    after seconds, and only when idle).
     """
     signals.follow_parent()
 
 
-class Guarded:
-    """A dataset whose failures are returned instead of raised.
+class ErrorCapturingDataset:
+    """A dataset that returns errors instead of raising them.
 
-    torch re-raises a worker's exception with the whole traceback as its message; an error that
+    torch re-raises a worker's exception with the whole traceback as its message. An error that
     travels as a value keeps its two lines.
+
+    Args:
+        dataset: map-style.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -63,7 +66,7 @@ def collate(items: list[Any]) -> tuple[Tensor, Tensor] | LpssError:
     """Stack a list of (x, y) into one (x, y), or return the first failure among them.
 
     Returns:
-        x as :func:`as_input`, y as :func:`as_target` gives them, each with a batch axis first.
+        x as from :func:`as_input` and y as from :func:`as_target`, each with a batch axis first.
     """
     for item in items:
         if isinstance(item, LpssError):
@@ -81,7 +84,7 @@ def collate(items: list[Any]) -> tuple[Tensor, Tensor] | LpssError:
 
 
 def as_input(x: Tensor) -> Tensor:
-    """Convert inputs to the type networks take: int64 stays (tokens), everything else float32.
+    """Convert inputs to what networks take: int64 for int32 and int64 (tokens), else float32.
 
     Values are never scaled: whoever made the tensor knows what they mean.
     """
@@ -89,5 +92,5 @@ def as_input(x: Tensor) -> Tensor:
 
 
 def as_target(y: Tensor) -> Tensor:
-    """Convert targets to what losses take: float32 for floating point, int64 for the rest."""
+    """Convert targets to what losses take: float32 for floating point, otherwise int64."""
     return y.float() if y.is_floating_point() else y.long()

@@ -167,7 +167,7 @@ class ProcessGroupContext(DistributedContext):
     ) -> None:
         """See :meth:`DistributedContext.agree`: digests are compared."""
         own = {name: tensor.detach().cpu() for name, tensor in (tensors or {}).items()}
-        digests = self.all_gather(manifest.digest(record, {"tensors": own}))
+        digests = self.all_gather(manifest.record_digest(record, {"tensors": own}))
         others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         if others:
             raise RunError(

@@ -88,7 +88,7 @@ def joined(device: str) -> Iterator[DistributedContext]:
         yield ProcessGroupContext(own, place.local_rank, control)
     except BaseException:
         # torchrun sends SIGTERM as soon as any process has ended; what is left to do is short.
-        signals.ignore()
+        signals.ignore_signals()
         _failure = _Failure(store)
         raise
     dist.destroy_process_group()

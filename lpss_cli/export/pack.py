@@ -24,7 +24,7 @@ from lpss_cli.export.safetensors import export_safetensors, provenance, same_bit
 from lpss_cli.report.report import weights_of
 from lpss_cli.sparsity.patterns import bias_names
 from lpss_cli.training.evaluation import evaluate
-from lpss_cli.utils.files import check_writable, replacing
+from lpss_cli.utils.files import atomic_write, check_writable
 
 # Real inputs whose outputs are compared.
 _COMPARED = 256
@@ -72,7 +72,7 @@ def export_pack(
     biases = bias_names(checkpoint.state_dict, prunable)
     content = pack(checkpoint.state_dict, meta, prunable, values, biases=biases, about=about)
     difference, metrics = 0.0, None
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
         unpacked = unpack(temporary.read_bytes())
         check_tensors(checkpoint, unpacked, path)

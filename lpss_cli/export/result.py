@@ -9,9 +9,6 @@ from typing import Any
 from lpss_cli.report.flops import Savings
 from lpss_cli.report.latency import Latency
 
-#: The formats that a checkpoint can be exported to.
-FORMATS = ("safetensors", "onnx", "pack")
-
 
 @dataclass(frozen=True)
 class ExportedFile:
@@ -19,7 +16,7 @@ class ExportedFile:
 
     Attributes:
         path: the file.
-        kind: one of ``FORMATS``.
+        kind: one of ``options.FORMATS``.
         bytes: its size on disk.
         checked: what was compared, in words.
         largest_difference: largest difference of the outputs, relative to the largest |output|; 0

@@ -13,7 +13,7 @@ from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import RunError
 from lpss_cli.export.result import ExportedFile
 from lpss_cli.report.report import exponents_of, weights_of
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 
 
 def export_safetensors(checkpoint: Checkpoint, path: Path) -> ExportedFile:
@@ -29,7 +29,7 @@ def export_safetensors(checkpoint: Checkpoint, path: Path) -> ExportedFile:
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
     record = metadata.for_export(checkpoint.meta)
     texts = {"lpss": json.dumps(record), "format": "pt", **provenance(checkpoint)}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         safetensors_file.write(temporary, state, texts)
         _compare(state, temporary, path)
     checked = "every tensor, bit for bit"

@@ -16,7 +16,7 @@ from lpss_cli.jobs.config import Request
 from lpss_cli.training.callbacks import Callback, CallbackWrapper
 from lpss_cli.training.state import RunState
 from lpss_cli.utils import seeds
-from lpss_cli.utils.files import output, replacing
+from lpss_cli.utils.files import atomic_write, reserve_output
 
 # Measurements along a run where nobody says how many.
 _MEASUREMENTS = 10
@@ -107,7 +107,7 @@ class Log(CallbackWrapper):
         """Pass it on; leave the lines of the epochs that this run has behind it, no others."""
         super().on_start(run)
         kept = [line for line in _lines(self._path) if 1 <= _epoch(line) <= run.epoch]
-        with replacing(self._path) as temporary:
+        with atomic_write(self._path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_epoch(self, run: RunState) -> None:
@@ -204,7 +204,7 @@ def recorded(callback: Callback, request: Request) -> Iterator[Callback]:
     with contextlib.ExitStack() as held:
         if request.log is not None:
             again = request.force or request.resume
-            held.enter_context(output(request.log, force=again, option="--log"))
+            held.enter_context(reserve_output(request.log, force=again, option="--log"))
             callback = Log(request.log, callback)
         if request.tensorboard is not None:
             board = Board(request.tensorboard, callback)

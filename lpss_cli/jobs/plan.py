@@ -9,8 +9,8 @@ from typing import Any
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity.hoyer_prediction import hoyer_limit, p_for, predicted_hoyer, shape
 from lpss_cli.sparsity.layer_targets import layer_budgets
-from lpss_cli.sparsity.masks import log_magnitude, select
-from lpss_cli.sparsity.patterns import resolve
+from lpss_cli.sparsity.masks import log_magnitude, select_masks
+from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.method import Method, make
@@ -103,7 +103,7 @@ def plan(
     if not weights:
         raise InputError(f"{source} holds no prunable weight", "lpss prunes Linear and Conv layers")
     method = make("lpss", options)
-    skipped = resolve(skip, list(weights), "--skip")
+    skipped = resolve_patterns(skip, list(weights), "--skip")
     pruned = {name: w for name, w in weights.items() if name not in skipped}
     sizes = {name: w.tensor.numel() for name, w in pruned.items()}
     total = sum(sizes.values())
@@ -113,8 +113,8 @@ def plan(
     exponents = _exponents(method, weights, targets, hoyer)
     scores = {name: log_magnitude(w.tensor) for name, w in pruned.items()}
     ranking = method.config.ranking
-    own = {name: sizes[name] - zeros for name, zeros in wanted.own.items()}
-    masks = select(scores, total - wanted.zeros, ranking, own)
+    own = {name: sizes[name] - zeros for name, zeros in wanted.layer_zeros.items()}
+    masks = select_masks(scores, total - wanted.zeros, ranking, own)
     planned = [
         _layer(weight, exponents.get(name), int(masks[name].sum()))
         for name, weight in pruned.items()

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.resume import StateError
-from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.utils import subprocesses
-from lpss_cli.utils.files import replacing
-from lpss_cli.utils.signals import Interrupts, SignalledError
+from lpss_cli.utils.files import atomic_write
+from lpss_cli.utils.signals import Interrupts, SignalError
 
 if TYPE_CHECKING:
     from lpss_cli.jobs.training_job import Outcome
@@ -88,7 +88,7 @@ class RunStore:
         Raises:
             InputError: the disk does not take its state or its result.
             StoppedError: a signal came while it ran.
-            SignalledError: a signal came before or afterwards, or a second one.
+            SignalError: a signal came before or afterwards, or a second one.
         """
         runs: dict[str, dict[str, Any]] = self._content["runs"]
         self._asked[label] = None
@@ -111,7 +111,7 @@ class RunStore:
         except RunError as error:
             raise RunError(f"{label}: {error.what}", error.do) from error
         self._labels[self._run_of(label)] = label
-        with replacing(self._path) as temporary:
+        with atomic_write(self._path) as temporary:
             temporary.write_text(json.dumps(self._content, indent=1) + "\n")
         self._clear(label)
         for text in warnings:
@@ -120,7 +120,7 @@ class RunStore:
         which = f"run {len(self._asked)} of {self._total}: " if self._total else ""
         self._note(f"{which}{label}: " + (result.get("failed") or f"{result['metric']:.4f}"))
         if self._interrupts.pending is not None:
-            raise SignalledError(self._interrupts.pending)
+            raise SignalError(self._interrupts.pending)
         return result
 
     def _out(self, label: str) -> Path:
@@ -193,7 +193,7 @@ def measure_run(interrupts: Interrupts, request: Request) -> tuple[dict[str, Any
         StoppedError: a signal came; the state is saved.
     """
     callback = _Listener(interrupts)
-    whole = not TrainingStateFiles(request.out).found
+    whole = not TrainingStateFiles(request.output).found
     try:
         outcome = _train(request, callback)
     except RunError as error:

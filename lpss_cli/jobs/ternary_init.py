@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lpss_cli.checkpoints import safetensors_file
 from lpss_cli.checkpoints.read_file import read_bytes
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 
 _KEY = "lpss-amenable"
 
@@ -104,7 +104,7 @@ def save(path: Path, initial: TernaryInit) -> None:
     }
     layers = {name: list(signs.shape) for name, signs in initial.signs.items()}
     text = json.dumps({"layers": layers, "meta": initial.meta}, separators=(",", ":"))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         safetensors_file.write(temporary, tensors, {_KEY: text})
 
 

@@ -21,6 +21,7 @@ from lpss_cli.data import Data
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import StoppedError
 from lpss_cli.jobs import loggers, resolve, resume
+from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import preprocessing_notes
 from lpss_cli.jobs.resume import TrainingCheckpointer
@@ -34,7 +35,7 @@ from lpss_cli.training.setup import Settings
 from lpss_cli.training.state import RunState
 from lpss_cli.utils import digest, seeds, torch_utils
 from lpss_cli.utils.files import check_space
-from lpss_cli.utils.signals import Interrupts, SignalledError, kill_children, listening
+from lpss_cli.utils.signals import Interrupts, SignalError, handle_signals, kill_children
 
 
 # MERGED: What of a job is written down.
@@ -45,7 +46,7 @@ def identity(job: Job) -> dict[str, Any]:
     spec = {k: v for k, v in job.data.spec.to_dict().items() if k not in places}
     groups = {"": asdict(job.settings), "method.": asdict(job.method.config), "data.": spec}
     return {
-        "lpss format": digest.FORMAT,
+        "lpss format": digest.RECORD_FORMAT,
         "arch": job.arch,
         "method": job.method.name,
         "data": job.data.name,
@@ -91,7 +92,7 @@ def record_of(job: Job, state: RunState) -> dict[str, Any]:
 
 def _config(method: Method) -> dict[str, Any]:
     """Return the options of a method by name, as it has used them."""
-    names = (field.name for field in options_of(type(method)))
+    names = (item.name for item in options_of(type(method)))
     return {name: getattr(method.config, name) for name in names}
 
 
@@ -168,7 +169,7 @@ def stoppable(keeper: TrainingCheckpointer, interrupts: Interrupts) -> Iterator[
     """
     try:
         yield
-    except (SignalledError, StoppedError, LostError) as stop:
+    except (SignalError, StoppedError, LostError) as stop:
         interrupts.close()
         kill_children()  # a reader that hangs would keep the process from its end
         if isinstance(stop, StoppedError):
@@ -206,7 +207,7 @@ def _metrics_or_signal(
         interrupts.release()
         found: dict[str, float] | int = measure()
         interrupts.defer()
-    except SignalledError as signalled:
+    except SignalError as signalled:
         interrupts.defer()
         found = signalled.number
     return found
@@ -217,16 +218,6 @@ _CLAIM_TOLERANCE = 0.02
 # Saved with an unfinished run: once the cut is made it cannot be measured again.
 _CUT = "before_cut"
 _Measure = Callable[[], dict[str, float]]
-
-
-class JobCallback(Callback):
-    """A callback that also sees what happens around the training loop."""
-
-    def on_before(self, metrics: dict[str, float], primary: str) -> None:
-        """The input's metrics, before anything is trained."""
-
-    def on_measured(self, metrics: dict[str, float], primary: str) -> None:
-        """The metrics after an epoch, before its ``on_epoch``."""
 
 
 class _CutMeter(CallbackWrapper):
@@ -277,8 +268,8 @@ class Job:
         # For data that draw numbers when they are read.
         seeds.seed_everything(distributed.seed(self.settings.seed))
         needed = artifact.estimated_bytes(model.state_dict()) * (1 + request.keep_init)
-        distributed.run_on_main(lambda: check_space(request.out, needed))
-        saved = TrainingStateFiles(request.out)
+        distributed.run_on_main(lambda: check_space(request.output, needed))
+        saved = TrainingStateFiles(request.output)
         record = resume.Record(identity(self), resume.circumstances(device, distributed.size))
         begun = self._begun(saved, record)
         self._introduce()
@@ -286,7 +277,7 @@ class Job:
         before = self._before(measure)
         init = self._init(model)
         began = histograms.of_model(model)
-        with listening(final=distributed.size > 1) as interrupts:
+        with handle_signals(final=distributed.size > 1) as interrupts:
             keeper = resume.TrainingCheckpointer(
                 saved,
                 record,
@@ -309,11 +300,11 @@ class Job:
                     "seconds": seconds,
                 }
                 if distributed.is_main_process:
-                    artifact.save(request.out, dict(model.state_dict()), meta, init)
+                    artifact.save(request.output, dict(model.state_dict()), meta, init)
                     saved.remove()
         primary = data.task.primary
         return distributed.run_on_main(
-            lambda: Outcome(report(request.out), primary, before, after, part, seconds, cut)
+            lambda: Outcome(report(request.output), primary, before, after, part, seconds, cut)
         )
 
     def _begun(self, saved: TrainingStateFiles, record: resume.Record) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.sparsity.schedules import sigmoid
+from lpss_cli.sparsity.schedules import logistic_ramp
 from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ASNI(Method):
         frequency = config.frequency or min(run.steps_per_epoch, max(1, run.total_steps // _CUTS))
         if not run.is_update_step(config.begin, frequency):
             return None
-        first = sigmoid(run.progress, config.end, config.tau, config.width)
-        second = sigmoid(run.progress, config.end, config.second_tau, config.second_width)
+        first = logistic_ramp(run.progress, config.end, config.tau, config.width)
+        second = logistic_ramp(run.progress, config.end, config.second_tau, config.second_width)
         part = (1 - config.second) * first + config.second * second
         return float(run.start_sparsity + (run.sparsity - run.start_sparsity) * part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.sparsity.schedules import cubic
+from lpss_cli.sparsity.schedules import cubic_sparsity
 from lpss_cli.training.method import Method
 
 if TYPE_CHECKING:
@@ -22,4 +22,6 @@ class GMP(Method):
         config = self.config
         if not run.is_update_step(config.begin, config.frequency):
             return None
-        return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)
+        return cubic_sparsity(
+            run.progress, config.begin, config.end, run.start_sparsity, run.sparsity
+        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
-from lpss_cli.sparsity.schedules import warmup_steps
+from lpss_cli.sparsity.schedules import warmup_step_decay
 from lpss_cli.training.method import Method, MethodConfig, option
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class GSM(Method):
 
     def _factor(self, progress: float, peak: float) -> float:
         drops = [peak + part * (1 - peak) / 3 for part in range(3)]
-        return warmup_steps(progress, self.config.warmup, drops)
+        return warmup_step_decay(progress, self.config.warmup, drops)
 
     def _rates(self, run: RunState, peak: float) -> Rates:
         """Return the learning-rate factors of the steps before the cut."""

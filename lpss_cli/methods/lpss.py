@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lpss_cli.errors import InputError
-from lpss_cli.sparsity.patterns import resolve
-from lpss_cli.sparsity.schedules import cubic
+from lpss_cli.sparsity.patterns import resolve_patterns
+from lpss_cli.sparsity.schedules import cubic_sparsity
 from lpss_cli.training.method import Method, MethodConfig, option
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def assign(
     for item in items:
         pattern, _, text = item.rpartition("=")
         given = _values(text, parse)
-        targets = resolve([pattern], names, "--p") if pattern else list(names)
+        targets = resolve_patterns([pattern], names, "--p") if pattern else list(names)
         if len(given) == 1:
             given = given * len(targets)
         if len(given) != len(targets):
@@ -95,7 +95,7 @@ def on_sphere(fan_ins: Mapping[str, int | None], off: Sequence[str]) -> list[str
     Raises:
         InputError: a pattern matches nothing.
     """
-    left = resolve(off, list(fan_ins), "--off-sphere")
+    left = resolve_patterns(off, list(fan_ins), "--off-sphere")
     # A row of one entry has no direction to move in.
     return [name for name, n in fan_ins.items() if name not in left and n is not None and n > 1]
 
@@ -239,7 +239,9 @@ class LpSS(Method):
         config = self.config
         if config.path == "controller" or not run.is_update_step(config.begin, config.frequency):
             return None
-        return cubic(run.progress, config.begin, config.end, run.start_sparsity, run.sparsity)
+        return cubic_sparsity(
+            run.progress, config.begin, config.end, run.start_sparsity, run.sparsity
+        )
 
     def on_gradients(self, run: RunState) -> bool:
         """Drop and grow by the dense gradients, where the controller is wanted."""
@@ -254,7 +256,7 @@ class LpSS(Method):
         from lpss_cli.sparsity.lp_geometry import row_dims
 
         config = self.config
-        threshold = drop_grow.annealed(
+        threshold = drop_grow.cosine_decay(
             config.drop_threshold, run.progress, config.begin, config.end
         )
         growth = drop_grow.growth_fraction(
@@ -267,8 +269,8 @@ class LpSS(Method):
             mask, dims = run.masks[name], row_dims(weight, run.row_dims[name] or 0)
             dropped = drop_grow.below_row_mean(weight, mask, threshold, dims)
             count = int(growth * int(dropped.sum()))
-            gradient = drop_grow.row_normalised(weight.grad, dims)
-            grown = drop_grow.largest(gradient, ~mask, count)
+            gradient = drop_grow.row_normalized(weight.grad, dims)
+            grown = drop_grow.top_candidates(gradient, ~mask, count)
             masks[name] = (mask & ~dropped) | grown
             self._seed(run, weight, grown)
         run.set_masks(masks)

@@ -68,14 +68,14 @@ class SET(Method):
         )
         if not run.is_update_step(self.config.begin, frequency) or run.masked == 0:
             return False
-        from lpss_cli.sparsity.drop_grow import annealed, exchange
+        from lpss_cli.sparsity.drop_grow import cosine_decay, drop_and_grow
 
-        fraction = annealed(self.config.drop_fraction, run.progress, 0.0, self.config.end)
+        fraction = cosine_decay(self.config.drop_fraction, run.progress, 0.0, self.config.end)
         masks = {}
         for name, weight in run.weights.items():
             mask = run.masks[name]
             count = int(fraction * int(mask.sum()))
-            masks[name] = exchange(weight, mask, count, self.growth(run, weight))
+            masks[name] = drop_and_grow(weight, mask, count, self.growth(run, weight))
         run.set_masks(masks)
         return True
 

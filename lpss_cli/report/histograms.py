@@ -26,9 +26,9 @@ def of_model(model: nn.Module) -> dict[str, Any]:
 
     A few hundred bytes a layer; a weight of zeros alone is left out.
     """
-    from lpss_cli.sparsity.prunable import prunable
+    from lpss_cli.sparsity.prunable import prunable_weights
 
-    found = {name: _of_weight(name, weight) for name, weight in prunable(model).items()}
+    found = {name: _of_weight(name, weight) for name, weight in prunable_weights(model).items()}
     return {name: one for name, one in found.items() if one is not None}
 
 
@@ -96,7 +96,7 @@ def zoomed_histogram(
     while (window := _window(near.counts, most - near.outside)) is not None:
         width = (near.high - near.low) / len(near.counts)
         low, high = (near.low + end * width for end in window)
-        values = arrays.of(weight()) if values is None else values
+        values = arrays.to_numpy(weight()) if values is None else values
         closer = _counted(values, low, high, len(near.counts))
         if closer is None:
             break
@@ -148,8 +148,8 @@ def _between(values: Array, low: float, high: float) -> Iterator[Array]:
 
     What is not finite is not between.
     """
-    for block in arrays.blocks(values.reshape(-1, 1)):
-        short = arrays.finite(block)
+    for block in arrays.row_blocks(values.reshape(-1, 1)):
+        short = arrays.finite_or_zero(block)
         near = short[(short >= low) & (short <= high) & (short != 0)]
         if len(near):
             yield near

@@ -11,7 +11,7 @@ import numpy as np
 
 from lpss_cli.sparsity.hoyer import hoyer_of
 from lpss_cli.utils import arrays
-from lpss_cli.utils.arrays import Array, finite, not_finite
+from lpss_cli.utils.arrays import Array, count_non_finite, finite_or_zero
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,9 +76,9 @@ def measure(
 ) -> Layer:
     """Count and measure one weight; ``fact`` is what its training noted: ``p``, ``travel``."""
     fact = fact or {}
-    array = arrays.of(weight)
+    array = arrays.to_numpy(weight)
     seen = RowStats()
-    for rows in arrays.blocks(np.moveaxis(array, row_dim, 0)):
+    for rows in arrays.row_blocks(np.moveaxis(array, row_dim, 0)):
         seen.add(rows)
     zeros = array.size - seen.kept
     return Layer(
@@ -110,10 +110,10 @@ def _survivors(array: Array, row_dim: int, seen: RowStats) -> WeightHistogram | 
     if not seen.above + seen.below:
         return None
     counts = np.zeros(_BINS, np.int64)
-    for rows in arrays.blocks(np.moveaxis(array, row_dim, 0)):
+    for rows in arrays.row_blocks(np.moveaxis(array, row_dim, 0)):
         # A value of float64 may be too large for float32.
         with_care = seen.not_finite > 0 or rows.dtype == np.float64
-        values = arrays.finite(rows) if with_care else rows
+        values = arrays.finite_or_zero(rows) if with_care else rows
         counts += np.bincount(_bin_of(values, seen.low, seen.high).ravel(), minlength=_BINS)
     zeros = array.size - seen.above - seen.below
     counts[_bin_of(np.zeros(1, np.float32), seen.low, seen.high)] -= zeros
@@ -195,9 +195,9 @@ class RowStats:
         kept = np.count_nonzero(rows, axis=1)
         self.kept += int(kept.sum())
         self.dead += len(kept) - int(np.count_nonzero(kept))
-        self.not_finite += not_finite(rows)
+        self.not_finite += count_non_finite(rows)
         self._rows(_hoyer(rows))
-        values = finite(rows)
+        values = finite_or_zero(rows)
         up, down = (part.clip(0.0).sum(dtype=np.float64) for part in (values, -values))
         self._spread(values, float(up), float(down))
 

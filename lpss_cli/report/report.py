@@ -12,7 +12,7 @@ from lpss_cli.checkpoints.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.report.layers import Layer, measure
 from lpss_cli.report.sizes import Size, bound_of, whole_bound
 from lpss_cli.sparsity.patterns import bias_names, prunable_names
-from lpss_cli.utils.arrays import not_finite
+from lpss_cli.utils.arrays import count_non_finite
 
 if TYPE_CHECKING:
     from lpss_cli.report.flops import Savings
@@ -133,7 +133,7 @@ def report(source: Path | Checkpoint) -> Report:
             bad = layer.not_finite
             bound += bound_of(form, layer.weights - layer.zeros, values)
         else:
-            bad = not_finite(array)
+            bad = count_non_finite(array)
             bound += whole_bound(form, values, bias=name in biases)
         del array  # before the next one is there
         if bad:
@@ -161,9 +161,9 @@ def _own_names(checkpoint: Checkpoint) -> list[str]:
     """Return the names of all tensors, tied ones once; a streamed file has no tied ones."""
     if checkpoint.stream is not None:
         return list(checkpoint.stream)
-    from lpss_cli.sparsity.prunable import untied
+    from lpss_cli.sparsity.prunable import without_tied
 
-    return list(untied(checkpoint.state_dict))
+    return list(without_tied(checkpoint.state_dict))
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:

@@ -1,1 +1,1 @@
-"""TODO lpss_cli/sparsity."""
+"""The mathematics of sparsity: what is pruned, how much, when, and by which score."""

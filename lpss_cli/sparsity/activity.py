@@ -1,10 +1,10 @@
-"""Which neurons and inputs of a layer take part: what has no gradient has no effect.
+"""Active rows and columns of a weight: without a gradient, a neuron or input has no effect.
 
 A weight into a neuron that nothing reads, or whose activation is always on its flat side, changes
-no output. Such a weight keeps its size while others compete for the budget, and a network of 1 %
-can lose a tenth of its weights to it. The gradient tells without any knowledge of the network's
-graph: it is exactly zero over the whole row. In the same way it is zero over the whole column of an
-input that is always zero.
+no output. Such a weight keeps its magnitude while others compete for the budget, and a network at
+1 % density can lose a tenth of its weights to them. The gradient shows this without any knowledge
+of the network's graph: it is exactly zero over the whole row. In the same way it is zero over the
+whole column of an input that is always zero.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch import Tensor
 
 from lpss_cli.sparsity.masks import RANK_OFFSET
 
-# Steps before a cut whose gradients are looked at.
-WINDOW = 10
+#: Number of steps before a pruning step whose gradients are examined.
+ACTIVITY_WINDOW = 10
 
 
 class Activity:
-    """Rows and columns of weights that have had a gradient, where looked at, since the last cut.
+    """Which rows and columns of weights have had a gradient since the last pruning step.
 
     Attributes:
-        seen: name → bool tensors of shapes (R, 1, …) and (1, C, 1, …): had one.
+        seen: name → bool tensors (R, 1, …) and (1, C, 1, …), True where there was a gradient; only
+            weights whose gradients were examined.
     """
 
     def __init__(self) -> None:
@@ -32,12 +33,12 @@ class Activity:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the present gradients into account; they must not be masked yet."""
+        """Record the present gradients, which must not be masked yet."""
         for name, weight in weights.items():
             if weight.grad is None:
                 continue
-            size = weight.grad.abs()
-            rows, columns = _some(size, 0), _some(size, 1)
+            magnitude = weight.grad.abs()
+            rows, columns = _any_nonzero(magnitude, 0), _any_nonzero(magnitude, 1)
             if name in self.seen:
                 self.seen[name][0].logical_or_(rows)
                 self.seen[name][1].logical_or_(columns)
@@ -45,19 +46,19 @@ class Activity:
                 self.seen[name] = rows, columns
 
     def demote(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Let what is idle rank behind all else, in its own order."""
-        ranked = dict(scores)
+        """Return scores in which inactive weights rank behind all others, in their own order."""
+        demoted = dict(scores)
         for name, (rows, columns) in self.seen.items():
-            if name in ranked:
-                s = ranked[name]
-                ranked[name] = torch.where(rows & columns, s, s - RANK_OFFSET)
-        return ranked
+            if name in demoted:
+                s = demoted[name]
+                demoted[name] = torch.where(rows & columns, s, s - RANK_OFFSET)
+        return demoted
 
     def reset(self) -> None:
-        """Begin anew: a cut has been made."""
+        """Forget all gradients, after a pruning step."""
         self.seen.clear()
 
 
-def _some(size: Tensor, dim: int) -> Tensor:
-    """Whether any entry is not zero, for every index along one dimension."""
-    return size.amax([d for d in range(size.dim()) if d != dim], keepdim=True) > 0
+def _any_nonzero(magnitude: Tensor, dim: int) -> Tensor:
+    """Whether any entry is positive, for every index along one dimension; the others are kept."""
+    return magnitude.amax([d for d in range(magnitude.dim()) if d != dim], keepdim=True) > 0

@@ -1,4 +1,4 @@
-"""Which parameters of a model count as prunable weights."""
+"""Prunable weights: which parameters of a model are pruned, and which are not."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Weight:
     """One prunable weight of a model.
 
     Attributes:
-        name: the module's and the parameter's name, as in ``model.state_dict()``; of a weight that
-            is tied to one of another kind (an embedding), not the first name it has there.
+        name: the module's and the parameter's name, as in ``model.state_dict()``. If the weight is
+            tied to one of another kind (an embedding), this may not be its first name there.
         tensor: the parameter.
-        row_dim: the dimension that counts neurons, or None where rows are no simple slices
-            (grouped transposed convolutions): such a weight is pruned but not put on a sphere.
+        row_dim: the dimension that counts neurons, or None if rows are not simple slices (grouped
+            transposed convolutions): such a weight is pruned, but not put on a sphere.
     """
 
     name: str
@@ -33,61 +33,63 @@ class Weight:
 
     @property
     def fan_in(self) -> int | None:
-        """Entries of one row; None where rows are no simple slices."""
+        """Entries of one row; None if rows are not simple slices."""
         return None if self.row_dim is None else fan_in(self.tensor, self.row_dim)
 
 
-def prunable(model: nn.Module) -> dict[str, Weight]:
-    """Every weight of Linear, Conv and attention projections, in module order.
+def prunable_weights(model: nn.Module) -> dict[str, Weight]:
+    """Return the weights of Linear, Conv and attention projections by name, in module order.
 
-    A tied weight is listed once, under its first name; one without entries is not listed.
+    A tied weight is listed once, under its first name. A weight without entries is not listed.
 
     Raises:
         InputError: a weight of a lazy layer has no shape yet.
     """
-    found: dict[str, Weight] = {}
+    weights: dict[str, Weight] = {}
     seen: set[int] = set()
     for weight in _candidates(model):
         if isinstance(weight.tensor, UninitializedParameter):
             raise InputError(
-                f"{weight.name} has no shape yet", "let the network see an example before"
+                f"{weight.name} has no shape yet", "run an example through the network first"
             )
         if id(weight.tensor) not in seen and weight.tensor.numel():
             seen.add(id(weight.tensor))
-            found[weight.name] = weight
-    return found
+            weights[weight.name] = weight
+    return weights
 
 
-def computed(model: nn.Module) -> list[str]:
-    """Names of the weights of Linear and Conv that are made from other parameters.
+def reparametrized_weights(model: nn.Module) -> list[str]:
+    """Return the names of Linear and Conv weights that are computed from other parameters.
 
-    Weight norm, spectral norm and ``torch.nn.utils.prune`` leave such: what training changes is
-    not what is multiplied, so it cannot be pruned.
+    Weight norm, spectral norm and ``torch.nn.utils.prune`` make such weights. What training
+    changes is not what is multiplied, so it cannot be pruned.
     """
     return [
         f"{prefix}.weight".removeprefix(".")
         for prefix, module in model.named_modules()
-        if isinstance(module, (nn.Linear, _ConvNd)) and "weight" not in _own(module)
+        if isinstance(module, (nn.Linear, _ConvNd)) and "weight" not in _parameters(module)
     ]
 
 
-def trainable(model: nn.Module) -> dict[str, Weight]:
-    """Those of the :func:`prunable` weights that training may change."""
-    return {name: w for name, w in prunable(model).items() if w.tensor.requires_grad}
+def trainable_weights(model: nn.Module) -> dict[str, Weight]:
+    """Return the :func:`prunable_weights` that require a gradient."""
+    return {name: w for name, w in prunable_weights(model).items() if w.tensor.requires_grad}
 
 
 def _candidates(model: nn.Module) -> Iterator[Weight]:
     for prefix, module in model.named_modules():
-        dot, own = f"{prefix}." if prefix else "", _own(module)
+        dot, parameters = f"{prefix}." if prefix else "", _parameters(module)
         if isinstance(module, (nn.Linear, _ConvNd)):
-            if "weight" in own:
-                yield Weight(f"{dot}weight", own["weight"], _row_dim(module))
+            if "weight" in parameters:
+                yield Weight(f"{dot}weight", parameters["weight"], _row_dim(module))
         elif isinstance(module, nn.MultiheadAttention):
-            yield from (Weight(f"{dot}{name}", own[name]) for name in _ATTENTION if name in own)
+            for name in _ATTENTION:
+                if name in parameters:
+                    yield Weight(f"{dot}{name}", parameters[name])
 
 
-def _own(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a module's parameters; as an attribute, a weight may be computed anew."""
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters; an attribute ``weight`` may be computed from others."""
     return dict(module.named_parameters(recurse=False))
 
 
@@ -97,10 +99,10 @@ def _row_dim(module: nn.Module) -> int | None:
     return 0
 
 
-def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state_dict without the second and later names of one and the same tensor."""
-    first: dict[object, str] = {}
+def without_tied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state_dict without the second and later names of the same tensor."""
+    first_names: dict[object, str] = {}
     for name, tensor in state_dict.items():
-        place = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-        first.setdefault(place if tensor.numel() else name, name)
-    return {name: state_dict[name] for name in first.values()}
+        identity = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        first_names.setdefault(identity if tensor.numel() else name, name)
+    return {name: state_dict[name] for name in first_names.values()}

@@ -1,4 +1,4 @@
-"""Sparsities: read, checked and counted, without PyTorch."""
+"""Target sparsities: parsing, checking and counting zeros; without PyTorch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from lpss_cli.errors import InputError
 
 
 def zero_count(total: int, sparsity: float) -> int:
-    """Number of zeros that a sparsity asks of ``total`` weights: exactly ``round(s·N)``."""
+    """Return how many of N = ``total`` weights a sparsity s makes zero: exactly ``round(s·N)``."""
     return round(sparsity * total)
 
 
-def parse(value: str | float, option: str = "--sparsity") -> float:
-    """Read ``0.9``, ``90%`` or ``10x`` (one weight in ten kept) as a fraction of zeros.
+def parse_sparsity(value: str | float, option: str = "--sparsity") -> float:
+    """Parse ``0.9``, ``90%`` or ``10x`` (one weight in ten kept) as the fraction of zeros.
 
     Args:
         value: as it was typed.
-        option: whose it is, for the message.
+        option: the option it was typed for, for the message.
 
     Raises:
-        InputError: it is none of the three.
+        InputError: it has none of the three forms.
     """
     text = str(value)
     try:
@@ -27,15 +27,19 @@ def parse(value: str | float, option: str = "--sparsity") -> float:
         return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
     except (ValueError, ZeroDivisionError):
         raise InputError(
-            f"{option} {text!r} is no number", "write 0.9, 90% or 10x (one weight in ten kept)"
+            f"{option} {text!r} is not a number", "write 0.9, 90% or 10x (one weight in ten kept)"
         ) from None
 
 
 def check_sparsity(sparsity: float, total: int | None = None) -> float:
-    """Return the sparsity if it lies in [0, 1) and leaves a weight.
+    """Return the sparsity s if it is in [0, 1) and leaves a weight.
+
+    Args:
+        sparsity: the fraction of zeros.
+        total: number N of prunable weights; None: unknown.
 
     Raises:
-        InputError: out of range, or ``round(s·N)`` is all of the ``total`` weights.
+        InputError: it is out of range, there is no prunable weight, or ``round(s·N)`` is N.
     """
     if not 0 <= sparsity < 1:
         percent = f"{sparsity / 100:g} or {sparsity:g}%" if 1 < sparsity < 100 else "0.9 or 90%"

@@ -68,7 +68,7 @@ def _before_cut(run: RunState, method: Method) -> bool:
     step, every = run.step + 1, method.config.frequency or 1
     return (
         step <= run.final_prune_step
-        and min(-step % every, run.final_prune_step - step) < activity.WINDOW
+        and min(-step % every, run.final_prune_step - step) < activity.ACTIVITY_WINDOW
     )
 
 
@@ -157,7 +157,7 @@ def finish(run: RunState) -> None:
             f"{zeros:,} weights are zero where {asked:,} were asked for",
             "this is a defect of the method; please report it",
         )
-    for name, wanted in run.budgets.own.items():
+    for name, wanted in run.budgets.layer_zeros.items():
         found = int((run.weights[name] == 0).sum())
         if run.sparsity > 0 and found != wanted:
             raise RunError(

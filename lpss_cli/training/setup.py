@@ -16,8 +16,13 @@ from torch.optim import Optimizer
 from lpss_cli.distributed.context import DistributedContext
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity import layer_targets
-from lpss_cli.sparsity.patterns import resolve
-from lpss_cli.sparsity.prunable import Weight, computed, prunable, trainable
+from lpss_cli.sparsity.patterns import resolve_patterns
+from lpss_cli.sparsity.prunable import (
+    Weight,
+    prunable_weights,
+    reparametrized_weights,
+    trainable_weights,
+)
 from lpss_cli.sparsity.targets import check_sparsity, zero_count
 from lpss_cli.training import distillation
 from lpss_cli.training.callbacks import Callback
@@ -115,13 +120,13 @@ def _batches(
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and targets of this process, in the order of the epoch."""
-        from lpss_cli.data.splits import epoch_order, part_of_batches
+        from lpss_cli.data.splits import epoch_order, shard_order
 
         order = epoch_order(len(data.train), seed, epoch)
         return data.train.batches(
             end - begin,
             device=device,
-            order=part_of_batches(order, size, begin, end),
+            order=shard_order(order, size, begin, end),
             drop_last=True,
             augment=data.augment,
             seed=(*stream, epoch),
@@ -170,14 +175,14 @@ def choose(
     Raises:
         InputError: a pattern matches nothing, nothing is left, or a target that cannot be.
     """
-    candidates = trainable(model)
-    frozen = [name for name in prunable(model) if name not in candidates]
+    candidates = trainable_weights(model)
+    frozen = [name for name in prunable_weights(model) if name not in candidates]
     if frozen:
         callback.on_warning(f"frozen weights are not pruned: {', '.join(frozen)}")
-    made = computed(model)
+    made = reparametrized_weights(model)
     if made:
         callback.on_warning(f"weights made from other parameters are not pruned: {', '.join(made)}")
-    skipped = resolve(settings.skip, list(candidates), "--skip")
+    skipped = resolve_patterns(settings.skip, list(candidates), "--skip")
     total = sum(w.tensor.numel() for name, w in candidates.items() if name not in skipped)
     check_sparsity(settings.sparsity, total)
     if not any(p.requires_grad for p in model.parameters()):
@@ -195,8 +200,8 @@ def _inherit_zeros(run: RunState, callback: Callback) -> None:
     run.set_masks({name: w.detach() != 0 for name, w in run.weights.items()})
     run.start_sparsity = run.masked / run.total if run.total else 0.0
     run.start, asked = run.present, zero_count(run.total, run.sparsity)
-    if run.budgets.own:
-        layer_targets.check_start(run.start, run.budgets, run.sizes)
+    if run.budgets.layer_zeros:
+        layer_targets.check_initial_zeros(run.start, run.budgets, run.sizes)
     elif run.masked > asked:
         callback.on_warning(
             f"the input already has {run.masked:,} zeros, more than the {asked:,} asked for; "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.sparsity.layer_targets import LayerBudgets, layer_budgets
-from lpss_cli.sparsity.masks import Masks, select
+from lpss_cli.sparsity.masks import Masks, select_masks
 from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.sparsity.targets import zero_count
 
@@ -66,8 +66,8 @@ class MaskedWeights:
     @property
     def present(self) -> LayerBudgets:
         """The masked weights, counted as ``budgets``."""
-        own = {name: int((~self.masks[name]).sum()) for name in self.budgets.own}
-        return LayerBudgets(self.masked, own, self.budgets.others)
+        own = {name: int((~self.masks[name]).sum()) for name in self.budgets.layer_zeros}
+        return LayerBudgets(self.masked, own, self.budgets.other_weights)
 
     @property
     def masked(self) -> int:
@@ -81,9 +81,9 @@ class MaskedWeights:
         Where too few scores are finite, weights that are zero without a mask are kept, too.
         """
         zeros = zero_count(self.total, sparsity)
-        own = self.budgets.kept(self.sizes, zeros, self.start)
-        masks = select(scores, self.total - zeros, ranking, own)
+        own = self.budgets.kept_weights(self.sizes, zeros, self.start)
+        masks = select_masks(scores, self.total - zeros, ranking, own)
         if sum(int(mask.sum()) for mask in masks.values()) < self.total - zeros:
             alive = {n: s.where(~(self.masks[n] & s.isneginf()), _LAST) for n, s in scores.items()}
-            masks = select(alive, self.total - zeros, ranking, own)
+            masks = select_masks(alive, self.total - zeros, ranking, own)
         return masks

@@ -1,1 +1,1 @@
-"""TODO lpss_cli/utils."""
+"""Helpers that know nothing of sparsity: files, signals, seeds, arrays, processes, PyTorch."""

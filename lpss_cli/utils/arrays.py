@@ -1,6 +1,7 @@
-"""Tensors as NumPy arrays, their values exactly: nothing here imports PyTorch.
+"""Tensors as NumPy arrays with exactly their values, and tensors known by shape alone.
 
-NumPy itself has neither bfloat16 nor floating-point numbers of 8 bits; ml_dtypes adds them.
+Nothing here imports PyTorch, so a report can be made without it. NumPy itself has neither bfloat16
+nor 8-bit floating-point numbers; ml_dtypes adds them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-# Entries that are looked at together: what is computed from them stays in the cache.
+# Entries that are processed together: what is computed from them stays in the CPU's cache.
 _BLOCK = 1 << 16
 # Bytes, more than all arrays take that are computed from a block.
-_AROUND = 1 << 22
-#: Kinds of numbers that ml_dtypes adds, by PyTorch's names, which are its own too.
+_BLOCK_MEMORY = 1 << 22
+#: Dtypes that ml_dtypes adds; PyTorch calls them by the same names.
 _ADDED = {
     name: np.dtype(getattr(ml_dtypes, name))
     for name in (
@@ -34,7 +35,56 @@ _ADDED = {
 }  # fmt: skip
 
 
-def dtype_of(name: str) -> np.dtype[Any]:
+class TensorSpec(Protocol):
+    """The part of a PyTorch tensor that does not touch its values; a tensor satisfies it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of every dimension."""
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+
+    def numel(self) -> int:
+        """Return the number of entries."""
+
+    def element_size(self) -> int:
+        """Return the bytes of one entry."""
+
+    def is_floating_point(self) -> bool:
+        """Whether the entries are real floating-point numbers."""
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor whose values are still in its file.
+
+    Attributes:
+        shape: size of every dimension.
+        dtype: type of its entries.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Return the number of entries."""
+        return math.prod(self.shape)
+
+    def element_size(self) -> int:
+        """Return the bytes of one entry."""
+        return self.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        """Whether the entries are real floating-point numbers."""
+        return is_floating(self.dtype)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return the dtype that PyTorch calls ``torch.{name}``.
 
     Raises:
@@ -44,15 +94,15 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether numbers are real floating-point ones."""
+    """Whether the entries of a dtype are real floating-point numbers."""
     return dtype.kind == "f" or dtype in _ADDED.values()
 
 
-def of(values: Tensor | Array) -> Array:
-    """Return the values of a tensor: its own memory where it lies on the CPU; arrays as they are.
+def to_numpy(values: Tensor | Array) -> Array:
+    """Return the values of a tensor: a view of its memory if it is on the CPU; arrays unchanged.
 
     Raises:
-        TypeError: neither NumPy nor ml_dtypes has its kind of numbers.
+        TypeError: neither NumPy nor ml_dtypes has its dtype.
     """
     if isinstance(values, np.ndarray):
         return values
@@ -65,125 +115,77 @@ def of(values: Tensor | Array) -> Array:
     return bits.numpy(force=True).view(_ADDED[name])
 
 
-def floats(array: Array) -> Array:
-    """Return real floating-point numbers as float32, which holds those of all shorter kinds.
+def to_float32(array: Array) -> Array:
+    """Convert real floating-point numbers to float32, which holds all shorter ones exactly.
 
-    float64 stays what it is.
+    float64 is returned unchanged.
     """
     if array.dtype.itemsize >= 4:
         return array
     if array.dtype == _ADDED["bfloat16"]:
         return array.astype(np.float32)
-    # Several times as fast as what the libraries do, number by number.
-    return _table(array.dtype).take(array.view(_whole(array.dtype)))
+    # A look-up is several times as fast as the libraries' conversion of one number at a time.
+    return _float32_table(array.dtype).take(array.view(_unsigned(array.dtype)))
 
 
-def blocks(rows: Array) -> Iterator[Array]:
-    """Yield rows of real floating-point numbers, some at a time and never less than one.
+@cache
+def _float32_table(dtype: np.dtype[Any]) -> Array:
+    """Return all numbers of a short dtype as float32, in the order of their bits."""
+    bits = _unsigned(dtype)
+    with np.errstate(invalid="ignore"):
+        return np.arange(1 << 8 * dtype.itemsize, dtype=bits).view(dtype).astype(np.float32)
+
+
+def _unsigned(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the unsigned integers of the same size."""
+    return np.dtype(f"u{dtype.itemsize}")
+
+
+def row_blocks(rows: Array) -> Iterator[Array]:
+    """Yield the rows of an array as float32 (or float64), a block of whole rows at a time.
 
     Args:
-        rows: (rows, …) of any kind that :func:`floats` takes.
+        rows: (rows, …) of any dtype that :func:`to_float32` takes.
 
     Yields:
-        (some rows, fan-in), as :func:`floats` makes them.
+        (at least one row, fan-in), as :func:`to_float32` converts them.
     """
     _keep_freed_memory()
     fan_in = math.prod(rows.shape[1:])
     step = max(1, _BLOCK // max(1, fan_in))
     for begin in range(0, len(rows), step):
         block = rows[begin : begin + step]
-        yield floats(block.reshape(len(block), fan_in))
+        yield to_float32(block.reshape(len(block), fan_in))
 
 
 @cache
 def _keep_freed_memory() -> None:
     """Let the memory of one block serve the next.
 
-    glibc gives it back to the system each time, and new memory costs more than all that is computed
-    in it. Something larger that was freed tells it not to; it is never written to.
+    glibc returns it to the system each time, and new memory costs more than everything that is
+    computed in it. Freeing something larger once, which is never written to, changes that.
     """
-    np.empty(_AROUND, np.uint8)
-
-
-@cache
-def _table(dtype: np.dtype[Any]) -> Array:
-    """Return all numbers of a short kind as float32, in the order of their bits."""
-    whole = _whole(dtype)
-    with np.errstate(invalid="ignore"):
-        return np.arange(1 << 8 * dtype.itemsize, dtype=whole).view(dtype).astype(np.float32)
-
-
-def _whole(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(f"u{dtype.itemsize}")
+    np.empty(_BLOCK_MEMORY, np.uint8)
 
 
 @np.errstate(over="ignore")
-def finite(array: Array) -> Array:
-    """Return float32 or float64 as float32; 0 in place of what is not finite, or too large."""
+def finite_or_zero(array: Array) -> Array:
+    """Convert float32 or float64 to float32, with 0 for what is not finite or too large for it."""
     values = array.astype(np.float32, copy=False)
     return np.where(np.isfinite(values), values, np.float32(0.0))
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def not_finite(values: Tensor | Array) -> int:
+def count_non_finite(values: Tensor | Array) -> int:
     """Count the entries that are NaN or infinite; 0 for whole numbers."""
-    array = of(values)
+    array = to_numpy(values)
     if array.dtype.kind == "c":
         return array.size - int(np.count_nonzero(np.isfinite(array)))
     if not is_floating(array.dtype):
         return 0
     return sum(
         block.size - int(np.count_nonzero(np.isfinite(block)))
-        for block in blocks(array.reshape(-1, 1))
-        if not np.isfinite(block.sum(dtype=np.float64))  # quick, and no sum of others is
+        for block in row_blocks(array.reshape(-1, 1))
+        # A quick test: any NaN or infinity makes the sum NaN or infinite.
+        if not np.isfinite(block.sum(dtype=np.float64))
     )
-
-
-# MERGED: What is known of tensors without their values: names, shapes, kinds of numbers.
-class TensorSpec(Protocol):
-    """The part of a PyTorch tensor that does not touch its values: a tensor is one of these."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Extent of every dimension."""
-
-    def dim(self) -> int:
-        """Count the dimensions."""
-
-    def numel(self) -> int:
-        """Count the entries."""
-
-    def element_size(self) -> int:
-        """Return the bytes of one entry."""
-
-    def is_floating_point(self) -> bool:
-        """Whether the numbers are real floating-point ones."""
-
-
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor that is still in its file.
-
-    Attributes:
-        shape: extent of every dimension.
-        dtype: kind of its numbers.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    def dim(self) -> int:
-        """Count the dimensions."""
-        return len(self.shape)
-
-    def numel(self) -> int:
-        """Count the entries."""
-        return math.prod(self.shape)
-
-    def element_size(self) -> int:
-        """Return the bytes of one entry."""
-        return self.dtype.itemsize
-
-    def is_floating_point(self) -> bool:
-        """Whether the numbers are real floating-point ones."""
-        return is_floating(self.dtype)

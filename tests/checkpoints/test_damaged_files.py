@@ -249,7 +249,7 @@ def test_the_manifest_speaks_for_tensors_record_and_start(tmp_path):
         lambda c: c["state_dict"].pop("fc1.bias"),
         lambda c: c["lpss"].update(arch="mlp:6-4-4"),
         lambda c: c["lpss"].update(more=1),
-        lambda c: c["lpss"].pop(manifest.KEY),
+        lambda c: c["lpss"].pop(manifest.MANIFEST_KEY),
         lambda c: c["init"].update({"fc1.bias": torch.ones(4)}),
         lambda c: c.pop("init"),
     ]

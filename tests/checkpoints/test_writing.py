@@ -20,7 +20,7 @@ from lpss_cli.checkpoints import artifact
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
 from lpss_cli.utils import files
-from lpss_cli.utils.files import check_space, claimed, replacing
+from lpss_cli.utils.files import atomic_write, check_space, output_lock
 
 FAST = ("--epochs", "1", "--batch-size", "256", "--quiet")
 
@@ -72,15 +72,15 @@ def test_only_temporaries_of_the_same_output_are_swept(tmp_path):
               "a.pt.0123456789abcdef.tmp", ".a.pt.0123456789ABCDEF.tmp"]  # fmt: skip
     for name in ours + others:
         (tmp_path / name).touch()
-    with replacing(tmp_path / "a.pt") as temporary:
+    with atomic_write(tmp_path / "a.pt") as temporary:
         temporary.write_bytes(b"new")
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "a.pt"])
 
 
 def test_a_process_may_hold_what_it_holds(tmp_path):
     path = tmp_path / "a.pt"
-    with claimed(path), claimed(path):
-        with replacing(path) as one, replacing(path) as two:
+    with output_lock(path), output_lock(path):
+        with atomic_write(path) as one, atomic_write(path) as two:
             one.write_bytes(b"one")
             two.write_bytes(b"two")
         assert path.read_bytes() == b"one"
@@ -107,7 +107,7 @@ def test_the_space_that_is_asked_for_is_about_what_is_written(tmp_path):
     state["tied"] = state["w"]
     artifact.save(tmp_path / "a.pt", state, {})
     written = (tmp_path / "a.pt").stat().st_size
-    assert written <= artifact.size(state) <= 1.2 * written
+    assert written <= artifact.estimated_bytes(state) <= 1.2 * written
     check_space(tmp_path / "a.pt", 1)
     with pytest.raises(InputError, match="are free"):
         check_space(tmp_path / "a.pt", 2**62)
@@ -153,7 +153,7 @@ def test_replacing_itself_refuses_links_and_pipes(tmp_path):
     (tmp_path / "link").symlink_to("target")
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe"):
-        with pytest.raises(InputError, match="not a regular file"), replacing(tmp_path / name):
+        with pytest.raises(InputError, match="not a regular file"), atomic_write(tmp_path / name):
             pass
     assert (tmp_path / "target").read_bytes() == b"old"
 
@@ -295,6 +295,6 @@ def test_the_mode_follows_the_umask_whoever_writes(model):
 
 def test_threads_do_not_see_another_umask(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask is of the whole process"))
-    with replacing(tmp_path / "a") as temporary:
+    with atomic_write(tmp_path / "a") as temporary:
         temporary.write_bytes(b"x")
     assert files._live == set()

@@ -109,7 +109,7 @@ def test_unknown_names_and_paths():
 
 def test_files_of_another_kind(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    refused(DataSpec(str(tmp_path / "notes.txt")), "is no kind of data", "table.csv")
+    refused(DataSpec(str(tmp_path / "notes.txt")), "is not a kind of data", "table.csv")
     (tmp_path / "data.py").write_text("")
     refused(DataSpec(str(tmp_path / "data.py")), "names no function", "data.py:factory")
 
@@ -119,7 +119,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path):
     path = write_table(tmp_path)
     refused(DataSpec(path, target="y", image_size=8), "--image-size means nothing for a table")
     refused(DataSpec(path, target="y", augment="cifar"), "--augment means nothing for a table")
-    what = "--mean 127.5 is no mean of pixels"
+    what = "--mean 127.5 is not a mean of pixels"
     refused(DataSpec("digits", mean=(127.5,), std=(51.0,)), what, "give --mean 0.5 --std 0.2")
     with pytest.raises(InputError) as caught:
         load(DataSpec("digits", mean=(127.5,)))
@@ -669,7 +669,7 @@ def test_test_arrays_do_not_leak(tmp_path):
         ({"y_test": np.full(6, np.nan)}, "y_test holds NaN"),
         ({"y_test": np.zeros((6, 2))}, "y_test has shape (6, 2)"),
         ({"y_test": np.zeros(6)}, "y_train is int64 and y_test is float64"),
-        ({"y_test": np.full(6, 7)}, "y_test holds the class 7 that y_train lacks"),
+        ({"y_test": np.full(6, 7)}, "y_test holds the class 7, which y_train lacks"),
         ({"y_train": np.zeros(20, int), "y_test": np.zeros(6, int)}, "the only class is 0"),
         ({"x_train": np.array(["a"] * 20)}, "x_train is <U1"),
         ({"y_train": np.array(3)}, "y_train is int64 of shape ()"),
@@ -734,6 +734,29 @@ def test_table(tmp_path):
     row = (x[:, 0].double() * numeric["scale"] + numeric["mean"]) * 2
     assert [int(i % 5 > 0) for i in row.round().long().tolist()] == y.tolist()
     json.dumps(data.preprocessing)
+
+
+def test_what_a_table_stores_is_enough_to_prepare_a_row(tmp_path):
+    """The names of these entries are those of every artifact before."""
+    stored = load(table(tmp_path)).preprocessing
+    assert list(stored) == [
+        "kind", "columns", "features", "numeric", "categories", "missing", "target",
+    ]  # fmt: skip
+    assert stored["numeric"]["flat"] == {"mean": pytest.approx(0.1), "scale": 0.0, "missing": 0}
+    assert stored["categories"] == {"colour": ["blue", "red"]}
+    assert stored["target"] == {"name": "y", "classes": ["no", "yes"]}
+    numbers = [f"{i},{i},red,0.1,{i}.5" for i in range(50)]
+    target = load(table(tmp_path, numbers)).preprocessing["target"]
+    assert list(target) == ["name", "classes", "mean", "scale"]
+    assert json.loads(json.dumps(stored)) == stored
+
+
+def test_texts_stay_whole(tmp_path):
+    rows = [f"0,1,{'a' if i % 2 else 'a' + chr(0)},0,{i % 3}" for i in range(40)]
+    data = load(table(tmp_path, rows))
+    assert data.preprocessing["categories"]["colour"] == ["a", "a\0"]
+    x, _ = everything(data.train)
+    assert x[:, 1:3].sum(dim=1).tolist() == [1.0] * len(x)
 
 
 def test_table_splits_are_fixed_and_repeated_by_seed(tmp_path):
@@ -1022,7 +1045,7 @@ def test_archives_that_are_none_of_numpys_are_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             archive.writestr(f"{name}.npy", b"no array")
-    with pytest.raises(InputError, match="x_train is no array"):
+    with pytest.raises(InputError, match="x_train is not an array"):
         load(DataSpec.from_dict({"name": str(path)}))
     np.savez(path, **{name: np.ones((4, 2)) for name in names})
     content = bytearray(path.read_bytes())

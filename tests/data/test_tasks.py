@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import tensor
 
 from lpss_cli.data import tasks
@@ -16,6 +19,39 @@ def test_accuracies_of_a_hand_computed_confusion():
     outputs = torch.nn.functional.one_hot(tensor(predicted), 3).float()
     metrics = tasks.CLASSIFICATION.metrics(outputs, tensor([0, 0, 0, 0, 1, 1]))
     assert metrics == {"accuracy": 4 / 6, "balanced_accuracy": (3 / 4 + 1 / 2) / 2}
+
+
+@given(st.data())
+def test_accuracies_equal_the_slow_ones_to_the_last_bit(data):
+    classes = data.draw(st.integers(1, 8))
+    label = st.integers(0, classes - 1)
+    pairs = data.draw(st.lists(st.tuples(label, label), min_size=1, max_size=60))
+    true, predicted = zip(*pairs, strict=True)
+    metrics = tasks.CLASSIFICATION.metrics(torch.eye(classes)[list(predicted)], tensor(true))
+    recalls = [
+        sum(t == p == c for t, p in pairs) / true.count(c) for c in range(classes) if c in true
+    ]
+    assert metrics == {
+        "accuracy": sum(t == p for t, p in pairs) / len(pairs),
+        "balanced_accuracy": sum(recalls) / len(recalls),
+    }
+    assert {type(value) for value in metrics.values()} == {float}
+
+
+def test_one_class_alone_and_one_example_of_each():
+    # None of these may warn: scikit-learn does, of predicted classes that are not in the targets
+    # and of targets that look like numbers.
+    metrics = tasks.CLASSIFICATION.metrics(torch.eye(3), tensor([1, 1, 1]))
+    assert metrics == {"accuracy": 1 / 3, "balanced_accuracy": 1 / 3}
+    perfect = {"accuracy": 1.0, "balanced_accuracy": 1.0}
+    assert tasks.CLASSIFICATION.metrics(torch.eye(30), torch.arange(30)) == perfect
+    assert tasks.CLASSIFICATION.metrics(torch.zeros(1, 1), tensor([0])) == perfect
+
+
+def test_predictions_of_a_diverged_network_are_counted():
+    outputs = torch.full((4, 3), torch.nan)
+    metrics = tasks.CLASSIFICATION.metrics(outputs, tensor([0, 0, 1, 2]))
+    assert metrics == {"accuracy": 0.5, "balanced_accuracy": 1 / 3}
 
 
 def test_cross_entropy_of_equal_scores_is_log_of_the_number_of_classes():
@@ -38,6 +74,28 @@ def test_r2_of_constant_targets_is_zero():
     metrics = tasks.REGRESSION.metrics(torch.arange(7.0), constant)
     assert metrics["r2"] == 0.0
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+@given(st.lists(st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 2), min_size=2, max_size=40))
+def test_regression_metrics_equal_the_textbook_formulas(pairs):
+    predicted, true = np.array(pairs, dtype=np.float64).T
+    outputs, targets = (tensor(values, dtype=torch.float32) for values in (predicted, true))
+    metrics = tasks.REGRESSION.metrics(outputs[:, None], targets)
+    residual, total = ((predicted - true) ** 2).sum(), ((true - true.mean()) ** 2).sum()
+    r2 = 0.0 if true.max() == true.min() else 1 - residual / total
+    # Another order of summation than scikit-learn's: the last digits may differ.
+    assert metrics["r2"] == pytest.approx(r2, rel=1e-12, abs=1e-12)
+    assert metrics["rmse"] == pytest.approx(math.sqrt(residual / len(true)), rel=1e-12)
+    assert metrics["mae"] == pytest.approx(np.abs(predicted - true).mean(), rel=1e-12)
+    assert {type(value) for value in metrics.values()} == {float}
+
+
+def test_outputs_of_a_diverged_network_give_values_that_say_so():
+    targets = tensor([0.0, 1.0, 3.0])
+    metrics = tasks.REGRESSION.metrics(tensor([math.nan, 1.0, 2.0]), targets)
+    assert all(math.isnan(value) for value in metrics.values())
+    metrics = tasks.REGRESSION.metrics(tensor([math.inf, 1.0, 2.0]), targets)
+    assert metrics == {"r2": -math.inf, "rmse": math.inf, "mae": math.inf}
 
 
 def test_original_units_scale_the_errors_and_not_r2():

@@ -22,7 +22,7 @@ from torch import nn
 
 from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.data import TensorSource
-from lpss_cli.data.splits import epoch_order, part_of_batches
+from lpss_cli.data.splits import epoch_order, shard_order
 from lpss_cli.distributed import launch
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.distributed.process_group import joined
@@ -30,7 +30,7 @@ from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.training import engine, method
+from lpss_cli.training import callbacks, engine, method
 from lpss_cli.training.setup import Settings
 
 pytestmark = pytest.mark.skipif(
@@ -58,7 +58,7 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(count, size):
         distributed.rank, distributed.size = rank, size
         begin, end = distributed.shard(count)
         assert count // size <= end - begin <= -(-count // size)
-        parts.append(part_of_batches(order, count, begin, end).split(end - begin))
+        parts.append(shard_order(order, count, begin, end).split(end - begin))
     for number, whole in enumerate(order.split(count)[: 50 // count]):
         assert torch.cat([part[number] for part in parts]).tolist() == whole.tolist()
 
@@ -238,7 +238,7 @@ def estranged():
     """One process draws its masks from another generator."""
     with joined("cpu") as distributed:
 
-        class Callback(engine.Callback):
+        class Callback(callbacks.Callback):
             def on_step(self, run):
                 if run.step == 3:
                     run.rng.manual_seed(distributed.rank)
@@ -361,7 +361,7 @@ def test_an_error_is_said_once():
     before = Path("a.pt").read_bytes()
     results = together(refused, "train", "--out", "a.pt", "--epochs", "1")
     assert [code for code, _, _ in results] == [2, 1]
-    assert results[0][2].startswith("Error: a.pt exists already")
+    assert results[0][2].startswith("Error: a.pt already exists")
     assert results[1][1:] == ("", "")
     assert Path("a.pt").read_bytes() == before
     results = together(refused, "train", "--batch-size", "1", "--epochs", "1", "--out", "b.pt")

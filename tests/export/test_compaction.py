@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lpss_cli.export.compaction.compact import compact
 from lpss_cli.models import KNOWN, build
 from lpss_cli.report.flops import layer_sizes
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 from lpss_cli.utils.torch_utils import forward_flops
 
 
@@ -194,7 +194,7 @@ class Odd(nn.Module):
 def test_what_is_not_understood_is_kept_and_said():
     torch.manual_seed(0)
     model, x = Odd(), torch.randn(3, 1, 8, 8)
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         weight.tensor.data[torch.rand(len(weight.tensor)) < 0.5] = 0
     found = compact(model, x)
     assert "cumsum" in found.savings.reason
@@ -302,7 +302,7 @@ def test_transformer_blocks_shrink_inside():
 def sparse(model: nn.Module, seed: int) -> nn.Module:
     """Prune heavily at random, whole rows and columns too, and give norms any statistics."""
     g = torch.Generator().manual_seed(seed)
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         tensor = weight.tensor.data
         tensor[torch.rand(tensor.shape, generator=g) > 0.05] = 0
         tensor[torch.rand(len(tensor), generator=g) < 0.4] = 0

@@ -20,12 +20,12 @@ from lpss_cli.export.onnx.check import compare_outputs
 from lpss_cli.export.onnx.export import TOLERANCE, export_onnx
 from lpss_cli.export.onnx.runtime import rounding_tolerance
 from lpss_cli.models import build
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 
 
 def masked(model: nn.Module) -> nn.Module:
     """Prune 70 % at random."""
-    for weight in prunable(model).values():
+    for weight in prunable_weights(model).values():
         weight.tensor.data[torch.rand_like(weight.tensor) < 0.7] = 0
     return model
 
@@ -114,12 +114,12 @@ def test_zeros_survive_folding_and_folding_happened(onnx_files):
     }
     assert not any("running_var" in name for name in stored)
     folded = 0
-    for name, weight in prunable(model).items():
+    for name, weight in prunable_weights(model).items():
         tensor = weight.tensor.detach().numpy()
         assert (tensor == 0).mean() > 0.5
         assert (stored[name][tensor == 0] == 0).all()
         folded += not np.array_equal(stored[name], tensor)
-    assert folded == len(prunable(model)) - 1  # all but the classifier
+    assert folded == len(prunable_weights(model)) - 1  # all but the classifier
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_self_expanding_files_store_no_weight_that_is_zero(gap_files):
         proto = onnx.load(result.path)
         onnx.checker.check_model(proto, full_check=True)
         stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-        kept = sum(int((w.tensor != 0).sum()) for w in prunable(model).values())
+        kept = sum(int((w.tensor != 0).sum()) for w in prunable_weights(model).values())
         assert 0 < len(stored["sparse/values"]) <= kept + 1
         assert not any((a == 0).mean() > 0.5 for a in stored.values() if a.size > 200)
 

@@ -18,12 +18,13 @@ from lpss_cli.checkpoints.packed import CHOICES, container, pack
 from lpss_cli.cli.views.files import size_table
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.export import pack as packing
-from lpss_cli.export.onnx.pipeline import OnnxOptions
+from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.export.pack import Reference, export_pack, round_to_code, unpack_file
 from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs import commands, verify
+from lpss_cli.jobs import export as export_job
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.export import Options, export_file, sizes_of
+from lpss_cli.jobs.export import export_file
 from lpss_cli.report import sizes
 from lpss_cli.report.report import report
 
@@ -170,7 +171,7 @@ def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
     back = read(tmp_path / "m.safetensors")
     assert back.meta == metadata.for_export(META)
     assert all(torch.equal(back.state_dict[n], t) for n, t in checkpoint.state_dict.items())
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         unpack_file(tmp_path / "m.lpss")
     unpack_file(tmp_path / "m.lpss", force=True)
     with pytest.raises(InputError, match="is not a packed file"):
@@ -202,7 +203,7 @@ def test_a_packed_file_need_not_say_which_values_were_asked_for(tmp_path, monkey
     (tmp_path / "w.lpss").write_bytes(pack(state, {}, ["w.weight"]))
     assert read(tmp_path / "w.lpss").about == about
     assert report(tmp_path / "w.lpss").bound_values == "fp16"
-    found = sizes_of(tmp_path / "w.lpss", Request(), [])
+    found = export_job.sizes_of(tmp_path / "w.lpss", Request(), [])
     assert (found[-1].name, found[-1].values) == ("pack", "fp16")
 
 
@@ -320,7 +321,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     path = folder / "m.pt"
     commands.train(Request(path, epochs=1, sparsity=0.9))
-    export_file(path, Request(path), Options(("onnx",), onnx=OnnxOptions(latency=False)))
+    export_file(path, Request(path), ExportOptions(("onnx",), onnx=OnnxOptions(latency=False)))
     return path, folder / "m.onnx"
 
 

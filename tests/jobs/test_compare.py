@@ -184,9 +184,9 @@ def test_what_a_finished_run_has_left_is_swept(tmp_path, counted, signalled, not
 
 def test_steps_between_two_saves_are_the_requests(tmp_path, counted, monkeypatch):
     saved = []
-    write = run_store.Generations.write
+    write = run_store.TrainingStateFiles.write
     monkeypatch.setattr(
-        run_store.Generations, "write",
+        run_store.TrainingStateFiles, "write",
         lambda self, content: (saved.append(content["state"]["step"]), write(self, content)),
     )  # fmt: skip
     what = Comparison(("dense",), (0.5,), seeds=1, tune=False)
@@ -267,7 +267,7 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
         ((("gmp",), (1.0,)), "outside"),
         ((("gmp",), (0.0,)), "0 is no target"),
         ((("gmp",), ("0.9", "10x")), "0.9 and 10x are the same target"),
-        ((("gmp",), ("x",)), "--sparsities 'x' is no number"),
+        ((("gmp",), ("x",)), "--sparsities 'x' is not a number"),
     ],
 )
 def test_impossible_comparisons_are_refused_before_any_work(arguments, what):

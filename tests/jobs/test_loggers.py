@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resuming import Killer, ask, assert_same_bits, killed
+from test_resume import Killer, ask, assert_same_bits, killed
 
 from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError
@@ -125,7 +125,7 @@ def test_a_resumed_run_goes_on_in_its_log_without_doubles():
 
 def test_a_log_that_is_there_is_not_replaced_unasked():
     Path("run.jsonl").write_text("mine\n")
-    with pytest.raises(InputError, match=r"run\.jsonl exists already"):
+    with pytest.raises(InputError, match=r"run\.jsonl already exists"):
         commands.train(ask("a.pt", log=Path("run.jsonl")))
     assert Path("run.jsonl").read_text() == "mine\n"
     commands.train(ask("a.pt", log=Path("run.jsonl"), force=True))

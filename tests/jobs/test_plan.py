@@ -9,13 +9,13 @@ from lpss_cli.errors import InputError
 from lpss_cli.jobs.plan import plan
 from lpss_cli.models import build
 from lpss_cli.sparsity.hoyer_prediction import predicted_hoyer, suitable_p
-from lpss_cli.sparsity.prunable import Weight, prunable
+from lpss_cli.sparsity.prunable import Weight, prunable_weights
 
 
 @pytest.fixture
 def weights():
     torch.manual_seed(0)
-    return prunable(build("mlp:64-32-16-10", (64,), 10))
+    return prunable_weights(build("mlp:64-32-16-10", (64,), 10))
 
 
 def test_the_budgets_sum_to_the_target_exactly(weights):

@@ -167,7 +167,7 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(monkeypatch):
     def full(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("lpss_cli.checkpoints.training_state.replacing", full)
+    monkeypatch.setattr("lpss_cli.checkpoints.training_state.atomic_write", full)
     callback = Killer()
     commands.train(ask("a.pt"), callback)
     assert callback.epochs == 4

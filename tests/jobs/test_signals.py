@@ -346,7 +346,7 @@ def test_a_state_that_cannot_be_saved_is_said(monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("lpss_cli.checkpoints.training_state.replacing", full)
+    monkeypatch.setattr("lpss_cli.checkpoints.training_state.atomic_write", full)
     with pytest.raises(StoppedError, match=r"by SIGTERM after step 3 of 30$") as error:
         commands.train(noisy("a.pt"), Signaller(3))
     assert error.value.do == "nothing was saved"
@@ -395,12 +395,12 @@ def handlers():
 
 def test_handlers_are_there_inside_the_block_alone():
     before = handlers()
-    with interrupts.listening() as found:
-        assert handlers() == [found.arrive] * len(before)
-        with pytest.raises(interrupts.SignalledError):
+    with interrupts.handle_signals() as found:
+        assert handlers() == [found.receive] * len(before)
+        with pytest.raises(interrupts.SignalError):
             signal.raise_signal(signal.SIGTERM)
     assert handlers() == before
-    with pytest.raises(ZeroDivisionError), interrupts.listening():
+    with pytest.raises(ZeroDivisionError), interrupts.handle_signals():
         _ = 1 / 0
     assert handlers() == before
 
@@ -409,7 +409,7 @@ def test_what_is_ignored_stays_ignored():
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interrupts.listening():
+        with interrupts.handle_signals():
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -420,7 +420,7 @@ def test_other_threads_and_the_library_install_nothing():
     before, seen = handlers(), []
 
     def elsewhere():
-        with interrupts.listening():
+        with interrupts.handle_signals():
             seen.append(handlers())
 
     thread = threading.Thread(target=elsewhere)
@@ -440,15 +440,15 @@ def test_the_first_deferred_signal_waits_and_the_second_does_not():
     found = interrupts.Interrupts()
     found.release()
     found.defer()
-    found.arrive(15)
+    found.receive(15)
     assert found.pending == 15
-    with pytest.raises(interrupts.SignalledError) as second:
-        found.arrive(2)
+    with pytest.raises(interrupts.SignalError) as second:
+        found.receive(2)
     assert second.value.number == 2
-    with pytest.raises(interrupts.SignalledError):
+    with pytest.raises(interrupts.SignalError):
         found.release()
     found.close()
-    found.arrive(2)
+    found.receive(2)
 
 
 def test_a_stop_has_two_lines_and_its_exit_code_even_with_debug(monkeypatch):

@@ -132,7 +132,7 @@ def test_what_is_no_ticket_is_refused(sparse, tmp_path):
         ticket(tmp_path / "bare.pt", budget(tmp_path))
     with pytest.raises(InputError, match="--init 'x' is not a choice"):
         ticket(sparse, budget(tmp_path), "x")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         ticket(sparse, Request(sparse))
 
 

@@ -64,14 +64,14 @@ def test_the_moved_part_follows_the_cosine(name):
         def on_start(self, run):
             from lpss_cli.sparsity import drop_grow
 
-            original = drop_grow.exchange
+            original = drop_grow.drop_and_grow
 
             def counted(weight, mask, count, growth):
                 dropped.setdefault(run.step, []).append(count)
                 return original(weight, mask, count, growth)
 
             self.patch = pytest.MonkeyPatch()
-            self.patch.setattr(drop_grow, "exchange", counted)
+            self.patch.setattr(drop_grow, "drop_and_grow", counted)
 
     callback = Count()
     try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lpss_cli.sparsity.hoyer_prediction import suitable_p
 from lpss_cli.sparsity.lp_geometry import lp_norm
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 from lpss_cli.training import engine, method
 from lpss_cli.training.setup import Settings
 
@@ -32,14 +32,14 @@ class Attending(nn.Module):
 
 
 def test_the_weights_of_attention_and_their_rows():
-    found = prunable(Attending())
+    found = prunable_weights(Attending())
     assert {name: (tuple(w.tensor.shape), w.fan_in) for name, w in found.items()} == {
         "attention.in_proj_weight": ((12, 4), 4),  # four neurons each of queries, keys, values
         "attention.out_proj.weight": ((4, 4), 4),
         "head.weight": ((4, 12), 12),
     }
     # Keys and values of another width have matrices of their own, with fan-ins of their own.
-    other = prunable(nn.MultiheadAttention(4, 2, kdim=6, vdim=10))
+    other = prunable_weights(nn.MultiheadAttention(4, 2, kdim=6, vdim=10))
     assert {name: w.fan_in for name, w in other.items()} == {
         "q_proj_weight": 4,
         "k_proj_weight": 6,
@@ -66,7 +66,7 @@ def test_every_neuron_of_attention_moves_on_a_sphere_of_its_own():
 def test_attention_shares_the_budget_by_the_ranking():
     torch.manual_seed(0)
     model = Attending()
-    weights = {name: w.tensor.detach().clone() for name, w in prunable(model).items()}
+    weights = {name: w.tensor.detach().clone() for name, w in prunable_weights(model).items()}
     run = engine.run(model, blobs(), method.make("gmp"), Settings(0, 16, sparsity=0.5))
     flat = torch.cat([s.flatten() for s in lamp_scores(
         {name: w.abs().log() for name, w in weights.items()}).values()])  # fmt: skip

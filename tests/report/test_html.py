@@ -249,7 +249,7 @@ def test_the_command_writes_and_replaces_only_when_told(lpss):
     assert "wrote r.html" in err
     before = Path("r.html").read_bytes()
     code, _, err = lpss("report", "model.pt", "--html", "r.html")
-    assert (code, "exists already" in err, "--force" in err) == (2, True, True)
+    assert (code, "already exists" in err, "--force" in err) == (2, True, True)
     assert Path("r.html").read_bytes() == before
     assert lpss("report", "model.pt", "--html", "r.html", "--force")[0] == 0
     code, _, err = lpss("report", "model.pt", "--html", "none/r.html")

@@ -65,7 +65,7 @@ def test_a_weight_is_measured_as_the_reference_does(case, kind):
         rows = values.double().movedim(row_dim, 0).flatten(1).tolist()
         expected = tally_reference.measure(rows, bins=40)
         layer = measure("w", tensor, row_dim)
-        assert measure("w", arrays.of(tensor), row_dim) == layer
+        assert measure("w", arrays.to_numpy(tensor), row_dim) == layer
         assert (layer.shape, layer.weights) == (tuple(tensor.shape), tensor.numel())
         found = asdict(layer) | (asdict(layer.survivors) if layer.survivors else {})
         assert (layer.survivors is not None) == ("low" in expected)
@@ -81,11 +81,11 @@ def test_all_numbers_of_short_kinds_are_exact(kind):
     size = torch.empty(0, dtype=dtype).element_size()
     if size > 2:
         values = torch.tensor([0.1, -0.0, 1e-45, 3e38, inf], dtype=dtype)
-        assert arrays.floats(arrays.of(values)).tolist() == values.tolist()
+        assert arrays.to_float32(arrays.to_numpy(values)).tolist() == values.tolist()
         return
     whole = torch.arange(1 << 8 * size).to(torch.uint8 if size == 1 else torch.uint16)
     values = whole.view(dtype)
-    found, expected = torch.from_numpy(arrays.floats(arrays.of(values))), values.float()
+    found, expected = torch.from_numpy(arrays.to_float32(arrays.to_numpy(values))), values.float()
     known = ~expected.isnan()
     assert torch.equal(found.isnan(), ~known)
     assert torch.equal(found[known].view(torch.int32), expected[known].view(torch.int32))
@@ -94,8 +94,8 @@ def test_all_numbers_of_short_kinds_are_exact(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint16, torch.bool])
 def test_a_tensor_on_the_cpu_is_not_copied(dtype):
     tensor = torch.nn.Parameter(torch.ones(3, 4).to(dtype).t(), requires_grad=False)
-    assert arrays.of(tensor).ctypes.data == tensor.data_ptr()
-    assert arrays.of(tensor).shape == (4, 3)
+    assert arrays.to_numpy(tensor).ctypes.data == tensor.data_ptr()
+    assert arrays.to_numpy(tensor).shape == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_a_tensor_on_the_cpu_is_not_copied(dtype):
     ],
 )
 def test_what_is_not_finite_is_counted(values, count):
-    assert arrays.not_finite(values) == count
+    assert arrays.count_non_finite(values) == count

@@ -6,8 +6,8 @@ from helpers import blobs
 from torch import nn
 
 from lpss_cli.methods.gmp import GMP
-from lpss_cli.sparsity.activity import BEHIND, Activity
-from lpss_cli.sparsity.masks import RANKINGS, select
+from lpss_cli.sparsity.activity import Activity
+from lpss_cli.sparsity.masks import RANK_OFFSET, RANKINGS, select_masks
 from lpss_cli.training import engine
 from lpss_cli.training.setup import Settings
 
@@ -29,9 +29,9 @@ def test_rows_and_columns_without_any_gradient_are_idle():
     both = _seen(first, second).demote({"w": scores})["w"]
     used = torch.zeros(3, 4, dtype=torch.bool)
     used[1, 1] = True
-    assert torch.equal(one, torch.where(used, scores, scores - BEHIND))
+    assert torch.equal(one, torch.where(used, scores, scores - RANK_OFFSET))
     used[:2, 1] = used[:2, 3] = True
-    assert torch.equal(both, torch.where(used, scores, scores - BEHIND))
+    assert torch.equal(both, torch.where(used, scores, scores - RANK_OFFSET))
 
 
 def test_convolutions_count_by_output_and_input_channels():
@@ -60,7 +60,7 @@ def test_what_is_idle_goes_first_in_its_own_order_and_counts_stay_exact(ranking)
     scores = {"w": torch.randn(3, 4).sub(torch.tensor([[-50.0], [0], [0]]))}  # row 0 is largest
     demoted = _seen(gradient).demote(scores)
     for k in range(13):
-        mask = select(demoted, k, ranking)["w"]
+        mask = select_masks(demoted, k, ranking)["w"]
         assert mask.sum() == k
         assert int(mask[0].sum()) == max(0, k - 8)
         if k > 8:

@@ -5,9 +5,9 @@ from lpss_cli.sparsity import drop_grow
 
 
 def test_the_threshold_is_annealed_by_half_a_cosine():
-    at = [drop_grow.annealed(0.2, t, 0.2, 0.8) for t in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    at = [drop_grow.cosine_decay(0.2, t, 0.2, 0.8) for t in (0.0, 0.2, 0.5, 0.8, 1.0)]
     assert at == pytest.approx([0.2, 0.2, 0.1, 0.0, 0.0])
-    assert drop_grow.annealed(0.2, 0.5, 0.5, 0.5) == 0
+    assert drop_grow.cosine_decay(0.2, 0.5, 0.5, 0.5) == 0
 
 
 def test_connections_are_dropped_below_a_part_of_the_mean_of_their_rows_active_ones():
@@ -48,14 +48,14 @@ def test_sums_of_half_precision_rows_do_not_overflow():
 def test_the_largest_candidates_are_chosen_exactly_with_ties_by_position(count, expected):
     scores = torch.tensor([9.0, 5.0, 8.0, 5.0, 1.0])
     candidates = torch.tensor([False, True, False, True, True])
-    chosen = drop_grow.largest(scores, candidates, count)
+    chosen = drop_grow.top_candidates(scores, candidates, count)
     assert chosen.nonzero().flatten().tolist() == expected
 
 
 def test_gradients_are_normalised_row_by_row_without_underflow():
     g = torch.tensor([[3.0, -4.0], [0.0, 0.0], [3e-30, 4e-30]])
     expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8]])
-    torch.testing.assert_close(drop_grow.row_normalised(g, (1,)), expected)
+    torch.testing.assert_close(drop_grow.row_normalized(g, (1,)), expected)
 
 
 def test_growth_adapts_to_the_target():
@@ -71,8 +71,8 @@ def test_exchange_moves_the_smallest_to_where_growth_is_largest():
     mask = weight != 0
     growth = torch.tensor([[9.0, 9.0, 1.0, 4.0], [0.0, 9.0, 2.0, 3.0]])
     # Out: 0.5 and -1. Candidates: those two (growth 0 and 9) and the four inactive ones.
-    moved = drop_grow.exchange(weight, mask, 2, growth)
+    moved = drop_grow.drop_and_grow(weight, mask, 2, growth)
     assert moved.tolist() == [[True, True, False, True], [False, True, False, False]]
-    assert torch.equal(drop_grow.exchange(weight, mask, 0, growth), mask)
-    everything = drop_grow.exchange(weight, mask, 4, growth)
+    assert torch.equal(drop_grow.drop_and_grow(weight, mask, 0, growth), mask)
+    everything = drop_grow.drop_and_grow(weight, mask, 4, growth)
     assert int(everything.sum()) == 4

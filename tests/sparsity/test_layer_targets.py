@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity.layer_targets import (
     LayerBudgets,
-    assign,
-    check,
-    check_start,
-    implied,
+    assign_zeros,
+    check_initial_zeros,
+    check_layer_targets,
+    implied_sparsity,
     layer_budgets,
 )
-from lpss_cli.sparsity.masks import select
+from lpss_cli.sparsity.masks import select_masks
 from lpss_cli.sparsity.targets import zero_count
 from lpss_cli.training import engine, method
 from lpss_cli.training.setup import Settings
@@ -26,7 +26,7 @@ SIZES = {"a.weight": 100, "b.weight": 50, "c.weight": 50}
 
 
 def test_every_layer_gets_its_own_zeros_and_later_items_win():
-    assert assign(["*=0.5", "b=90%", "c.weight=4x"], SIZES) == {
+    assert assign_zeros(["*=0.5", "b=90%", "c.weight=4x"], SIZES) == {
         "a.weight": 50,
         "b.weight": 45,
         "c.weight": 38,  # round(37.5) is the even 38
@@ -35,7 +35,12 @@ def test_every_layer_gets_its_own_zeros_and_later_items_win():
 
 def test_the_others_share_what_is_left():
     found = layer_budgets(["a=0.8"], SIZES, 0.5)
-    assert (found.zeros, found.own, found.shared, found.others) == (100, {"a.weight": 80}, 20, 100)
+    assert (found.zeros, found.layer_zeros, found.other_zeros, found.other_weights) == (
+        100,
+        {"a.weight": 80},
+        20,
+        100,
+    )
     assert found.sparsities(SIZES) == {"a.weight": 0.8, "b.weight": 0.2, "c.weight": 0.2}
 
 
@@ -71,37 +76,37 @@ def test_the_bounds_in_the_message_are_sharp(sizes, parts, sparsity):
         texts = error.do.split(", or")[0].removeprefix("give --sparsity ").removeprefix("from ")
         low, high = (texts.split(" to ") * 2)[:2]
         total = sum(sizes)
-        assert layer_budgets(items, named, float(low)).shared == 0
-        assert layer_budgets(items, named, float(high)).shared == max(
+        assert layer_budgets(items, named, float(low)).other_zeros == 0
+        assert layer_budgets(items, named, float(high)).other_zeros == max(
             0, sum(sizes[len(items) :]) - 1
         )
         zeros = zero_count(total, sparsity)
         assert not zero_count(total, float(low)) <= zeros <= zero_count(total, float(high))
     else:
-        assert 0 <= found.shared <= found.others
+        assert 0 <= found.other_zeros <= found.other_weights
 
 
 def test_every_layer_on_its_own_makes_the_whole():
-    assert implied(["*=0.5", "a=0.9"], SIZES) == (90 + 25 + 25) / 200
-    assert implied(["a=0.9"], SIZES) is None
+    assert implied_sparsity(["*=0.5", "a=0.9"], SIZES) == (90 + 25 + 25) / 200
+    assert implied_sparsity(["a=0.9"], SIZES) is None
 
 
 @given(zeros=st.integers(10, 120))
 def test_on_the_way_all_layers_have_gone_the_same_part(zeros):
     start = LayerBudgets(10, {"a.weight": 10}, 100)
     end = LayerBudgets(120, {"a.weight": 80}, 100)
-    kept = end.kept(SIZES, zeros, start)["a.weight"]
+    kept = end.kept_weights(SIZES, zeros, start)["a.weight"]
     assert abs((100 - kept - 10) - 70 * (zeros - 10) / 110) < 1
     assert zeros not in (10, 120) or kept == {10: 90, 120: 20}[zeros]
 
 
 def test_a_count_of_its_own_overrides_the_ranking():
     scores = {"a": torch.arange(4.0), "b": torch.arange(10.0, 14.0)}
-    assert [int(m.sum()) for m in select(scores, 4, "magnitude").values()] == [0, 4]
-    masks = select(scores, 4, "magnitude", {"a": 3})
+    assert [int(m.sum()) for m in select_masks(scores, 4, "magnitude").values()] == [0, 4]
+    masks = select_masks(scores, 4, "magnitude", {"a": 3})
     assert masks["a"].tolist() == [False, True, True, True]
     assert masks["b"].tolist() == [False, False, False, True]
-    both = select(scores, 4, "lamp", {"a": 3, "b": 1})
+    both = select_masks(scores, 4, "lamp", {"a": 3, "b": 1})
     assert [int(m.sum()) for m in both.values()] == [3, 1]
 
 
@@ -110,25 +115,25 @@ def test_a_count_of_its_own_overrides_the_ranking():
     [
         ("0.5", "does not say which layer"),
         ("=0.5", "does not say which layer"),
-        ("fc1=", "is no number"),
-        ("fc1=half", "is no number"),
+        ("fc1=", "is not a number"),
+        ("fc1=half", "is not a number"),
         ("fc1=1", "outside"),
         ("fc1=-0.1", "outside"),
-        ("fc1=0x", "no number"),
+        ("fc1=0x", "not a number"),
     ],
 )
 def test_what_is_no_target_is_refused_at_once(item, what):
     with pytest.raises(InputError, match=what):
-        check([item])
+        check_layer_targets([item])
 
 
 def test_a_target_below_the_input_is_refused_with_one_that_works():
     wanted = layer_budgets(["a=0.5"], SIZES, 0.5)
     with pytest.raises(InputError, match="already has 60 zeros") as error:
-        check_start(LayerBudgets(60, {"a.weight": 60}, 100), wanted, SIZES)
+        check_initial_zeros(LayerBudgets(60, {"a.weight": 60}, 100), wanted, SIZES)
     assert "--layer 'a.weight=0.6'" in error.value.do
     with pytest.raises(InputError, match="already have 70 zeros") as error:
-        check_start(LayerBudgets(70, {"a.weight": 0}, 100), wanted, SIZES)
+        check_initial_zeros(LayerBudgets(70, {"a.weight": 0}, 100), wanted, SIZES)
     assert "--sparsity 0.6" in error.value.do  # 50 + 70 of 200
 
 
@@ -173,7 +178,7 @@ def test_the_commands_take_it_and_the_report_says_so(lpss, tmp_path):
     ("typed", "what", "do"),
     [
         (["--layer", "fc9=0.5"], "--layer 'fc9' matches no weight", "fc1.weight"),
-        (["--layer", "fc1=0.2"], "do not fit", "from 0.173 to 0.3074"),
+        (["--layer", "fc1=0.2"], "does not fit", "from 0.173 to 0.3074"),
         (["--layer", "0.5"], "does not say which layer", "--layer 'fc1=0.5'"),
         (["--layer", "fc1=0.99999"], "leaves none of the 1,280 weights", "0.99921875"),
         (["--layer", "fc1=0.5", "--skip", "fc1"], "matches no weight", "fc2.weight"),

@@ -12,7 +12,7 @@ from reference.lamp_reference import lamp_scores
 from torch import Tensor, tensor
 
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.sparsity.masks import RANKINGS, allocate, log_magnitude, select, top_k
+from lpss_cli.sparsity.masks import RANKINGS, allocate, log_magnitude, select_masks, top_k
 from lpss_cli.sparsity.targets import check_sparsity, zero_count
 
 # Few distinct magnitudes: nearly every draw has ties, and every draw may have zeros.
@@ -47,7 +47,7 @@ def alive(scores: dict[str, Tensor]) -> int:
 def test_every_ranking_keeps_exactly_k_live_weights(ranking, scores, part):
     k = round(part * sum(s.numel() for s in scores.values()))
     before = {name: s.clone() for name, s in scores.items()}
-    masks = select(scores, k, ranking)
+    masks = select_masks(scores, k, ranking)
     assert kept(masks) == min(k, alive(scores))
     assert list(masks) == list(scores)
     for name, mask in masks.items():
@@ -55,7 +55,7 @@ def test_every_ranking_keeps_exactly_k_live_weights(ranking, scores, part):
         assert mask.shape == scores[name].shape
         assert not mask[scores[name].isneginf()].any()
         assert torch.equal(scores[name], before[name])
-    again = select(scores, k, ranking)
+    again = select_masks(scores, k, ranking)
     assert all(torch.equal(again[name], mask) for name, mask in masks.items())
 
 
@@ -80,7 +80,7 @@ def test_ties_go_to_the_first_positions_of_the_first_layers():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_cannot_be_ranked_stop_the_run(ranking, bad):
     with pytest.raises(RunError, match="NaN or infinite"):
-        select({"a": tensor([0.0, bad])}, 1, ranking)
+        select_masks({"a": tensor([0.0, bad])}, 1, ranking)
 
 
 def test_lamp_scores_by_hand():
@@ -111,7 +111,7 @@ def test_half_precision_weights_rank_as_their_values_do(dtype):
         layers["a"][0] -= 1000.0  # far behind, but alive
     literal = torch.cat([s.flatten() for s in lamp_scores(exact).values()])
     for k in (350, 3490):
-        masks = select(scores, k, "lamp")
+        masks = select_masks(scores, k, "lamp")
         assert kept(masks) == k
         keep = torch.cat([m.flatten() for m in masks.values()])
         assert literal[keep].min() >= literal[~keep].max() - 1e-9
@@ -126,20 +126,20 @@ def test_lamp_ranks_weights_whose_squares_underflow():
 def test_lamp_empties_no_layer_before_every_layer_is_down_to_one(scores, data):
     living = [name for name, s in scores.items() if s.isfinite().any()]
     k = data.draw(st.integers(len(living), max(len(living), alive(scores))))
-    masks = select(scores, k, "lamp")
+    masks = select_masks(scores, k, "lamp")
     assert all(masks[name].any() for name in living)
 
 
 def test_magnitude_is_one_ranking_over_all_layers():
     scores = {"a": tensor([1.0, 2.0, 3.0]).log(), "b": tensor([10.0, 20.0, 30.0]).log()}
-    masks = select(scores, 4, "magnitude")
+    masks = select_masks(scores, 4, "magnitude")
     assert masks["a"].tolist() == [False, False, True]
     assert masks["b"].all()
 
 
 def test_uniform_gives_every_layer_the_same_density():
     scores = {"a": torch.arange(40.0), "b": torch.arange(100.0, 120.0)}
-    masks = select(scores, 30, "uniform")
+    masks = select_masks(scores, 30, "uniform")
     assert [int(m.sum()) for m in masks.values()] == [20, 10]
     assert masks["a"][20:].all()
 
@@ -148,14 +148,14 @@ def test_erk_densities_are_proportional_to_sum_of_dims_over_their_product():
     # Kept = c·(Σdims): 60·c, 24·c, 16·c. For k = 50 of 1100: c = 1/2.
     scores = {"a": torch.rand(50, 10), "b": torch.rand(4, 4, 8, 4, 4), "c": torch.rand(8, 8)}
     assert [sum(s.shape) for s in scores.values()] == [60, 24, 16]
-    masks = select(scores, 50, "erk")
+    masks = select_masks(scores, 50, "erk")
     assert [int(m.sum()) for m in masks.values()] == [30, 12, 8]
 
 
 def test_erk_keeps_small_layers_dense_and_shares_out_the_rest():
     # Shares 4 : 20 : 20 of 44 would give the first 6.2 of its 4; 64 are left for two equals.
     scores = {"a": torch.rand(2, 2), "b": torch.rand(10, 10), "c": torch.rand(10, 10)}
-    assert [int(m.sum()) for m in select(scores, 68, "erk").values()] == [4, 32, 32]
+    assert [int(m.sum()) for m in select_masks(scores, 68, "erk").values()] == [4, 32, 32]
 
 
 @given(
@@ -219,7 +219,7 @@ def test_layers_without_weights_or_without_any_left_keep_nothing(ranking):
         "gone": torch.full((2, 2), -torch.inf),
         "full": torch.randn(3, 4),
     }
-    masks = select(scores, 5, ranking)
+    masks = select_masks(scores, 5, ranking)
     assert {name: int(mask.sum()) for name, mask in masks.items()} == {
         "empty": 0,
         "gone": 0,

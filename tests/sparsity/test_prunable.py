@@ -8,7 +8,7 @@ from torch import nn
 
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity.patterns import prunable_names
-from lpss_cli.sparsity.prunable import computed, prunable
+from lpss_cli.sparsity.prunable import prunable_weights, reparametrized_weights
 
 
 class Everything(nn.Module):
@@ -26,7 +26,7 @@ class Everything(nn.Module):
 
 
 def test_linear_convolution_and_attention_weights_in_module_order():
-    assert list(prunable(Everything())) == [
+    assert list(prunable_weights(Everything())) == [
         "conv.weight",
         "up.weight",
         "grouped.weight",
@@ -43,11 +43,11 @@ def test_linear_convolution_and_attention_weights_in_module_order():
 def test_weights_are_the_models_own_parameters_under_their_names():
     model = Everything()
     parameters = dict(model.named_parameters())
-    assert all(w.tensor is parameters[name] for name, w in prunable(model).items())
+    assert all(w.tensor is parameters[name] for name, w in prunable_weights(model).items())
 
 
 def test_the_dimension_of_neurons():
-    dims = {name: w.row_dim for name, w in prunable(Everything()).items()}
+    dims = {name: w.row_dim for name, w in prunable_weights(Everything()).items()}
     assert dims.pop("up.weight") == 1  # (in, out, kH, kW)
     assert dims.pop("grouped.weight") is None
     assert set(dims.values()) == {0}
@@ -57,39 +57,42 @@ def test_a_tied_weight_is_listed_once():
     first = nn.Linear(6, 6)
     model = nn.Sequential(first, nn.ReLU(), first, nn.Linear(6, 6))
     model[3].weight = first.weight
-    assert list(prunable(model)) == ["0.weight"]
+    assert list(prunable_weights(model)) == ["0.weight"]
 
 
 def test_a_bare_layer_has_a_name():
-    assert list(prunable(nn.Linear(2, 2))) == ["weight"]
-    assert list(prunable(nn.MultiheadAttention(4, 2))) == ["in_proj_weight", "out_proj.weight"]
+    assert list(prunable_weights(nn.Linear(2, 2))) == ["weight"]
+    assert list(prunable_weights(nn.MultiheadAttention(4, 2))) == [
+        "in_proj_weight",
+        "out_proj.weight",
+    ]
 
 
 def test_a_weight_that_is_made_from_others_is_named_and_not_touched():
     spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
     model = nn.Sequential(spectral, nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert prunable(model) == {}
-    assert computed(model) == ["0.weight", "1.weight"]
+    assert prunable_weights(model) == {}
+    assert reparametrized_weights(model) == ["0.weight", "1.weight"]
     # In training, looking at a spectral norm's weight moves its vectors.
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert computed(Everything()) == []
-    assert computed(spectral) == ["weight"]
+    assert reparametrized_weights(Everything()) == []
+    assert reparametrized_weights(spectral) == ["weight"]
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
 def test_a_layer_without_weights_has_nothing_to_prune():
-    assert list(prunable(nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2)))) == ["1.weight"]
+    assert list(prunable_weights(nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2)))) == ["1.weight"]
 
 
 def test_a_lazy_layer_must_have_seen_an_example():
     with pytest.raises(InputError, match=r"1\.weight has no shape yet"):
-        prunable(nn.Sequential(nn.ReLU(), nn.LazyLinear(2)))
+        prunable_weights(nn.Sequential(nn.ReLU(), nn.LazyLinear(2)))
 
 
 def test_names_of_a_bare_state_dict_are_guessed_like_the_models():
     model = Everything()
-    assert set(prunable_names(model.state_dict())) == set(prunable(model))
+    assert set(prunable_names(model.state_dict())) == set(prunable_weights(model))
 
 
 def test_a_bare_state_dict_is_judged_by_name_shape_and_type():

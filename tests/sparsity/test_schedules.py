@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpss_cli.sparsity.schedules import cubic, sigmoid, warmup_cosine, warmup_steps
+from lpss_cli.sparsity.schedules import (
+    cubic_sparsity,
+    logistic_ramp,
+    warmup_cosine,
+    warmup_step_decay,
+)
 
 unit = st.floats(0, 1)
 
@@ -57,13 +62,13 @@ def test_warmup_cosine_rises_then_falls(a, b, warmup):
     ],
 )
 def test_cubic_by_hand(progress, sparsity):
-    assert cubic(progress, 0.1, 0.7, 0.1, 0.9) == pytest.approx(sparsity, abs=1e-15)
+    assert cubic_sparsity(progress, 0.1, 0.7, 0.1, 0.9) == pytest.approx(sparsity, abs=1e-15)
 
 
 def test_cubic_reaches_its_target_exactly_and_needs_no_interval():
-    assert cubic(0.7, 0.1, 0.7, 0.0, 0.95) == 0.95
-    assert cubic(0.5, 0.5, 0.5, 0.0, 0.95) == 0.95
-    assert cubic(math.nextafter(0.5, 0), 0.5, 0.5, 0.0, 0.95) == 0.0
+    assert cubic_sparsity(0.7, 0.1, 0.7, 0.0, 0.95) == 0.95
+    assert cubic_sparsity(0.5, 0.5, 0.5, 0.0, 0.95) == 0.95
+    assert cubic_sparsity(math.nextafter(0.5, 0), 0.5, 0.5, 0.0, 0.95) == 0.0
 
 
 @given(unit, unit, unit, unit, unit, unit)
@@ -71,7 +76,7 @@ def test_cubic_is_monotone_between_start_and_target(a, b, begin, end, start, tar
     a, b = sorted((a, b))
     begin, end = sorted((begin, end))
     start, target = sorted((start, target))
-    early, late = (cubic(x, begin, end, start, target) for x in (a, b))
+    early, late = (cubic_sparsity(x, begin, end, start, target) for x in (a, b))
     assert start - 1e-12 <= early <= late + 1e-12
     assert late <= target + 1e-12
 
@@ -81,11 +86,11 @@ def test_cubic_is_monotone_between_start_and_target(a, b, begin, end, start, tar
     [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.49, 1.0), (0.5, 0.1), (0.79, 0.1), (0.8, 0.01)],
 )
 def test_warmup_steps_by_hand(progress, factor):
-    assert warmup_steps(progress, 0.1, (0.5, 0.8)) == pytest.approx(factor, abs=1e-15)
+    assert warmup_step_decay(progress, 0.1, (0.5, 0.8)) == pytest.approx(factor, abs=1e-15)
 
 
 def test_warmup_steps_needs_no_warmup():
-    assert warmup_steps(0.0, 0.0, ()) == 1.0
+    assert warmup_step_decay(0.0, 0.0, ()) == 1.0
 
 
 def test_the_sigmoid_equals_its_closed_form():
@@ -96,14 +101,14 @@ def test_the_sigmoid_equals_its_closed_form():
     low, high = sigma(-8), sigma((0.85 - 0.5) * 16)
     for progress, plain in ((0.25, sigma(-4)), (0.5, 0.5), (0.75, sigma(4))):
         expected = (plain - low) / (high - low)
-        assert sigmoid(progress, 0.85, 0.5, 1 / 16) == pytest.approx(expected, rel=1e-12)
+        assert logistic_ramp(progress, 0.85, 0.5, 1 / 16) == pytest.approx(expected, rel=1e-12)
 
 
 @given(unit, unit, unit, unit, st.floats(0.01, 1))
 def test_the_sigmoid_rises_from_exactly_0_to_exactly_1(a, b, end, centre, width):
     a, b = sorted((a, b))
     end = max(end, 0.01)
-    early, late = (sigmoid(x, end, centre, width) for x in (a, b))
+    early, late = (logistic_ramp(x, end, centre, width) for x in (a, b))
     assert 0 <= early <= late <= 1
-    assert sigmoid(0.0, end, centre, width) == 0
-    assert sigmoid(end, end, centre, width) == 1
+    assert logistic_ramp(0.0, end, centre, width) == 0
+    assert logistic_ramp(end, end, centre, width) == 1

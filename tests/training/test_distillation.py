@@ -12,7 +12,7 @@ from helpers import blobs, network
 from lpss_cli.data import TensorSource
 from lpss_cli.data.tasks import REGRESSION
 from lpss_cli.errors import InputError
-from lpss_cli.training import engine, method
+from lpss_cli.training import callbacks, engine, method
 from lpss_cli.training.distillation import divergence, teacher_of
 from lpss_cli.training.setup import Settings
 
@@ -83,7 +83,7 @@ def test_a_run_goes_on_with_the_same_teacher():
     whole = run_with(0.5, data)[0].state_dict()
     saved = {}
 
-    class Keep(engine.Callback):
+    class Keep(callbacks.Callback):
         def on_epoch(self, run):
             if run.epoch == 3:
                 saved.update(copy.deepcopy(run.state_dict()))

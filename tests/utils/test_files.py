@@ -8,11 +8,11 @@ import stat
 import pytest
 
 from lpss_cli.errors import InputError
-from lpss_cli.utils.files import check_writable, replacing
+from lpss_cli.utils.files import atomic_write, check_writable
 
 
 def test_a_new_file_is_moved_into_place(tmp_path):
-    with replacing(tmp_path / "model.pt") as temporary:
+    with atomic_write(tmp_path / "model.pt") as temporary:
         temporary.write_bytes(b"new")
         assert temporary.parent == tmp_path  # one file system, so that the move is atomic
         assert not (tmp_path / "model.pt").exists()
@@ -23,7 +23,7 @@ def test_a_new_file_is_moved_into_place(tmp_path):
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(b"old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -35,7 +35,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path.write_bytes(b"old")
 
     def half_written() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(b"half of the n")
             raise error
 
@@ -53,7 +53,7 @@ def test_a_failed_move_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         raise OSError("disk")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(InputError, match=r"cannot write .*: disk"), replacing(path) as temporary:
+    with pytest.raises(InputError, match=r"cannot write .*: disk"), atomic_write(path) as temporary:
         temporary.write_bytes(b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["model.pt"]
@@ -64,7 +64,7 @@ def test_the_content_is_on_disk_before_the_move(tmp_path, monkeypatch):
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda f: (calls.append("fsync"), fsync(f)))
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
-    with replacing(tmp_path / "a") as temporary:
+    with atomic_write(tmp_path / "a") as temporary:
         temporary.write_bytes(b"x")
     assert calls == ["fsync", "replace", "fsync"]  # of the file, and of its directory
 
@@ -73,7 +73,7 @@ def test_the_content_is_on_disk_before_the_move(tmp_path, monkeypatch):
 def test_the_mode_follows_the_umask(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        with replacing(tmp_path / "a") as temporary:
+        with atomic_write(tmp_path / "a") as temporary:
             temporary.write_bytes(b"x")
         assert os.umask(umask) == umask  # left as it was
     finally:
@@ -89,7 +89,7 @@ def test_a_new_name_in_a_directory_is_writable(tmp_path):
 def test_an_existing_file_needs_force(tmp_path):
     path = tmp_path / "a"
     path.touch()
-    with pytest.raises(InputError, match="exists already") as error:
+    with pytest.raises(InputError, match="already exists") as error:
         check_writable(path)
     assert "--force" in error.value.do
     assert check_writable(path, force=True) == path

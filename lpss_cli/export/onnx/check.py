@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lpss_cli.errors import RunError
 from lpss_cli.export.onnx.runtime import run_onnx
 from lpss_cli.export.onnx.sparse_encoding import expand_weights
-from lpss_cli.sparsity.prunable import prunable
+from lpss_cli.sparsity.prunable import prunable_weights
 
 # Inputs whose outputs must be the same bits.
 _BITWISE = 256
@@ -93,7 +93,7 @@ def check_zeros(model: nn.Module, proto: Any, path: Path, *, rounded: bool = Fal
     from onnx import numpy_helper
 
     stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-    weights = prunable(model)
+    weights = prunable_weights(model)
     unnamed = [array for name, array in stored.items() if name not in weights]
     for name, weight in weights.items():
         tensor = weight.tensor.detach().numpy()

@@ -25,10 +25,8 @@ from lpss_cli.export.onnx import sparse_encoding
 from lpss_cli.export.onnx.check import check_expansion, check_zeros, compare_outputs
 from lpss_cli.export.onnx.runtime import rounding_tolerance, run_onnx, run_torch
 from lpss_cli.export.result import ExportedFile
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 
-#: How weights are stored: all of them, or the gaps between nonzero ones (``sparse_encoding``).
-ENCODINGS = ("dense", "gaps")
 #: Largest difference of an output, relative to the largest |output|.
 TOLERANCE = 1e-5
 #: Training examples whose activations set the ranges of int8.
@@ -71,7 +69,7 @@ def export_onnx(
     model = copy.deepcopy(model).cpu().eval()
     if reference is None:
         reference = run_torch(model, inputs)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         dense = to_onnx(model, inputs, metadata)
         if encoding == "gaps":
             dense = sparse_encoding.round_weights(dense, values)

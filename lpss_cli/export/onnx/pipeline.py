@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from lpss_cli.data import Data
-from lpss_cli.errors import InputError, nearest
 from lpss_cli.export.compaction.compact import Compacted, compact
 from lpss_cli.export.onnx.check import compare_outputs
 from lpss_cli.export.onnx.export import (
     CALIBRATION_EXAMPLES,
-    ENCODINGS,
     export_onnx,
     quantize,
     serialize,
     to_onnx,
 )
 from lpss_cli.export.onnx.runtime import measure_latency, run_onnx, run_torch
+from lpss_cli.export.options import OnnxOptions
 from lpss_cli.export.result import ExportedFile
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 from lpss_cli.utils.torch_utils import forward_flops
 
 # Floating-point operations that comparing outputs may take: half a minute of one slow core.
@@ -33,34 +32,6 @@ _MAX_WORK = 1e12
 _MIN_EXAMPLES, _MAX_EXAMPLES = 256, 10_000
 # Name of the network before units were removed, where it is timed for comparison.
 _UNCOMPACTED = "with all units"
-
-
-@dataclass(frozen=True)
-class OnnxOptions:
-    """How a network is written as ONNX.
-
-    Attributes:
-        compact: first remove units that have no input or that nothing reads.
-        encoding: one of ``export.ENCODINGS``.
-        int8: write a quantized file too.
-        latency: measure the latency of every file.
-    """
-
-    compact: bool = True
-    encoding: str = "dense"
-    int8: bool = False
-    latency: bool = True
-
-    def check(self) -> None:
-        """Refuse options that do not exist.
-
-        Raises:
-            InputError: the encoding is unknown.
-        """
-        if self.encoding not in ENCODINGS:
-            raise InputError(
-                f"unknown ONNX encoding {self.encoding!r}", nearest(self.encoding, ENCODINGS)
-            )
 
 
 @dataclass(frozen=True)
@@ -140,7 +111,7 @@ def _write_int8(
     dense: bytes, data: Data, path: Path, metadata: Mapping[str, str], examples: _TestExamples
 ) -> ExportedFile:
     """Write the quantized network, and measure what quantization cost."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(quantize(dense, data.train, metadata))
         outputs = run_onnx(temporary, examples.inputs)
         labels = data.task.name == "classification"

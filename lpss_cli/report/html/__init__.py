@@ -17,7 +17,7 @@ from lpss_cli.report.html import figures
 from lpss_cli.report.layers import Layer
 from lpss_cli.report.report import Report
 from lpss_cli.utils.arrays import Array
-from lpss_cli.utils.files import replacing
+from lpss_cli.utils.files import atomic_write
 from lpss_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def write(path: Path, pages: Sequence[tuple[Report, Tensors]]) -> int:
         The number of bytes written.
     """
     text = render(pages)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path.stat().st_size
 
@@ -61,7 +61,7 @@ def render(pages: Sequence[tuple[Report, Tensors]]) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("lpss_cli.report.html", "."),
+        loader=PackageLoader("lpss_cli.report", "html"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

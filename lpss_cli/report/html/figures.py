@@ -208,7 +208,7 @@ def mask_image(weight: Tensor | arrays.Array) -> tuple[str, int, int]:
     """
     from PIL import Image
 
-    array = arrays.of(weight)
+    array = arrays.to_numpy(weight)
     kept = array.reshape(len(array), -1) != 0
     height, width = kept.shape
     image = Image.fromarray(kept).convert("1")
