@@ -10,21 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.checkpoints import (
-    hf_folder,
-    metadata,
-    read_file,
-    safetensors_file,
-    torch_file,
-)
-from lpss_cli.checkpoints import (
-    state_dict as nesting,
-)
+from lpss_cli.checkpoints import hf_folder, metadata, read_file, safetensors_file, torch_file
 from lpss_cli.checkpoints.hf_folder import Described
-from lpss_cli.checkpoints.packed import MAGIC, MalformedError, unpack
-from lpss_cli.checkpoints.read_file import read_whole
-from lpss_cli.checkpoints.safetensors_file import Streamed, streams
-from lpss_cli.checkpoints.state_dict import fold, plan
+from lpss_cli.checkpoints.packed import MalformedError, unpack
+from lpss_cli.checkpoints.packed.coding import MAGIC as PACK_MAGIC
+from lpss_cli.checkpoints.read_file import read_bytes
+from lpss_cli.checkpoints.safetensors_file import TensorReader, can_stream
+from lpss_cli.checkpoints.state_dict import find_state_dict, fold_state_dict, plan_folds
 from lpss_cli.errors import InputError
 from lpss_cli.utils import arrays, digest
 from lpss_cli.utils.arrays import TensorSpec
@@ -63,12 +55,12 @@ class Checkpoint:
     described: Described | None = None
     file_bytes: int = 0
     sha256: str = ""
-    stream: Streamed | None = None
+    stream: TensorReader | None = None
 
     @property
     def forms(self) -> Mapping[str, TensorSpec]:
         """Shape and kind of numbers of all entries by name, streamed or not."""
-        return self.state_dict if self.stream is None else self.stream.forms
+        return self.state_dict if self.stream is None else self.stream.specs
 
     def array(self, name: str) -> arrays.Array:
         """Return the values of one entry, streamed or not."""
@@ -89,9 +81,9 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """
     if os.path.isdir(path):  # Path.is_dir fails on names that are too long
         return _from_folder(path)
-    data = read_whole(path)
-    read_file.refuse_others(path, data)
-    if data.startswith(MAGIC):
+    data = read_bytes(path)
+    read_file.refuse_other_formats(path, data)
+    if data.startswith(PACK_MAGIC):
         checkpoint = _from_pack(path, data)
     elif data[8:9] == b"{" and data[:4] != b"PK\x03\x04":
         checkpoint = _from_safetensors(path, data)
@@ -106,7 +98,7 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
             path, checkpoint.meta, parts, checkpoint.forms
         )
     else:
-        checkpoint.state_dict, notes = fold(checkpoint.state_dict)
+        checkpoint.state_dict, notes = fold_state_dict(checkpoint.state_dict)
         checkpoint.notes += notes
     return checkpoint
 
@@ -120,21 +112,21 @@ def browse(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     Raises:
         InputError: see :func:`read`.
     """
-    if not streams(path):
+    if not can_stream(path):
         return read(path, trust_pickle=trust_pickle)
-    streamed = Streamed(path)
-    meta, about = _texts(path, streamed.texts)
-    _check_names(streamed.forms, path)
+    streamed = TensorReader(path)
+    meta, about = _texts(path, streamed.metadata)
+    _check_names(streamed.specs, path)
     checkpoint = Checkpoint(path, {}, kind="safetensors", about=about, stream=streamed)
-    checkpoint.file_bytes = streamed.bytes
+    checkpoint.file_bytes = streamed.file_bytes
     if meta:
         parts = {"state_dict": streamed, "init": None}
-        checkpoint.meta, checkpoint.notes = metadata.verify(path, meta, parts, streamed.forms)
+        checkpoint.meta, checkpoint.notes = metadata.verify(path, meta, parts, streamed.specs)
         return checkpoint
-    folds, checkpoint.notes = plan(streamed.forms)
-    if any(one.combine for one in folds.values()):
+    folds, checkpoint.notes = plan_folds(streamed.specs)
+    if any(fold.combine for fold in folds.values()):
         return read(path, trust_pickle=trust_pickle)  # a weight is put together from others
-    checkpoint.stream = streamed.renamed({name: one.names[0] for name, one in folds.items()})
+    checkpoint.stream = streamed.renamed({name: fold.sources[0] for name, fold in folds.items()})
     return checkpoint
 
 
@@ -168,7 +160,7 @@ def _interpret(path: Path, content: Any) -> Checkpoint:
         init = _tensors(content["init"], path) if content.get("init") is not None else None
         state = _tensors(content.get("state_dict"), path)
         return Checkpoint(path, state, dict(meta), "lpss", init=init)
-    nested, notes = nesting.find_state_dict(content, path)
+    nested, notes = find_state_dict(content, path)
     return Checkpoint(path, _tensors(nested, path), notes=notes)
 
 
@@ -191,7 +183,7 @@ def _texts(path: Path, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
         meta = None
     sealed = any(digest.MANIFEST_KEY in text for text in texts.values())
     if sealed and (not isinstance(meta, dict) or "lpss" not in texts):
-        raise InputError(f"{path} is damaged: its record cannot be read", metadata.AGAIN)
+        raise InputError(f"{path} is damaged: its record cannot be read", metadata.REMEDY)
     found = meta if isinstance(meta, dict) else {}
     return found, {key: text for key, text in texts.items() if key != "lpss"}
 

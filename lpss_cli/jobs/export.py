@@ -14,15 +14,16 @@ from torch import nn
 from lpss_cli.checkpoints import artifact, metadata
 from lpss_cli.checkpoints.load_weights import load_into, refuse_not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, read
-from lpss_cli.checkpoints.packed import check as check_packable
+from lpss_cli.checkpoints.packed import check_packable
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.export.compaction.compact import dead_ends
-from lpss_cli.export.onnx.pipeline import targets as onnx_targets
+from lpss_cli.export.compaction.compact import redundant_weights
+from lpss_cli.export.onnx.pipeline import output_paths as onnx_paths
 from lpss_cli.export.onnx.pipeline import write_onnx
 from lpss_cli.export.options import FORMATS, ExportOptions
-from lpss_cli.export.pack import Trial, export_pack
-from lpss_cli.export.safetensors import Exported, export_safetensors
+from lpss_cli.export.pack import Reference, export_pack
+from lpss_cli.export.result import ExportedFile
+from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import input_file, restore
@@ -51,7 +52,7 @@ class Export:
     """
 
     source: Path
-    files: list[Exported]
+    files: list[ExportedFile]
     sizes: list[Size]
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def export_file(
     options: ExportOptions | None = None,
     directory: Path | None = None,
     callback: JobCallback | None = None,
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write a checkpoint in other formats beside it, each file read back and compared.
 
     Args:
@@ -119,11 +120,11 @@ def export_file(
     targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
     if not targets:
         raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
-    beside = onnx_targets(targets["onnx"], options.onnx)[1:] if "onnx" in targets else []
+    beside = onnx_paths(targets["onnx"], options.onnx)[1:] if "onnx" in targets else []
     with contextlib.ExitStack() as held:
         for to in (*targets.values(), *beside):
             held.enter_context(reserve_output(to, force=request.force, option=_OPTION))
-            check_space(to, artifact.size(checkpoint.state_dict), _OPTION)
+            check_space(to, artifact.estimated_bytes(checkpoint.state_dict), _OPTION)
         written = _export(checkpoint, request, targets, options, callback)
     return sorted(written, key=lambda file: formats.index(file.kind))
 
@@ -134,7 +135,7 @@ def _export(
     targets: Mapping[str, Path],
     options: ExportOptions,
     callback: JobCallback,
-) -> list[Exported]:
+) -> list[ExportedFile]:
     # Everything that can be refused is, before the first file is written.
     if "pack" in targets:
         refuse_not_finite(checkpoint.state_dict, checkpoint.path)
@@ -144,7 +145,7 @@ def _export(
     if options.clean and restored is not None:
         checkpoint, count = clean(checkpoint, restored[0], restored[2])
         callback.on_note(f"{count:,} more weights are zero: they reached no output")
-    written: list[Exported] = []
+    written: list[ExportedFile] = []
     if restored is not None and "onnx" in targets:
         model, _, data = restored
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
@@ -152,8 +153,9 @@ def _export(
     if "safetensors" in targets:
         written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
     if "pack" in targets:
-        trial = restored and Trial(restored[0], restored[2], device_of(request.device))
-        written.append(export_pack(checkpoint, targets["pack"], values=options.values, trial=trial))
+        reference = restored and Reference(restored[0], restored[2], device_of(request.device))
+        path = targets["pack"]
+        written.append(export_pack(checkpoint, path, values=options.values, reference=reference))
     return written
 
 
@@ -179,12 +181,12 @@ def _restored(
 def _sealed(checkpoint: Checkpoint) -> Checkpoint:
     """Put the manifest into the record that a file of tensors alone will hold."""
     # The history stays in the artefact, and so do the weights that training began from.
-    kept = metadata.exported(checkpoint.meta)
+    kept = metadata.for_export(checkpoint.meta)
     parts = {"state_dict": checkpoint.state_dict, "init": None}
     return replace(checkpoint, meta=digest.seal_record(kept, parts))
 
 
-def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[Size]:
+def sizes_of(path: Path, request: Request, written: Sequence[ExportedFile]) -> list[Size]:
     """Set the sizes of a checkpoint's written files beside the dense and the masked ones.
 
     Args:
@@ -218,7 +220,7 @@ def clean(checkpoint: Checkpoint, model: nn.Module, data: Data) -> tuple[Checkpo
         RunError: the network names its tensors otherwise than the file.
     """
     example = next(iter(data.test.batches(_COMPARED)))[0]
-    found = dead_ends(model, example)
+    found = redundant_weights(model, example)
     if found.keys() - checkpoint.state_dict.keys():
         raise RunError(
             f"the network of {checkpoint.path} names its weights otherwise than the file",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lpss_cli.checkpoints.loading import Checkpoint
-    from lpss_cli.export.safetensors import Exported
+    from lpss_cli.export.result import ExportedFile
     from lpss_cli.report.flops import Savings
     from lpss_cli.report.report import Report
 
@@ -101,9 +101,9 @@ def _measure(
     paths: Sequence[Path], request: Request, sizes: bool, callback: JobCallback | None
 ) -> tuple[list[Checkpoint], list[Report]]:
     """Read and measure every file; what its files would cost only where that is wanted."""
-    from lpss_cli.checkpoints.safetensors_file import streams
+    from lpss_cli.checkpoints.safetensors_file import can_stream
 
-    if sizes or not all(map(streams, paths)):
+    if sizes or not all(map(can_stream, paths)):
         _load_torch()
     from lpss_cli.checkpoints.identify import introduce
     from lpss_cli.checkpoints.loading import browse
@@ -172,7 +172,7 @@ def with_files(report: Report, request: Request, callback: JobCallback | None = 
 
 def _exported(
     path: Path, request: Request, wanted: ExportOptions, folder: Path, callback: JobCallback
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write every format that is possible, each file read back and compared."""
     from lpss_cli.jobs.export import export_file
 

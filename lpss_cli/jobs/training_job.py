@@ -267,7 +267,7 @@ class Job:
         request, data, distributed = self.request, self.data, self.distributed
         # For data that draw numbers when they are read.
         seeds.seed_everything(distributed.seed(self.settings.seed))
-        needed = artifact.size(model.state_dict()) * (1 + request.keep_init)
+        needed = artifact.estimated_bytes(model.state_dict()) * (1 + request.keep_init)
         distributed.run_on_main(lambda: check_space(request.output, needed))
         saved = TrainingStateFiles(request.output)
         record = resume.Record(identity(self), resume.circumstances(device, distributed.size))

@@ -15,7 +15,7 @@ from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError
-from lpss_cli.export.onnx.runtime import explained_by_rounding, is_onnx, run_foreign
+from lpss_cli.export.onnx.runtime import is_onnx_file, rounding_tolerance, run_foreign_onnx
 from lpss_cli.jobs.config import Request, check, device_of
 from lpss_cli.jobs.resolve import restore
 from lpss_cli.training.evaluation import outputs
@@ -165,12 +165,12 @@ def verify_files(
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise InputError(f"--tolerance {tolerance} is out of range", "give --tolerance from 0 up")
     check(request)
-    if is_onnx(a):
+    if is_onnx_file(a):
         raise InputError(
             f"{a} is an ONNX file, which holds no tensors of the network's own names",
             "give the checkpoint first: `lpss verify CHECKPOINT MODEL.onnx`",
         )
-    if is_onnx(b):
+    if is_onnx_file(b):
         return _of_onnx(a, b, request, tolerance)
     tolerance = tolerance or 0.0
     first, second = (read(path, trust_pickle=request.trust_pickle) for path in (a, b))
@@ -203,7 +203,7 @@ def _of_onnx(a: Path, b: Path, request: Request, tolerance: float | None) -> Ver
     model, _, data = restore(read(a, trust_pickle=request.trust_pickle), request)
     of_a, targets = outputs(model, data.test, device=device_of(request.device))
     examples = torch.cat([x for x, _ in data.test.batches(_BATCH)])
-    of_b = run_foreign(b, examples)
+    of_b = run_foreign_onnx(b, examples)
     if of_b.shape != of_a.shape:
         raise InputError(
             f"{b} gives outputs of shape {tuple(of_b.shape)}, the network {tuple(of_a.shape)}",
@@ -212,7 +212,7 @@ def _of_onnx(a: Path, b: Path, request: Request, tolerance: float | None) -> Ver
     found = _beside(of_a.cpu(), of_b, targets.cpu(), data)
     limit = ROUNDING if tolerance is None else tolerance
     if tolerance is None and found.largest > limit:
-        limit = max(limit, explained_by_rounding(model.cpu().eval(), examples))
+        limit = max(limit, rounding_tolerance(model.cpu().eval(), examples))
     return Verification(str(a), str(b), limit, [], found)
 
 

@@ -208,7 +208,7 @@ def test_load_into_copies_and_names_what_does_not_fit(tmp_path):
 
 
 def test_the_newest_artifact_is_found_among_other_files(tmp_path):
-    with pytest.raises(InputError, match="no lpss artefact") as error:
+    with pytest.raises(InputError, match="no lpss artifact") as error:
         newest_artifact(tmp_path)
     assert "lpss train" in error.value.do
     for age, name in enumerate(["new.pt", "old.pt"]):

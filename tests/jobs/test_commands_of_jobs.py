@@ -235,7 +235,7 @@ def test_a_failed_export_is_a_run_error_and_leaves_no_file(tmp_path, monkeypatch
 
     commands.train(Request(tmp_path / "a.pt", epochs=1))
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    monkeypatch.setattr(export, "explained_by_rounding", lambda *_: -1.0)
+    monkeypatch.setattr(export, "rounding_tolerance", lambda *_: -1.0)
     with pytest.raises(RunError, match="differ"):
         export_file(tmp_path / "a.pt", Request(tmp_path / "x"), ExportOptions(("onnx",)))
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]

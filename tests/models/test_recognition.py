@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.checkpoints.state_dict import fold
+from lpss_cli.checkpoints.state_dict import fold_state_dict
 from lpss_cli.models import KNOWN, build, signatures
 from lpss_cli.models import signatures as templates
 from lpss_cli.models.recognition import fit_of, recognise
@@ -137,9 +137,9 @@ def test_names_of_published_weights_are_brought_up_to_date(name, former):
     state = torchvision_state(name)
     old = {former(key) if "layer" in key else key: t for key, t in state.items()}
     assert not recognise(old, explain=False).fits
-    renamed, notes = fold(old)
+    renamed, notes = fold_state_dict(old)
     assert list(renamed) == list(state)
-    assert notes == ["renamed what torchvision calls otherwise now"]
+    assert notes == ["renamed tensors to torchvision's current names"]
 
 
 def test_a_near_miss_names_what_differs():

@@ -12,7 +12,7 @@ from lpss_cli.cli.console import metric, name_column, plain, size
 from lpss_cli.cli.views.files import size_table
 
 if TYPE_CHECKING:
-    from lpss_cli.export.safetensors import Exported
+    from lpss_cli.export.result import ExportedFile
     from lpss_cli.jobs.export import Export
     from lpss_cli.report.flops import Savings
     from lpss_cli.report.latency import Latency
@@ -31,7 +31,7 @@ def export_tables(result: Export) -> list[Table]:
     return [*tables, size_table(result.sizes)]
 
 
-def savings_table(written: Sequence[Exported]) -> list[Table]:
+def savings_table(written: Sequence[ExportedFile]) -> list[Table]:
     """Set each layer before and after the removal of dead units; nothing where none was removed."""
     return [_savings(x.savings) for x in written if x.savings is not None and x.savings.changed]
 
@@ -62,7 +62,7 @@ def _savings(savings: Savings) -> Table:
     return table
 
 
-def networks_table(written: Sequence[Exported]) -> list[Table]:
+def networks_table(written: Sequence[ExportedFile]) -> list[Table]:
     """Set the ONNX files side by side: what they get right, and how long a batch takes."""
     files = {item.path: item.metrics or {} for item in written if item.kind == "onnx"}
     if not files:
@@ -105,7 +105,7 @@ def times_table(
     return table
 
 
-def onnx_notes(written: Sequence[Exported]) -> list[str]:
+def onnx_notes(written: Sequence[ExportedFile]) -> list[str]:
     """Say by the way what the tables do not."""
     notes = []
     for item in written:
@@ -119,7 +119,7 @@ def onnx_notes(written: Sequence[Exported]) -> list[str]:
     return notes
 
 
-def export_table(written: Sequence[Exported]) -> Table:
+def export_table(written: Sequence[ExportedFile]) -> Table:
     """List written files with their sizes and proofs."""
     table = Table(show_header=True)
     table.add_column("file", overflow="fold")
