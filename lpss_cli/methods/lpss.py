@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lpss_cli.optim.lpsgd import LpSGD
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 # MERGED: Which layer gets which exponent p: one value, values by pattern, a list, or ``auto``.
 AUTO = "auto"
@@ -166,7 +166,7 @@ class LpSS(Method):
             super().__post_init__()
             check(self.p, _parse_p)
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Choose every sphere weight's p; from scratch, start the controller at a random mask."""
         for name, p in self.exponents(run.fan_ins, run.targets).items():
             run.layer_info[name]["p"] = p
@@ -174,7 +174,7 @@ class LpSS(Method):
         if self.config.path == "controller" and run.sparsity > 0 and not run.from_checkpoint:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
 
-    def on_weights(self, run: RunState) -> None:
+    def on_weights(self, run: MethodContext) -> None:
         """Sum up how far rows may have moved: what the prediction of Hoyer needs to know."""
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made below
         run.method_state["travel"] = run.method_state.get("travel", 0.0) + optimizer.lr_ratio()
@@ -188,7 +188,7 @@ class LpSS(Method):
 
         return default_eta(p) if self.config.eta is None else float(self.config.eta)
 
-    def make_optimizer(self, run: RunState) -> LpSGD:
+    def make_optimizer(self, run: MethodContext) -> LpSGD:
         """Return LpSGD with one group per p and dimension of rows."""
         from lpss_cli.optim.lpsgd import LpSGD
 
@@ -218,7 +218,7 @@ class LpSS(Method):
         optimizer.take_latents()  # the engine enforces the masks next
         return optimizer
 
-    def scores(self, run: RunState) -> Mapping[str, Tensor]:
+    def scores(self, run: MethodContext) -> Mapping[str, Tensor]:
         """Return ``log|γŵ|`` of the latents, so that cut weights compete on.
 
         On the controller's path the gradient decides what returns: there every active connection
@@ -234,7 +234,7 @@ class LpSS(Method):
             return {name: s.clamp_min(-2 * RANK_OFFSET) for name, s in ranked.items()}
         return scores
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the cubic path's sparsity at updates; the controller has its own way."""
         config = self.config
         if config.path == "controller" or not run.is_update_step(config.begin, config.frequency):
@@ -243,7 +243,7 @@ class LpSS(Method):
             run.progress, config.begin, config.end, run.start_sparsity, run.sparsity
         )
 
-    def on_gradients(self, run: RunState) -> bool:
+    def on_gradients(self, run: MethodContext) -> bool:
         """Drop and grow by the dense gradients, where the controller is wanted."""
         config = self.config
         wanted = config.path == "controller" and run.sparsity > 0
@@ -251,7 +251,7 @@ class LpSS(Method):
             self._drop_and_grow(run)
         return True
 
-    def _drop_and_grow(self, run: RunState) -> None:
+    def _drop_and_grow(self, run: MethodContext) -> None:
         from lpss_cli.sparsity import drop_grow
         from lpss_cli.sparsity.lp_geometry import row_dims
 
@@ -275,7 +275,7 @@ class LpSS(Method):
             self._seed(run, weight, grown)
         run.set_masks(masks)
 
-    def _seed(self, run: RunState, weight: Tensor, grown: Tensor) -> None:
+    def _seed(self, run: MethodContext, weight: Tensor, grown: Tensor) -> None:
         """Give grown weights that have no latent one of half the usual size, against the gradient.
 
         Under the signed-power rule a latent of exactly zero has no gradient of its own, and under

@@ -10,7 +10,7 @@ from lpss_cli.methods.lpss import LpSS
 from lpss_cli.training.method import option
 
 if TYPE_CHECKING:
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 # Learning-rate factors of the published schedule at epochs 0, E/6, E/3, E-3 and E, relative to
 # its peak: 0.04, 2, 0.5, 0.004 and 0.0002 on the summed loss of 256 examples.
@@ -58,7 +58,7 @@ class PublishedLpSS(LpSS):
             for i, (name, (first, others)) in enumerate(by_name.items())
         }
 
-    def lr_scale(self, run: RunState) -> float:
+    def lr_scale(self, run: MethodContext) -> float:
         """Return the published piecewise linear factor at the present epoch."""
         epochs = run.epochs
         epoch = run.progress * epochs
