@@ -37,7 +37,7 @@ METHOD_EAGER = {"errors", "methods", "training.method"} | {
     f"sparsity.{name}" for name in ("patterns", "schedules", "targets")
 }
 METHOD_LAZY = METHOD_EAGER | {"sparsity", "utils", "data", "models", "optim"}
-METHOD_TYPES = METHOD_LAZY | {"training.state"}
+METHOD_TYPES = METHOD_LAZY | {"training.context"}
 
 
 class Import:
@@ -83,7 +83,7 @@ def _targets(node: ast.ImportFrom, path: Path) -> list[str]:
     if node.level:
         package = ["lpss_cli", *path.relative_to(ROOT).parts[:-1]]
         base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
-    if base == "lpss_cli" or _is_folder(base):  # from lpss_cli.training import engine
+    if base == "lpss_cli" or _is_folder(base):  # from lpss_cli.training import trainer
         return [f"{base}.{alias.name}" for alias in node.names]
     return [base]
 

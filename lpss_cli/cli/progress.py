@@ -21,7 +21,7 @@ from lpss_cli.sparsity import layer_info
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.run import Run
 
 # MERGED: How a running training looks: numbers of one moment, as a panel or as a line.
 # Columns of a terminal that the panel takes at most, and those that three columns of it need.
@@ -70,13 +70,13 @@ class Observer:
         before: the input's value of the metric.
     """
 
-    def __init__(self, run: RunState, before: float | None = None) -> None:
+    def __init__(self, run: Run, before: float | None = None) -> None:
         self.measured: tuple[str, float] | None = None
         self._before = before
         self._marks = deque([(time.monotonic(), run.step)])
         self._fixed: float | None = None
 
-    def moment(self, run: RunState) -> Moment:
+    def moment(self, run: Run) -> Moment:
         """Return what there is to say now; it reads tensors, so it is not for every step."""
         done = run.step - run.epoch * run.steps_per_epoch
         last = run.history[-1] if run.history else None
@@ -96,7 +96,7 @@ class Observer:
         )
         return self._paced(found, run.batch_size)
 
-    def _sparsity(self, run: RunState) -> float:
+    def _sparsity(self, run: Run) -> float:
         if self._fixed is not None:
             return self._fixed
         now = run.masked / run.total if run.total else 0.0
@@ -221,7 +221,7 @@ class Printer(JobCallback):
         if self._observer is not None:
             self._observer.measured = primary, metrics[primary]
 
-    def on_start(self, run: RunState) -> None:
+    def on_start(self, run: Run) -> None:
         """Say what was chosen for layers, and start the panel where a person watches."""
         for text in layer_info.announcements(run.layer_info):
             self._out.note(text)
@@ -237,12 +237,12 @@ class Printer(JobCallback):
             self._live = Live(console=self._out.stderr, transient=True, auto_refresh=False)
             self._live.start()
 
-    def on_step(self, run: RunState) -> None:
+    def on_step(self, run: Run) -> None:
         """Draw the panel anew when it is time."""
         if self._live is not None and time.monotonic() - self._drawn >= _REFRESH:
             self._draw(run)
 
-    def on_epoch(self, run: RunState) -> None:
+    def on_epoch(self, run: Run) -> None:
         """Draw the end of an epoch, or print its line when it is time."""
         if self._live is not None:
             self._draw(run)
@@ -253,7 +253,7 @@ class Printer(JobCallback):
             if run.epoch % interval(run.epochs, None) == 0 or run.epoch == run.epochs:
                 self._out.note(line(moment))
 
-    def _draw(self, run: RunState) -> None:
+    def _draw(self, run: Run) -> None:
 
         if self._live is not None and self._observer is not None:
             # The terminal writes ^C after it: on the next line the panel would not be wiped whole.

@@ -23,7 +23,7 @@ from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.training.distillation import check_task
 from lpss_cli.training.options import TEMPERATURE, Budget, suitable_batch_size, suitable_epochs
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.utils import torch_utils
 
 # What else helps where the data are not known and nothing is trained.
@@ -173,7 +173,7 @@ def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
 
 def settings_for(
     request: Request, data: Data, sparsity: float, budget: Budget, keep_zeros: bool = False
-) -> Settings:
+) -> TrainingSettings:
     """Return the settings of a training; what the request leaves open suits the size of the data.
 
     Raises:
@@ -185,7 +185,7 @@ def settings_for(
         raise InputError("--temperature needs --distill", "give --distill 0.5 too")
     examples, batch_size, epochs = len(data.train), request.batch_size, request.epochs
     batch_size = suitable_batch_size(examples) if batch_size is None else batch_size
-    return Settings(
+    return TrainingSettings(
         epochs=suitable_epochs(budget, examples, batch_size) if epochs is None else epochs,
         batch_size=batch_size,
         seed=request.seed,

@@ -34,11 +34,11 @@ from lpss_cli.jobs.config import TRIES, Request, device_of, read_options
 from lpss_cli.jobs.resolve import dry_run
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import trainable_weights
-from lpss_cli.training import engine
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import Method, get, make
 from lpss_cli.training.options import TRAIN_BUDGET
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 from lpss_cli.utils import seeds, torch_utils
 from lpss_cli.utils.signals import SignalError, handle_signals, kill_children
 
@@ -143,7 +143,7 @@ class WarmStartSearch:
         model: nn.Module,
         data: Data,
         request: Request,
-        settings: Settings,
+        settings: TrainingSettings,
         note: Callable[[str], None],
     ) -> None:
         self.model, self.data, self.request = model, data, request
@@ -179,13 +179,13 @@ class WarmStartSearch:
             self.reference = self._metric()
             self.note(f"trained without the held-out examples: {self._said(self.reference)}")
 
-    def _again(self, method: Method, settings: Settings, arch: str) -> None:
+    def _again(self, method: Method, settings: TrainingSettings, arch: str) -> None:
         torch.manual_seed(settings.seed)
         data = self.data
         fresh = models.build(arch, data.input_shape, data.outputs).state_dict()
         self.model.load_state_dict(fresh)
         seeds.seed_everything(settings.seed)
-        engine.run(self.model, self.data, method, settings, device=self.device)
+        Trainer(self.model, self.data, method, settings, device=self.device).train()
         self.accept()
         if self._dense is not None:
             self._dense = copy.deepcopy(self.model)
@@ -213,7 +213,7 @@ class WarmStartSearch:
         settings = replace(self.settings, sparsity=sparsity)
         method = make(self.request.method_name(), self.request.options)
         try:
-            engine.run(
+            trainer = Trainer(
                 self.model,
                 self.data,
                 method,
@@ -221,6 +221,7 @@ class WarmStartSearch:
                 device=self.device,
                 teacher=self._dense,
             )
+            trainer.train()
         except RunError:
             return None
         return self._metric()
@@ -237,7 +238,7 @@ def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def present_zeros(model: nn.Module, settings: Settings) -> tuple[float, int]:
+def present_zeros(model: nn.Module, settings: TrainingSettings) -> tuple[float, int]:
     """Return zeros / prunable weights as they are, and the number of prunable weights.
 
     Raises:
@@ -264,7 +265,7 @@ def search(
     data: Data,
     checkpoint: Checkpoint,
     request: Request,
-    settings: Settings,
+    settings: TrainingSettings,
     note: Callable[[str], None],
 ) -> Search:
     """Find the largest sparsity whose drop is within ``request.target_drop``.
@@ -316,7 +317,7 @@ def search(
     return found
 
 
-def _range(model: nn.Module, settings: Settings) -> tuple[float, float]:
+def _range(model: nn.Module, settings: TrainingSettings) -> tuple[float, float]:
     present, total = present_zeros(model, settings)
     low, high = max(LOW, present), min(HIGH, 1 - 1 / total)
     if low >= high:
@@ -392,11 +393,11 @@ class TrainingRecipe:
     """
 
     method: Method
-    settings: Settings | None = None
+    settings: TrainingSettings | None = None
 
 
 def training_recipe_of(
-    checkpoint: Checkpoint, data: Data, held: Data, settings: Settings
+    checkpoint: Checkpoint, data: Data, held: Data, settings: TrainingSettings
 ) -> TrainingRecipe | None:
     """Find out how the input was trained, as far as a network can be trained like it again.
 

@@ -222,7 +222,7 @@ def test_ctrl_c_is_130(lpss, monkeypatch):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lpss_cli.training.engine.run", interrupt)
+    monkeypatch.setattr("lpss_cli.training.trainer.Trainer.train", interrupt)
     code, _, err = lpss("train", *FAST)
     assert code == 130
     assert "interrupted" in err

@@ -20,7 +20,7 @@ from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.jobs.resolve import preprocessing_notes
 from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.training import engine
+from lpss_cli.training.trainer import Trainer
 
 SHARED = Path(os.environ.get("LPSS_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not at hand")
@@ -147,13 +147,13 @@ def test_training_starts_from_exactly_the_given_function(tmp_path, monkeypatch):
     dense = Request(tmp_path / "dense.pt", epochs=2)
     trained = commands.train(dense)
     seen = {}
-    original = engine.run
+    original = Trainer.train
 
-    def spy(model, *args, **more):
-        seen.update({k: v.clone() for k, v in model.state_dict().items()})
-        return original(model, *args, **more)
+    def spy(trainer, *args):
+        seen.update({k: v.clone() for k, v in trainer.run.model.state_dict().items()})
+        return original(trainer, *args)
 
-    monkeypatch.setattr(engine, "run", spy)
+    monkeypatch.setattr(Trainer, "train", spy)
     notes = Notes()
     commands.sparsify(dense.out, Request(tmp_path / "s.pt", epochs=1), notes)
     for name, tensor in loading.read(dense.out).state_dict.items():

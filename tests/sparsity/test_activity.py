@@ -8,8 +8,8 @@ from torch import nn
 from lpss_cli.methods.gmp import GMP
 from lpss_cli.sparsity.activity import Activity
 from lpss_cli.sparsity.masks import RANK_OFFSET, RANKINGS, select_masks
-from lpss_cli.training import engine
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 def _seen(*gradients):
@@ -75,10 +75,10 @@ def test_a_neuron_that_nothing_reads_gives_its_weights_up(ranking):
     with torch.no_grad():
         model[2].weight[:, :3] = 0  # zeros of a checkpoint stay
         model[0].weight[:3] = 5.0  # larger than any other
-    done = engine.run(
+    done = Trainer(
         model, blobs(n=256), GMP(GMP.Config(ranking=ranking, frequency=5)),
-        Settings(4, 32, sparsity=0.5, keep_zeros=True),
-    )  # fmt: skip
+        TrainingSettings(4, 32, sparsity=0.5, keep_zeros=True),
+    ).train()  # fmt: skip
     assert done.masked == 64
     assert not done.masks["0.weight"][:3].any()
     assert done.masks["0.weight"][3:].any(1).all()

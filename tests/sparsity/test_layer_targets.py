@@ -19,8 +19,9 @@ from lpss_cli.sparsity.layer_targets import (
 )
 from lpss_cli.sparsity.masks import select_masks
 from lpss_cli.sparsity.targets import zero_count
-from lpss_cli.training import engine, method
-from lpss_cli.training.setup import Settings
+from lpss_cli.training import method
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 SIZES = {"a.weight": 100, "b.weight": 50, "c.weight": 50}
 
@@ -140,7 +141,7 @@ def test_a_target_below_the_input_is_refused_with_one_that_works():
 def test_the_controller_reaches_the_layers_targets_too():
     model = network()
     lpss = method.make("lpss", {"path": "controller", "frequency": 2})
-    engine.run(model, blobs(), lpss, Settings(4, 16, sparsity=0.7, layers=("4=0",)))
+    Trainer(model, blobs(), lpss, TrainingSettings(4, 16, sparsity=0.7, layers=("4=0",))).train()
     assert [int((model[i].weight == 0).sum()) for i in (0, 4)] == [448, 0]
 
 

@@ -27,7 +27,7 @@ from lpss_cli.sparsity.prunable import Weight, trainable_weights
 from lpss_cli.sparsity.targets import zero_count
 from lpss_cli.training.method import Method, make, options_of
 from lpss_cli.training.options import SPARSIFY_BUDGET, SPARSITY
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.utils.files import atomic_write, reserve_output
 
 _STAGE = "sparsify"
@@ -102,7 +102,7 @@ def draft(
 
 
 def _chosen(
-    request: Request, checkpoint: Checkpoint, arch: str, method: Method, settings: Settings
+    request: Request, checkpoint: Checkpoint, arch: str, method: Method, settings: TrainingSettings
 ) -> dict[str, Any]:
     """Return what would be done, by the keys of the options."""
     # The data of an lpss artifact are known; a name that is not theirs would lose the rest.
