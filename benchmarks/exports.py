@@ -25,12 +25,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpss_cli.export.compaction.compact import compact
 from lpss_cli.export.onnx.export import checked_bytes, export_onnx, to_onnx
-from lpss_cli.export.onnx.pipeline import OnnxOptions
 from lpss_cli.export.onnx.runtime import run
 from lpss_cli.export.onnx.sparse_encoding import fold_weights, rounded, unfolded
+from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.export import Options, export_file
+from lpss_cli.jobs.export import export_file
 from lpss_cli.models import build
 from lpss_cli.report.sizes import entropy
 from lpss_cli.sparsity.prunable import prunable_weights
@@ -105,15 +105,15 @@ def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, o
     found: dict[str, object] = {}
     for encoding in ("dense", "gaps"):
         onnx = OnnxOptions(encoding=encoding, int8=encoding == "dense")
-        found[encoding] = described(path, data, Options(("onnx",), onnx=onnx))
+        found[encoding] = described(path, data, ExportOptions(("onnx",), onnx=onnx))
     for clean in (False, True):
         for values in ("fp16", "int8"):
-            (packed,) = described(path, data, Options(("pack",), values, clean=clean))
+            (packed,) = described(path, data, ExportOptions(("pack",), values, clean=clean))
             found[f"pack {values}{' clean' if clean else ''}"] = packed
     return found
 
 
-def described(path: Path, data: dict[str, str], options: Options) -> list[dict[str, object]]:
+def described(path: Path, data: dict[str, str], options: ExportOptions) -> list[dict[str, object]]:
     """Export to nowhere in particular; what is said of each file, without its place."""
     with tempfile.TemporaryDirectory() as folder:
         files = export_file(path, Request(path, data_overrides=data), options, Path(folder))

@@ -1,8 +1,8 @@
-"""Make the pictures of the README: a terminal and a report page, from the sample models.
+"""Make the pictures of the README: a terminal and a report page, of a run on the digits.
 
     python docs/make_pictures.py [--browser chromium]
 
-Needs a Chromium for the page; writes docs/pictures/terminal.svg and docs/pictures/report.png.
+Writes docs/pictures/terminal.svg and docs/pictures/report.png; the latter needs Chromium.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COMMANDS = ("train", "sparsify model.pt --p 0.5", "report")
 
 
 def run(arguments: list[str], folder: Path, color: bool = False) -> str:
-    """Run lpss there and return what a terminal would show."""
+    """Run lpss in a folder and return what a terminal would show."""
     environment = {**os.environ, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(ROOT)}
     if color:
         environment |= {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
@@ -38,7 +38,7 @@ def run(arguments: list[str], folder: Path, color: bool = False) -> str:
 
 
 def terminal(folder: Path) -> None:
-    """Draw the first commands and what they print."""
+    """Draw the first commands of the README and their output."""
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
     for command in COMMANDS:
         console.print(Text(f"$ lpss {command}", style="bold"))
@@ -48,7 +48,7 @@ def terminal(folder: Path) -> None:
 
 
 def page(folder: Path, browser: str) -> None:
-    """Draw the report of the two files, as wide as a laptop's window."""
+    """Draw the HTML report of the sparse network in a window as wide as a laptop's."""
     run(["report", "model.sparse.pt", "--html", "report.html", "--quiet"], folder)
     subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         terminal(Path(name))
         if given.browser is None:
-            raise SystemExit("no Chromium found: the page has no picture; pass --browser")
+            raise SystemExit("Chromium was not found, so there is no report.png; pass --browser")
         page(Path(name), given.browser)
 
 

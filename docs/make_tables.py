@@ -1,10 +1,11 @@
-"""Fill in the tables of the documents that come from the code and from benchmarks/results.
+"""Fill in the tables that documents take from the code and from benchmarks/results.
 
     python docs/make_tables.py
 
-The prose is written by hand. Between ``<!-- NAME.md -->`` and ``<!-- /NAME.md -->`` stands the
-table of benchmarks/results/NAME.md, its second one with ``NAME.md 2``, and ``compare`` marks that
-of the comparison. The pages of docs/methods have marks for a method's flags and measured rows.
+The prose is written by hand. The table in benchmarks/results/NAME.md goes between the marks
+``<!-- NAME.md -->`` and ``<!-- /NAME.md -->``, its second table between marks with ``NAME.md 2``,
+and the comparison of methods between the marks ``compare``. The pages in docs/methods have marks
+for the flags of a method and for its measured rows.
 """
 
 from __future__ import annotations
@@ -30,23 +31,26 @@ PAGES = ROOT / "docs" / "methods"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 RESULTS = ROOT / "benchmarks" / "results"
 Run = dict[str, Any]
-#: what was run, the options it had, its runs, and the dense runs of the same budget
+#: The name of a case, its options, its runs, and the dense runs with the same budget.
 Row = tuple[str, Run, list[Run], list[Run]]
+#: Defaults that stand for something else: a value that the method chooses, and an empty list.
+_UNSET = {None: "auto", (): "not set"}
 _RUN = re.compile(r"(?P<method>[\w-]+) at (?P<sparsity>[^,]+), seed \d+, (?P<options>.*)")
 
 
 def flags(name: str) -> str:
-    """Return the table of a method's flags: default, range or choices, meaning."""
-    lines = ["| flag | default | takes | what it is |", "|---|---|---|---|"]
+    """Return the table of a method's flags: default, range or choices, description."""
+    lines = ["| flag | default | values | description |", "|---|---|---|---|"]
     for field in method.options_of(method.get(name)):
-        default = "chosen" if field.default in (None, ()) else f"`{field.default}`"
+        default = _UNSET.get(field.default, f"`{field.default}`")
         flag = "--" + field.name.replace("_", "-")
         text = str(field.metadata["help"]).replace("|", "\\|")
-        lines.append(f"| `{flag}` | {default} | {_takes(field.metadata)} | {text} |")
+        lines.append(f"| `{flag}` | {default} | {_values(field.metadata)} | {text} |")
     return "\n".join(lines)
 
 
-def _takes(limits: Any) -> str:
+def _values(limits: Any) -> str:
+    """Return the choices or the closed range of a flag; empty if neither limits it."""
     if limits["choices"]:
         return ", ".join(f"`{choice}`" for choice in limits["choices"])
     low, high = limits["low"], limits["high"]
@@ -56,7 +60,7 @@ def _takes(limits: Any) -> str:
 
 
 def measured(name: str) -> str:
-    """Return the rows of the two accuracy tables that this method has, dense beside them."""
+    """Return a method's rows of the two accuracy tables, each with its dense accuracy."""
     lines = [
         "| run | options | seeds | zeros | test accuracy, % | dense, same budget |",
         "|---|---|---|---|---|---|",
@@ -70,7 +74,7 @@ def measured(name: str) -> str:
 
 
 def _comparison() -> dict[tuple[str, str, str], list[Run]]:
-    """Return the runs that `lpss compare` measured by method, sparsity and options."""
+    """Return the runs measured by `lpss compare`, by method, sparsity, and options."""
     runs = json.loads((RESULTS / "compare" / "results.json").read_text())["runs"]
     found: dict[tuple[str, str, str], list[Run]] = {}
     for key, run in runs.items():
@@ -81,7 +85,7 @@ def _comparison() -> dict[tuple[str, str, str], list[Run]]:
 
 
 def compared() -> str:
-    """Return the comparison, a row a method, the best at the largest sparsity first."""
+    """Return the comparison, one row per method, the best at the largest sparsity first."""
     cells: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for (kind, sparsity, options), runs in _comparison().items():
         if kind != "dense":
@@ -103,7 +107,7 @@ def compared() -> str:
 
 
 def _compared(name: str) -> Iterator[Row]:
-    """Yield the comparison's rows of a method: all methods had the same grid of options."""
+    """Yield a method's rows of the comparison; all methods had the same grid of options."""
     found = _comparison()
     dense = next(runs for (kind, _, _), runs in found.items() if kind == "dense")
     for (kind, sparsity, options), runs in found.items():
@@ -113,7 +117,7 @@ def _compared(name: str) -> Iterator[Row]:
 
 
 def _tuned(name: str) -> Iterator[Row]:
-    """Yield what benchmarks/accuracy.py measured: each case with options chosen for it."""
+    """Yield a method's rows of benchmarks/accuracy.py; every case has options of its own."""
     rows = json.loads((RESULTS / "accuracy.json").read_text())
     dense = {
         key.removesuffix(", dense, dense"): row["runs"]
@@ -147,7 +151,7 @@ def copied(name: str, which: int) -> str:
 
 
 def filled(path: Path) -> str:
-    """Return a document with its marked parts made anew."""
+    """Return the text of a document with its marked parts regenerated."""
     page = path.read_text(encoding="utf-8")
     parts: dict[str, Callable[[], str]] = {
         mark: partial(copied, name, int(which or 1))
@@ -163,7 +167,7 @@ def filled(path: Path) -> str:
 
 
 def main() -> None:
-    """Write every document whose marked parts have changed."""
+    """Regenerate the marked parts of every document."""
     for path in DOCUMENTS:
         path.write_text(filled(path), encoding="utf-8")
 

@@ -1,9 +1,10 @@
-"""A network sharded by FSDP2: trained on Lp spheres, then cut to exactly 90 % zeros.
+"""A network sharded by FSDP2: trained on Lp spheres, then pruned to exactly 90 % zeros.
 
     torchrun --nproc-per-node 2 examples/fully_sharded.py
 
-Every process holds some rows of every weight and its own examples. LpSGD needs to know nothing of
-it: a row lies on one process, and so does its sphere. The cut ranks all weights of all processes.
+Every process holds some rows of every weight, and its own examples. LpSGD does not need to know
+about sharding: each row lies on one process, and so does its sphere. Pruning ranks the weights of
+all processes together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SPARSITY = 0.9
 
 
 def make() -> nn.Module:
-    """Return a network whose layers are shards, the same on every process."""
+    """Return a network with sharded layers, built from the same weights on every process."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(),
                           nn.Linear(100, 10))  # fmt: skip
@@ -37,7 +38,7 @@ def make() -> nn.Module:
 def train(
     model: nn.Module, optimizer: LpSGD, x: Tensor, y: Tensor, epochs: int, masks: dict[str, Tensor]
 ) -> None:
-    """Train on this process's own examples; masked weights stay zero."""
+    """Train on the examples of this process; masked weights stay zero."""
     weights = dict(model.named_parameters())
     for _ in range(epochs):
         for chosen in torch.randperm(len(x)).split(32):
@@ -50,14 +51,14 @@ def train(
 
 
 def main() -> None:
-    """Train, cut, train on, and count."""
+    """Train, prune, continue training, and count the zeros."""
     dist.init_process_group("gloo")
     model = make()
     optimizer = LpSGD(model.parameters(), lr=0.05, p=1.15)
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     rank, size = dist.get_rank(), dist.get_world_size()
-    own = slice(rank, 1400 // size * size, size)  # as many examples on every process
+    own = slice(rank, 1400 // size * size, size)  # the same number of examples on every process
     train(model, optimizer, x[own], y[own], 8, {})
 
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}

@@ -1,13 +1,13 @@
-"""A language model that learns to read: who has what, after who gave what to whom.
+"""A language model that learns who has what from who gave what to whom.
 
     lpss train --arch examples/language_model.py:network --data examples/language_model.py:sentences
     lpss sparsify model.pt --arch examples/language_model.py:network \
         --data examples/language_model.py:sentences --sparsity 0.9
 
 Every text has two sentences: ``anna gives the red ball to tom . tom has the red ball``. The second
-one follows from the first, so a network has to look back: all four of its words that are not fixed
-must be copied by attention. The sentences of the test were never seen in training. The loss counts
-the words that follow from what was read; the metric is the part of them that is predicted.
+follows from the first, so the network has to look back: attention must copy the words of the second
+sentence that vary. The test sentences never occur in training. The loss counts only the words that
+follow from those before them, and the metric is the fraction of these words that is predicted.
 """
 
 import itertools
@@ -18,27 +18,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NAMES = ["anna", "tom", "eva", "paul", "mia", "jan", "lea", "max"]
-COLOURS = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"]
+COLORS = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"]
 THINGS = ["ball", "book", "lamp", "boat", "drum", "kite", "cup", "hat"]
-WORDS = [*NAMES, *COLOURS, *THINGS, "gives", "gets", "from", "to", "the", "has", "."]
+WORDS = [*NAMES, *COLORS, *THINGS, "gives", "gets", "from", "to", "the", "has", "."]
 INDEX = {word: number for number, word in enumerate(WORDS)}
-# No loss where the next word is anybody's guess.
+# Targets that are ignored, because the next word cannot be known.
 OPEN = -100
 
 
 def sentences() -> dict[str, object]:
-    """Return texts as word numbers, with the loss and the metric of a language model."""
+    """Return texts as word indices, with the loss and the metrics of a language model."""
     texts = [
-        f"{first} {verb} the {colour} {thing} {word} {second} . {owner} has the {colour} {thing}"
+        f"{first} {verb} the {color} {thing} {word} {second} . {owner} has the {color} {thing}"
         for first, second in itertools.permutations(NAMES, 2)
-        for colour in COLOURS
+        for color in COLORS
         for thing in THINGS
         for verb, word, owner in (("gives", "to", second), ("gets", "from", first))
     ]
     random.Random(0).shuffle(texts)
     words = torch.tensor([[INDEX[word] for word in text.split()] for text in texts])
     x, y = words[:, :-1], words[:, 1:].clone()
-    y[:, : words.shape[1] - 6] = OPEN  # up to the full stop
+    y[:, : words.shape[1] - 6] = OPEN  # up to the period
     return {
         "train": (x[:5000], y[:5000]),
         "test": (x[5000:], y[5000:]),
@@ -50,12 +50,12 @@ def sentences() -> dict[str, object]:
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of (N, T, V) scores and (N, T) next words."""
+    """Return the mean cross-entropy of (N, T, V) logits and (N, T) next words."""
     return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=OPEN)
 
 
 def metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return the part of the words that is predicted, and of the texts without any error."""
+    """Return the fraction of words that are predicted, and of texts without an error."""
     counted = targets != OPEN
     right = (outputs.argmax(-1) == targets) | ~counted
     return {
@@ -65,7 +65,7 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 class LanguageModel(nn.Module):
-    """A small transformer that sees no word before it has to say it."""
+    """A small causal transformer: it never sees a word before it has predicted it."""
 
     def __init__(self, words: int, length: int, width: int = 64, layers: int = 2) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class LanguageModel(nn.Module):
         self.register_buffer("ahead", ahead, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T) word numbers -> (N, T, V) scores of the next words."""
+        """(N, T) word indices -> (N, T, V) logits of the next words."""
         h = self.embedding(x) + self.position
-        # Told that it is causal, PyTorch need not look: what is looked at cannot be exported.
+        # With is_causal, PyTorch does not inspect the mask, which could not be exported.
         return self.head(self.norm(self.blocks(h, mask=self.ahead, is_causal=True)))
 
 
 def network(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """Return the model for texts of this length."""
+    """Return a model for texts of this length."""
     return LanguageModel(outputs, input_shape[0])

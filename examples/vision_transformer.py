@@ -1,4 +1,4 @@
-"""torchvision's vision transformer in a size that fits the digits.
+"""torchvision's vision transformer at a size that suits the digits.
 
 lpss train --arch examples/vision_transformer.py:tiny
 lpss sparsify model.pt --arch examples/vision_transformer.py:tiny --sparsity 0.8
@@ -9,7 +9,7 @@ from torchvision.models import VisionTransformer
 
 
 class Digits(nn.Module):
-    """Shows grey digits to a network of colour images."""
+    """Passes grayscale digits to a network for color images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Digits(nn.Module):
 
 
 def tiny(num_classes: int) -> nn.Module:
-    """Return a transformer of 16 patches, 3 layers and 4 heads."""
+    """Return a transformer with 16 patches, 3 layers, and 4 heads."""
     return Digits(
         VisionTransformer(
             image_size=8,

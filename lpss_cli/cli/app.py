@@ -9,7 +9,19 @@ import typer
 from typer.core import TyperGroup
 
 from lpss_cli.cli import context as running
-from lpss_cli.cli.commands import compare, export, init, report, train
+from lpss_cli.cli.commands.compare import compare
+from lpss_cli.cli.commands.doctor import doctor
+from lpss_cli.cli.commands.eval import evaluate
+from lpss_cli.cli.commands.export import export
+from lpss_cli.cli.commands.init import init
+from lpss_cli.cli.commands.plan import plan
+from lpss_cli.cli.commands.report import report
+from lpss_cli.cli.commands.sparsify import sparsify
+from lpss_cli.cli.commands.ticket import ticket
+from lpss_cli.cli.commands.train import train
+from lpss_cli.cli.commands.unpack import unpack
+from lpss_cli.cli.commands.verify import verify
+from lpss_cli.cli.parser import Command
 from lpss_cli.distributed import launch
 from lpss_cli.errors import LpssError, StoppedError
 
@@ -32,21 +44,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for _command in (
-    train.train,
-    train.sparsify,
-    init.init,
-    report.report,
-    report.plan,
-    export.export,
-    export.unpack,
-    report.verify,
-    compare.ticket,
-    compare.compare,
-):
-    app.command()(_command)
-app.command("eval")(report.evaluate)
-app.command()(report.doctor)
+for _command in (train, sparsify, init, report, plan, export, unpack, verify, ticket, compare):
+    app.command(cls=Command)(_command)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -74,13 +75,13 @@ def main() -> None:
     So 130 is Ctrl-C.
     """
     debug = "--debug" in sys.argv
-    running.printer({"as_json": "--json" in sys.argv, "quiet": False})  # of the parser's errors
+    running.start(as_json="--json" in sys.argv, quiet=False)  # for errors of the parser
     try:
         code = app(standalone_mode=False)
         if code == 130:  # how the parser passes a Ctrl-C on
             raise KeyboardInterrupt
     except LpssError as error:
-        # A signal is no failure to be looked into.
+        # A signal is not a failure to be looked into.
         if debug and not isinstance(error, StoppedError):
             raise
         running.fail(error.what, error.do)

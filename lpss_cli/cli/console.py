@@ -171,8 +171,8 @@ class Out:
                 console.print(item)
 
     def text(self, text: str) -> None:
-        """Print a result as it is, unwrapped and unstyled."""
-        if not self._silent:
+        """Print a result as it is, unwrapped and unstyled; nothing with ``--json``."""
+        if not (self.as_json or self._silent):
             print(text, flush=True)
 
     def document(self, content: Any) -> None:

@@ -1,23 +1,29 @@
-"""What every command begins with: a printer, a request, the file that is meant."""
+"""The command that is running: what was typed, and what it prints with."""
 
 from __future__ import annotations
 
-import gc
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lpss_cli.cli.console import Out
 from lpss_cli.distributed import launch
+from lpss_cli.jobs import config, recipes
+from lpss_cli.jobs.config import Request
+from lpss_cli.utils.options import Option, options
+
+Declared = TypeVar("Declared")
 
 # What the running command prints with: errors go the same way.
 _current = Out()
 
 
-def printer(values: dict[str, Any]) -> Out:
-    """Make what the command prints with."""
+def start(as_json: bool, quiet: bool) -> Out:
+    """Return what the command prints with."""
     global _current
-    _current = Out(values["as_json"], values["quiet"], silent=launch.place().rank > 0)
+    _current = Out(as_json, quiet, silent=launch.place().rank > 0)
     return _current
 
 
@@ -33,46 +39,6 @@ def fail(what: str, do: str) -> None:
             _current.error(what, do)
 
 
-def load_torch() -> None:
-    """Import PyTorch, and tell Python that what comes with it is no garbage.
-
-    It stays to the end, where a look through all of it would take a fifth of a short command's
-    time. Not for commands that load more extensions later: some complain of what is left then.
-    """
-    if "torch" not in sys.modules:
-        import torch  # noqa: F401  # for what follows
-
-        gc.freeze()
-
-
-def request(
-    values: dict[str, Any], out: Path, method_options: dict[str, Any], base: dict[str, Any]
-) -> Any:
-    """Make the request of a command: what was typed wins over ``base``, a recipe's options."""
-    from lpss_cli.jobs import config
-
-    switches = ("force", "resume", "trust_pickle", "keep_init", "log", "tensorboard")
-    return config.make_request(
-        {name: value for name, value in values.items() if name in config.option_types()}
-        | method_options,
-        base,
-        out=out,
-        command=command_line(),
-        **{name: values[name] for name in switches if name in values},
-    )
-
-
-def recipe(values: dict[str, Any], stage: str, out: Out) -> dict[str, Any]:
-    """Return the options of the recipe that was named, if one was, and say which it is."""
-    if values["recipe"] is None:
-        return {}
-    from lpss_cli.jobs import recipes
-
-    found = recipes.read(values["recipe"])
-    out.note(f"recipe {found.name}: {found.title}")
-    return found.options(stage)
-
-
 def command_line() -> str:
     """Return what was typed, quoted for a shell."""
     import shlex
@@ -80,19 +46,62 @@ def command_line() -> str:
     return shlex.join([*launch.words("lpss"), *sys.argv[1:]])
 
 
-def input_file(file: Path | None, out: Out) -> Path:
-    """Take the file that was named, else the newest artefact here, and say which."""
-    from lpss_cli.checkpoints.artifact import newest_artifact
+@dataclass(frozen=True)
+class Typed:
+    """The options of the running command.
 
-    if file is not None:
-        return file
-    found = newest_artifact(Path())
-    out.note(f"reading {found}, the newest artefact here")
-    return found
+    Attributes:
+        declared: The options that the command has, by the names of their fields.
+        values: What was typed, by the same names; None where an option was not.
+    """
 
+    declared: Mapping[str, Option]
+    values: Mapping[str, Any]
 
-def beside(file: Path, suffix: str) -> Path:
-    """``weights.pt`` -> ``weights.sparse.pt``; a folder keeps its whole name, and ``.`` has one."""
-    if not file.name:
-        return Path(file.absolute().name + suffix)
-    return file.with_name((file.name if file.is_dir() else file.stem) + suffix)
+    def of(self, cls: type[Declared]) -> Declared:
+        """Return an instance of a dataclass of options with what was typed.
+
+        Raises:
+            InputError: A value cannot be read.
+        """
+        known = options(cls)
+        given = {k: v for k, v in self.values.items() if k in known and v is not None}
+        return cls(**{name: known[name].read(value) for name, value in given.items()})
+
+    @property
+    def for_recipe(self) -> dict[str, Any]:
+        """What was typed of the options that a recipe may set, by key."""
+        return self._request_values(recipe=True)
+
+    def request(self, stage: str = "", note: Callable[[str], None] = lambda _: None) -> Request:
+        """Return the request of the command.
+
+        Args:
+            stage: The command, where it takes a recipe.
+            note: Told which recipe it is.
+
+        Raises:
+            InputError: A value cannot be read, or the recipe is wrong.
+        """
+        return recipes.make_request(
+            self.values.get("recipe"),
+            stage,
+            self.for_recipe,
+            note,
+            command=command_line(),
+            **self._request_values(recipe=False),
+        )
+
+    def path(self, name: str) -> Path | None:
+        """Return the path that was typed for an option."""
+        path: Path | None = self.values[name]
+        return path
+
+    def _request_values(self, recipe: bool) -> dict[str, Any]:
+        """Return what was typed of the options of a request, those of recipes or the others."""
+        known = config.request_options()
+        return {
+            item.key if recipe else name: self.values[name]
+            for name, item in self.declared.items()
+            if item.key in known and item.recipe is recipe and self.values[name] is not None
+        }

@@ -1,4 +1,8 @@
-"""From groups of options and the methods' configs to the parameters of a command."""
+"""From declared options to commands: their parameters, and their help on three levels.
+
+``--help`` shows what every run needs, ``--method NAME --help`` adds the options of that method with
+their defaults, and ``--help-all`` shows every option.
+"""
 
 from __future__ import annotations
 
@@ -6,172 +10,199 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
-from typer.models import ArgumentInfo
+import typer
+from typer.core import TyperCommand
 
-from lpss_cli.cli.completion import among
-from lpss_cli.cli.options import Group, option
-from lpss_cli.errors import LpssError
+from lpss_cli.cli import context
+from lpss_cli.cli.context import Typed
+from lpss_cli.cli.options import (
+    PrintingOptions,
+    help_of,
+    help_of_methods,
+    parameter,
+    without_empty_paths,
+)
 from lpss_cli.training import method as methods
+from lpss_cli.utils.options import Option, options, refuse_excluded
 
-# MERGED: Paths of the command line: an empty one is refused.
-# MERGED: ``Path("")`` is the current folder, and who types ``--out-dir "$DIR"`` with an unset
-# MERGED: variable did
-# MERGED: not mean that.
-# How a parameter takes one or several paths.
-_KINDS = (Path, Path | None, list[Path], list[Path] | None)
-
-
-class EmptyPathError(LpssError):
-    """A path without a character; no ``ValueError``, for the parser would reword that."""
-
-    exit_code = 2
+#: Options of a dataclass, or some of them.
+Group = type[Any] | Mapping[str, Option]
+#: The panel of options of methods.
+METHOD_PANEL = "Options of methods"
+# What the help needs to know is kept in the context of the parser under these names.
+_EVERYTHING, _METHOD = "lpss.everything", "lpss.method"
+# Parameters that the parser passes and no command is given.
+_PASSED = ("out", "typed")
 
 
-def not_empty(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Return a parameter of a command that refuses empty paths; any other one as it is."""
-    kind, *declared = get_args(parameter.annotation) or (None,)
-    if kind not in _KINDS:
-        return parameter
-    (info,) = map(copy.copy, declared)
-    name = "--" + parameter.name.replace("_", "-")
-    if isinstance(info, ArgumentInfo):
-        name = info.metavar or parameter.name.upper()
-    else:
-        info.metavar = info.metavar or "<path>"
-    info.parser = _parser(name)
-    return parameter.replace(annotation=Annotated[kind, info])
+@dataclass(frozen=True)
+class Shown:
+    """The options of a command, for its help.
 
+    Attributes:
+        declared: All options by the names of their fields.
+        of_methods: Names of the options of methods that the help shows only with a method.
+    """
 
-def _parser(name: str) -> Callable[[str | Path], Path]:
-    def path(text: str | Path) -> Path:
-        """Read one path; the help says by this function's name what is to be typed."""
-        if text == "":
-            raise EmptyPathError(f"{name} is empty", "give a path; . is the current folder")
-        return Path(text)
-
-    return path
+    declared: Mapping[str, Option]
+    of_methods: Collection[str]
 
 
 def with_options(
-    *groups: Group,
-    of_methods: bool = False,
-    method_fields: Collection[str] = (),
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of some groups, and every flag that a registered method declares.
+    *groups: Group, of_methods: bool = False, method_options: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options.
+
+    The command is called with ``out``, what it prints with, and ``typed``, its options, beside its
+    arguments.
 
     Args:
-        groups: name → (annotated type, default); the command gets them as one dict ``values``.
-        of_methods: add the methods' flags; the command gets those that were given as a dict
-            ``chosen``.
-        method_fields: add these of the methods' flags only.
+        groups: Dataclasses that declare options, or some options of one; ``PrintingOptions`` come
+            with every command.
+        of_methods: Add the options of all methods.
+        method_options: Add these options of methods.
     """
-    shared = {name: kind for group in groups for name, kind in group.items()}
-    declared = method_flags() if of_methods or method_fields else {}
-    if method_fields:
-        declared = {name: declared[name] for name in method_fields}
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the command with the options in its signature, for the parser to read."""
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        shared = _merged((*groups, PrintingOptions))
+        every = methods.all_options()
+        added = every if of_methods else {key: every[key] for key in method_options}
+        added = {key: replace(item, group=METHOD_PANEL) for key, item in added.items()}
+        declared = shared | added
 
         @functools.wraps(command)
-        def wrapper(**given: Any) -> Any:
-            """Gather what was parsed into ``values`` and ``chosen`` and call the command."""
-            extra = {"values": {name: given.pop(name) for name in shared}}
-            if declared:
-                extra["chosen"] = _typed({name: given.pop(name) for name in declared})
-            return command(**given, **extra)
+        def wrapper(*, help_all: bool, **parsed: Any) -> None:
+            """Gather the options and call the command."""
+            typed = Typed(declared, {name: _given(parsed.pop(name)) for name in declared})
+            printing = typed.of(PrintingOptions)
+            out = context.start(printing.as_json, printing.quiet)
+            refuse_excluded(item for name, item in declared.items() if typed.values[name])
+            command(out=out, typed=typed, **parsed)
 
-        parameters = _parameters(command, shared, declared)
-        # What typer reads to make the flags; a function has both, mypy knows but one.
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        parameters = [
+            *_arguments(command),
+            *(parameter(item, help_of(item, command.__name__)) for item in shared.values()),
+            *(parameter(item, help_of_methods(item)) for item in added.values()),
+            _HELP_ALL,
+        ]
+        # What the parser reads to make the flags; functions have attributes, mypy knows only some.
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {item.name: item.annotation for item in parameters}
+        wrapper.shown = Shown(declared, tuple(added) if of_methods else ())  # type: ignore[attr-defined]
         return wrapper
 
     return decorate
 
 
-def _typed(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that were given; repeatable ones as tuples."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in flags.items()
-        if value is not None and value != []
-    }
+def _merged(groups: Collection[Group]) -> dict[str, Option]:
+    merged: dict[str, Option] = {}
+    for group in groups:
+        merged |= options(group) if isinstance(group, type) else group
+    return merged
 
 
-def _parameters(
-    command: Callable[..., Any],
-    shared: Group,
-    declared: Mapping[str, Any],
-) -> list[inspect.Parameter]:
-    """Return a command's own parameters, the shared options and the methods' flags."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [
-        p.replace(kind=keyword)
-        for p in inspect.signature(command, eval_str=True).parameters.values()
-        if p.name not in ("values", "chosen")
+def _given(value: Any) -> Any:
+    """Return what was typed for an option; None for a repeatable one that was not."""
+    if isinstance(value, list):
+        return tuple(value) or None
+    return value
+
+
+def _arguments(command: Callable[..., None]) -> list[inspect.Parameter]:
+    """Return the arguments that a command declares itself."""
+    return [
+        without_empty_paths(declared.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        for declared in inspect.signature(command, eval_str=True).parameters.values()
+        if declared.name not in _PASSED
     ]
-    options = [*shared.items(), *((name, (kind, None)) for name, kind in declared.items())]
-    added = [
-        inspect.Parameter(name, keyword, default=default, annotation=kind)
-        for name, (kind, default) in options
-    ]
-    return [not_empty(parameter) for parameter in own + added]
 
 
-def method_flags() -> dict[str, Any]:
-    """Field name → annotated type, over the configs of all methods."""
-    texts: dict[str, str] = {}
-    kinds = methods.option_kinds()
-    choices: dict[str, tuple[str, ...]] = {}
-    defaults: dict[str, dict[str, list[str]]] = {}
-    # What all methods share is explained in general, however some of them restrict it.
-    for field in fields(methods.MethodConfig):
-        texts[field.name] = _text(field.metadata)
-    for name, cls in methods.registry().items():
-        for field in methods.options_of(cls):
-            texts.setdefault(field.name, _text(field.metadata))
-            choices[field.name] = (*choices.get(field.name, ()), *field.metadata["choices"])
-            shown = defaults.setdefault(field.name, {})
-            shown.setdefault(_default_text(field.default), []).append(name)
-    everyone = len(methods.registry())
-    return {
-        name: Annotated[
-            kinds[name] | None,
-            option(
-                "--" + name.replace("_", "-"),
-                help=f"{text[:1].upper()}{text[1:]} {_who(defaults[name], everyone)}",
-                panel="Method options",
-                autocompletion=among(tuple(dict.fromkeys(choices[name]))),
-            ),
-        ]
-        for name, text in texts.items()
-    }
+def _show_everything(ctx: typer.Context, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        ctx.meta[_EVERYTHING] = True
+        typer.echo(ctx.get_help(), color=ctx.color)
+        raise typer.Exit
 
 
-def _text(metadata: Mapping[str, Any]) -> str:
-    choices = ", ".join(metadata["choices"])
-    return f"{metadata['help']}: {choices}" if choices else str(metadata["help"])
+_HELP_ALL = inspect.Parameter(
+    "help_all",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool,
+        typer.Option(
+            "--help-all",
+            is_eager=True,
+            callback=_show_everything,
+            show_default=False,
+            help="Show all options and exit.",
+        ),
+    ],
+)
 
 
-def _default_text(value: Any) -> str:
-    return "" if value is None or value == () else f"{value}"
+class Command(TyperCommand):
+    """A command whose help shows some of its options, or all."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command, after a look at the method that the help is to be of."""
+        if "--help" in args or "-h" in args:
+            typed, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            ctx.meta[_METHOD] = typed.get("method")
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help on the level that was asked for."""
+        method = ctx.meta.get(_METHOD)
+        view = self._view(ctx.meta.get(_EVERYTHING, False), method)
+        hidden = len(self.params) - len(view.params)
+        if hidden:
+            view.epilog = self._epilog(ctx.command_path, hidden)
+        else:
+            view.params = [p for p in view.params if p.name != _HELP_ALL.name]
+        TyperCommand.format_help(view, ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete all options, but not their aliases."""
+        return TyperCommand.shell_complete(self._view(everything=True), ctx, incomplete)
+
+    def _view(self, everything: bool, method: str | None = None) -> Command:
+        """Return the command with the parameters that its help shows, without aliases."""
+        view = copy.copy(self)
+        view.params = list(filter(None, (self._shown(p, everything, method) for p in self.params)))
+        return view
+
+    def _shown(self, param: Any, everything: bool, method: str | None) -> Any:
+        """Return a parameter as the help shows it, or None."""
+        shown: Shown = self.callback.shown  # type: ignore[union-attr]  # made by with_options
+        item = shown.declared.get(param.name)
+        if item is None:
+            return param
+        param = copy.copy(param)
+        param.opts = [flag for flag in param.opts if flag not in item.alias_flags]
+        if everything:
+            return param
+        if param.name not in shown.of_methods:
+            return None if item.advanced else param
+        found = _option_of(method, item.key)
+        if found is None:
+            return None
+        param.help, param.rich_help_panel = help_of(found), f"Options of {method}"
+        return param
+
+    def _epilog(self, command: str, hidden: int) -> str:
+        shown: Shown = self.callback.shown  # type: ignore[union-attr]  # made by with_options
+        lines = [f"{hidden} more options: {command} --help-all"]
+        if shown.of_methods:
+            lines.insert(0, f"Options of a method: {command} --method NAME --help")
+        return "\n\n".join(lines)
 
 
-def _who(defaults: dict[str, list[str]], everyone: int) -> str:
-    """Say the default and the methods that have another, or whose the flag is.
-
-    In round brackets: square ones would be markup to the help's printer.
-    """
-    if set(defaults) == {""}:
-        return f"(for {', '.join(defaults[''])})"
-    common = sum(map(len, defaults.values())) == everyone
-    parts: list[str] = []
-    for value, names in sorted(defaults.items(), key=lambda item: -len(item[1])):
-        whose = "" if common and not parts else f" for {', '.join(names)}"
-        parts.append(f"{value or 'auto'}{whose}")
-    return f"(default {'; '.join(parts)})"
+def _option_of(method: str | None, key: str) -> Option | None:
+    """Return the option of a method with that key, if there is one."""
+    cls = methods.registry().get(method or "")
+    found = methods.options_of(cls) if cls else ()
+    return next((item for item in found if item.key == key), None)

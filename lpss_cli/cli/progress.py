@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpss_cli.cli.console import Out, metric, number, share
-from lpss_cli.jobs.training_job import JobCallback
+from lpss_cli.jobs.callbacks import JobCallback
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -203,6 +204,10 @@ class Printer(JobCallback):
     def on_warning(self, text: str) -> None:
         """Print it, whatever the verbosity."""
         self._out.warn(text)
+
+    def busy(self, text: str) -> AbstractContextManager[None]:
+        """Show a spinner where a person watches."""
+        return self._out.busy(text)
 
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
         """Print the input's metrics first."""

@@ -20,8 +20,6 @@ from lpss_cli.report.latency import Latency
 from lpss_cli.report.report import exponents_of, weights_of
 from lpss_cli.utils.files import atomic_write
 
-FORMATS = ("safetensors", "onnx", "pack")
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -29,7 +27,7 @@ class Exported:
 
     Attributes:
         path: the file.
-        kind: one of ``FORMATS``.
+        kind: one of ``options.FORMATS``.
         bytes: its size on disk.
         checked: what was compared, for people.
         largest_difference: of the outputs, relative to the largest |logit|; 0 for exact copies.

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpss_cli.errors import InputError, StoppedError
-from lpss_cli.jobs.config import Request, check
+from lpss_cli.jobs.config import ComparisonOptions, Request, check
 from lpss_cli.jobs.run_store import RunStore
 from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
 from lpss_cli.training import method as methods
@@ -84,26 +84,15 @@ DECAYS = (0.0, 5e-4)
 # While the best factor is at an end, the one beyond it is tried, so far and no further.
 _FURTHEST = 16.0
 HOLDOUT = 0.1
-DENSE = "dense"
+_RESULTS = "results.json"
+DENSE = methods.DENSE
 # Seeds of the runs that choose options: others than those that are reported.
 _CHOOSING_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What to compare.
-
-    Attributes:
-        methods: registered methods; a dense run is always among them.
-        sparsities: targets in (0, 1).
-        seeds: number of seeds, 0 up.
-        tune: choose learning rate and decay on a held-out part first.
-    """
-
-    methods: tuple[str, ...]
-    sparsities: tuple[Target, ...]
-    seeds: int = 3
-    tune: bool = True
+class Comparison(ComparisonOptions):
+    """What to compare, checked; a dense run is always among the runs."""
 
     def __post_init__(self) -> None:
         """Check everything before any work.
@@ -139,6 +128,47 @@ class Comparison:
         return (choosing if self.tune else 0) + self.seeds * len(cells)
 
 
+@dataclass(frozen=True)
+class Study:
+    """The results of a comparison, in its folder.
+
+    Attributes:
+        title: What was compared.
+        rows: One per method and target; see ``compare``.
+        results: File of all runs.
+        picture: Accuracy against sparsity.
+    """
+
+    title: str
+    rows: list[dict[str, Any]]
+    results: Path
+    picture: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers for JSON."""
+        return {"rows": self.rows, "picture": str(self.picture)}
+
+
+def study(options: ComparisonOptions, request: Request, note: Callable[[str], None]) -> Study:
+    """Compare methods and draw accuracy against sparsity; see ``compare``.
+
+    Args:
+        options: Methods, sparsities, seeds, and the folder for the results and the picture.
+        request: Network, data and budget that all runs share.
+        note: Told about every finished run.
+
+    Raises:
+        InputError: See ``compare``.
+        StoppedError: See ``compare``.
+    """
+    folder = options.out_dir
+    rows = compare(Comparison(**vars(options)), request, folder, note)
+    title = f"{request.arch or 'the default network'} on {request.data or 'digits'}"
+    picture = folder / "accuracy.svg"
+    accuracy_against_sparsity(rows, title, picture)
+    return Study(title, rows, folder / _RESULTS, picture)
+
+
 def compare(
     what: Comparison, request: Request, folder: Path, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
@@ -160,7 +190,7 @@ def compare(
         StoppedError: a signal came; finished runs are kept.
     """
     check(request)
-    path = folder / "results.json"
+    path = folder / _RESULTS
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,83 +1,423 @@
-"""A job as a person asks for it, and what can be refused of it before any work."""
+"""The options of every job, and the request that they make.
+
+An option of a request has the name that it has on the command line, with underscores. Its value may
+be what a person types (``"60x"``, ``"study,run"``) or what TOML makes of it (``0.9``,
+``["study", "run"]``). Help is read from here, so this module does not import PyTorch.
+"""
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from lpss_cli.data.spec import KNOWN as DATA_SETS
+from lpss_cli.data.spec import DataSpec
 from lpss_cli.errors import InputError, nearest
-from lpss_cli.sparsity import layer_targets, targets
+from lpss_cli.models import KNOWN as NETWORKS
 from lpss_cli.training import method as methods
-from lpss_cli.utils.torch_utils import MAX_THREADS, PRECISIONS
+from lpss_cli.training.options import TrainingOptions
+from lpss_cli.utils import options as declarations
+from lpss_cli.utils.options import Option, comma_separated, option
 
-# MERGED: Options by their names, as typed or as written in a recipe, and the request they make.
-# MERGED: The names are those of the command line, with underscores. A value may be the text that
-# MERGED: a person
-# MERGED: types (``"60x"``, ``"study,run"``) or what TOML makes of it (``0.9``, ``["study",
-# MERGED: "run"]``).
-_REQUEST: dict[str, Any] = {
-    "data": str,
-    "arch": str,
-    "method": str,
-    "sparsity": float,
-    "target_drop": float,
-    "tries": int,
-    "epochs": int,
-    "batch_size": int,
-    "seed": int,
-    "device": str,
-    "threads": int,
-    "precision": str,
-    "distill": float,
-    "temperature": float,
-    "layer": list[str],
-    "skip": list[str],
-    "holdout": float,
-    "checkpoint_steps": int,
-    "eval_every": int,
-}
-_DATA: dict[str, Any] = {
-    "data_dir": str,
-    "target": str,
-    "drop": list[str],
-    "image_size": int,
-    "mean": list[float],
-    "std": list[float],
-    "augment": str,
-    "split_seed": int,
-    "workers": int,
-}
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    list[str]: "a text, or a list of texts",
-}
+if TYPE_CHECKING:
+    import torch
+
+#: Panels of the help.
+SPARSITY, TRAINING, NETWORK, OUTPUT = "Sparsity", "Training", "Data and network", "Output"
+
+#: File that a new network is written to by default.
+MODEL = Path("model.pt")
+#: Sparsities that a search tries by default: enough for a fifth of the kept weights.
+TRIES = 6
+# Beyond that, two tries differ by less than a weight in most networks.
+_MOST_TRIES = 20
+# More than a few threads per core only wait; tens of thousands crash the process.
+_MOST_THREADS = 4 * (os.cpu_count() or 1)
+_DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-@cache
-def option_types() -> dict[str, Any]:
-    """Name → type of every option that says what to do; not of those that say where to write."""
-    return methods.option_kinds() | _REQUEST | _DATA
+def _architectures() -> tuple[str, ...]:
+    """Return the networks that a shell completes: those of lpss and those of torchvision."""
+    from lpss_cli.models.signatures import table
+
+    return ("mlp:", *(signature.arch for signature in table()), "timm:")
 
 
-def check_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values as the library takes them, without those that are None.
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where a job writes to.
+
+    Attributes:
+        out: File to write; None: named after the input.
+        force: Replace existing files.
+    """
+
+    out: Path | None = option(
+        None,
+        "file to write",
+        group=OUTPUT,
+        short="-o",
+        default_text={
+            "": "FILE.sparse.pt",
+            "train": f"{MODEL}",
+            "ticket": "FILE.ticket.pt",
+            "init": "recipe.toml",
+            "unpack": "FILE.safetensors",
+        },
+        recipe=False,
+    )
+    force: bool = option(False, "replace existing files", group=OUTPUT, short="-f", recipe=False)
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """How a network becomes sparse.
+
+    Attributes:
+        method: Name of a registered method; None: ``default_method``.
+    """
+
+    method: str | None = option(
+        None,
+        f"how the network becomes sparse: {', '.join(methods.registry())}",
+        group=SPARSITY,
+        short="-m",
+        default_text={
+            "": methods.DEFAULT,
+            "train": f"{methods.DENSE}; {methods.DEFAULT} with --sparsity or --layer",
+        },
+        suggestions=lambda: tuple(methods.registry()),
+        python_default=methods.DEFAULT,
+    )
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """What a job computes on.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ….
+        threads: Threads of the CPU; None: one for small networks, else as many as PyTorch takes.
+    """
+
+    device: str = option(
+        "auto",
+        "device: cpu, cuda, cuda:1 or mps; auto is CUDA where it is available",
+        group=TRAINING,
+        suggestions=lambda: _DEVICES,
+    )
+    threads: int | None = option(
+        None,
+        "number of CPU threads",
+        low=1,
+        high=_MOST_THREADS,
+        group=TRAINING,
+        default_text="1 for small networks, else PyTorch's own choice",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The search for the largest sparsity that costs little.
+
+    Attributes:
+        target_drop: Hundredths of the primary metric that may be lost; None: no search.
+        tries: Number of sparsities to try; None: ``TRIES``.
+    """
+
+    target_drop: float | None = option(
+        None,
+        "search for the largest sparsity that loses at most so many points (hundredths) of the "
+        "metric on a held-out part of the training data",
+        low=0,
+        high=100,
+        group=SPARSITY,
+    )
+    tries: int | None = option(
+        None,
+        "number of sparsities that --target-drop tries",
+        low=1,
+        high=_MOST_TRIES,
+        group=SPARSITY,
+        default_text=f"{TRIES}",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which network, and which data; ``DataSpec`` says how to prepare the data.
+
+    Attributes:
+        data: What to train and measure on; None: the checkpoint's own, or digits.
+        arch: Spec of the network; None: the checkpoint's own, or the default for the data.
+        holdout: Fraction of the training data to measure on, instead of the test split.
+        trust_pickle: Unpickle arbitrary objects.
+    """
+
+    data: str | None = option(
+        None,
+        f"data: {', '.join(DATA_SETS)}, a folder train/CLASS/*, table.csv, arrays.npz, or "
+        "file.py:factory",
+        group=NETWORK,
+        default_text={"": "that of the checkpoint", "train": "digits", "compare": "digits"},
+        suggestions=lambda: DATA_SETS,
+    )
+    arch: str | None = option(
+        None,
+        f"network: {', '.join(NETWORKS)}, mlp:A-B-C, torchvision:NAME, timm:NAME, hf:FOLDER, or "
+        "file.py:factory",
+        group=NETWORK,
+        default_text={
+            "": "that of the checkpoint, else recognized",
+            "train": "mlp",
+            "compare": "mlp",
+        },
+        suggestions=_architectures,
+    )
+    holdout: float | None = option(
+        None,
+        "fraction of the training data to measure on instead of the test split, for choosing "
+        "options",
+        group=NETWORK,
+        advanced=True,
+    )
+    trust_pickle: bool = option(
+        False,
+        "unpickle arbitrary objects; only for files that you trust",
+        group=NETWORK,
+        recipe=False,
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is saved, watched and resumed; nothing of it changes the result.
+
+    Attributes:
+        resume: Resume an interrupted run of the same request, if there is one.
+        checkpoint_steps: Steps between two saves of the state; None: at ends of epochs only.
+        eval_every: Epochs between two measurements for curves; 0: none, None: ten per run.
+        log: File that a JSON line per epoch is appended to.
+        tensorboard: Folder for TensorBoard events of every epoch.
+        keep_init: Store the weights that training starts from, for tickets.
+    """
+
+    resume: bool = option(
+        False, "resume an interrupted run from OUT.partial", group=TRAINING, recipe=False
+    )
+    checkpoint_steps: int | None = option(
+        None,
+        "number of steps between two saves of the run's state",
+        low=1,
+        group=TRAINING,
+        default_text="at ends of epochs, at least 30 s apart",
+        advanced=True,
+    )
+    eval_every: int | None = option(
+        None,
+        "number of epochs between two measurements for the report's curve; 0 for none",
+        low=0,
+        group=TRAINING,
+        default_text="ten measurements per run",
+        advanced=True,
+    )
+    log: Path | None = option(
+        None, "append a JSON line per epoch to this file", group=OUTPUT, recipe=False,
+        advanced=True,
+    )  # fmt: skip
+    tensorboard: Path | None = option(
+        None, "write TensorBoard events to this folder", group=OUTPUT, recipe=False, advanced=True
+    )
+    keep_init: bool = option(
+        False,
+        "also store the weights that training starts from, for `lpss ticket`",
+        group=OUTPUT,
+        recipe=False,
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class Request(
+    RunOptions,
+    NetworkOptions,
+    SearchOptions,
+    ComputeOptions,
+    TrainingOptions["int | None", "float | None"],
+    MethodOptions,
+    OutputOptions,
+):
+    """One job as a person asks for it; None means the default.
+
+    The options are those of the base classes.
+
+    Attributes:
+        data_overrides: Fields of ``DataSpec`` that were given.
+        options: Options of the method that were given, by key.
+        command: The command line, for the record.
+    """
+
+    data_overrides: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def output(self) -> Path:
+        """The file to write, once it is known."""
+        return self.out or MODEL
+
+    def writing_to(self, default: Path) -> Request:
+        """Return the request with a file to write: the one asked for, else the default."""
+        return replace(self, out=self.out or default)
+
+    def method_name(self, sparse: bool = True) -> str:
+        """Return the method asked for, else the default for a sparse or a dense network."""
+        return self.method or methods.default_method(sparse)
+
+
+@dataclass(frozen=True)
+class TicketOptions:
+    """How the mask of a sparse network is trained again.
+
+    Attributes:
+        start: Weights that the retraining starts from.
+        control: Also train a random mask with the same counts.
+    """
+
+    start: str = option(
+        "rewind",
+        "initial weights; rewind needs --keep-init, centroids takes two numbers per layer",
+        choices=("rewind", "centroids", "random"),
+        key="init",
+    )
+    control: bool = option(True, "also train a random mask with the same counts")
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What to compare.
+
+    Attributes:
+        methods: Registered methods; a dense run is always made.
+        sparsities: Targets in (0, 1).
+        seeds: Number of seeds, 0 up.
+        tune: Choose learning rate and weight decay on held-out data first.
+        out_dir: Folder for the results.
+    """
+
+    methods: tuple[str, ...] = option(
+        (methods.DEFAULT, "gmp"),
+        "methods, separated by commas; a dense run is always made",
+        parse=comma_separated,
+        several=True,
+        suggestions=lambda: tuple(methods.registry()),
+    )
+    sparsities: tuple[float | str, ...] = option(
+        ("0.8", "0.9", "0.95", "0.98"),
+        "targets, separated by commas: 0.8,90%,60x",
+        parse=comma_separated,
+    )
+    seeds: int = option(3, "number of runs per method and target")
+    tune: bool = option(True, "choose learning rate and weight decay on held-out data first")
+    out_dir: Path = option(
+        Path("compare"), "folder for the results; an interrupted comparison resumes there"
+    )
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan aims at, beside the options of a training.
+
+    Attributes:
+        hoyer: Hoyer sparsity wanted of every layer, in place of ``p``.
+    """
+
+    hoyer: float | None = option(
+        None, "Hoyer sparsity wanted of every layer: finds its p, above 1", excludes=("p",)
+    )
+
+
+@dataclass(frozen=True)
+class ExportFolder:
+    """Where an export writes to.
+
+    Attributes:
+        out_dir: Folder for the files; None: that of the checkpoint.
+    """
+
+    out_dir: Path | None = option(
+        None, "folder for the files", default_text="that of the checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """When two files count as equal.
+
+    Attributes:
+        tolerance: Largest difference of a weight that does not count, or of an ONNX file's
+            outputs as a fraction of the largest output; None: 0, and what rounding explains.
+    """
+
+    tolerance: float | None = option(
+        None,
+        "largest difference of weights that counts as equal; for an ONNX file, largest difference "
+        "of outputs as a fraction of the largest output",
+        low=0,
+        default_text="0; 1e-5 for an ONNX file",
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report says, and where.
+
+    Attributes:
+        csv: Print the layers as CSV.
+        html: HTML page to write.
+        sizes: Measure the files that an export would write.
+    """
+
+    csv: bool = option(False, "print the layers as CSV", excludes=("json",))
+    html: Path | None = option(None, "write an HTML page with pictures that works offline")
+    sizes: bool = option(
+        False,
+        "measure all files that export would write, and the time of a batch in onnxruntime; the "
+        "files are removed",
+    )
+
+
+def request_options() -> dict[str, Option]:
+    """Return the options that make a request, by key: those of jobs, of data and of methods."""
+    declared = (*declarations.options(Request).values(), *declarations.options(DataSpec).values())
+    return methods.all_options() | {item.key: item for item in declared}
+
+
+def recipe_options() -> dict[str, Option]:
+    """Return the options that say what to do, by key; not those that say where to write."""
+    return {key: item for key, item in request_options().items() if item.recipe}
+
+
+def read_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a recipe as the library takes them, without those that are None.
+
+    Args:
+        values: Values by key, or by an alias of it.
 
     Raises:
-        InputError: a name that no option has, or a value of another kind than the option's.
+        InputError: A key that no option has, or a value of another type than the option's.
     """
+    known = recipe_options()
+    values = declarations.canonical(known.values(), values)
     for name in values:
-        if name not in option_types():
-            raise InputError(f"there is no option {name!r}", nearest(name, tuple(option_types())))
-    return {name: _value(name, value) for name, value in values.items() if value is not None}
+        if name not in known:
+            raise InputError(f"there is no option {name!r}", nearest(name, tuple(known)))
+    return {name: known[name].read(v) for name, v in values.items() if v is not None}
 
 
 def make_request(
@@ -86,138 +426,36 @@ def make_request(
     """Make the request of a command.
 
     Args:
-        typed: the options that were given; one that is None was not.
-        base: options of a recipe; what was given wins over them.
-        rest: fields of ``Request`` that are no options of a run: ``out``, ``force``, ….
+        typed: Options that were given, by key; one that is None was not.
+        base: Options of a recipe; what was given wins over them.
+        rest: Fields of ``Request`` that a recipe does not set: ``out``, ``force``, ….
 
     Raises:
-        InputError: see :func:`check`.
+        InputError: See ``read_options``.
     """
-    own, base = check_options(typed), check_options(base or {})
-    if "method" in own and own["method"] != base.get("method", own["method"]):
-        # The base's options are those of its own method.
-        base = {name: v for name, v in base.items() if name in _REQUEST or name in _DATA}
-    values = base | own
-    fields = {name: value for name, value in values.items() if name in _REQUEST}
-    data = {name: value for name, value in values.items() if name in _DATA}
-    options = {name: v for name, v in values.items() if name not in fields and name not in data}
-    return Request(**fields, data_overrides=data, options=options, **rest)
-
-
-def _value(name: str, value: Any) -> Any:
-    """Return one value as the library takes it."""
-    if isinstance(value, Path):
-        value = str(value)
-    if name == "sparsity":
-        return targets.parse_sparsity(value)
-    if name == "drop" and isinstance(value, str):
-        return tuple(part for part in value.split(",") if part)
-    if name in ("mean", "std"):
-        return _numbers(value, f"--{name}")
-    kind = option_types()[name]
-    if kind == list[str]:
-        value = (value,) if isinstance(value, str) else value
-        fits = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
-        value = tuple(value) if fits else value
-    elif kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value
-    else:
-        fits = type(value) is kind
-    if not fits:
-        flag = "--" + name.replace("_", "-")
-        raise InputError(f"{flag} {value!r} is not {_WORDS[kind]}", f"give {_WORDS[kind]}")
-    return value
-
-
-def _numbers(value: Any, flag: str) -> tuple[float, ...]:
-    """Read ``0.5,0.5,0.5``, one number, or a list of numbers."""
-    parts = value.split(",") if isinstance(value, str) else value
-    try:
-        numbers = tuple(map(float, parts if isinstance(parts, list | tuple) else [parts]))
-    except (TypeError, ValueError):
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{flag} {value!r} is no list of numbers", f"write {flag} 0.48,0.45,0.40")
-    return numbers
-
-
-# Beyond that, two tries differ by less than a weight in most networks.
-_MOST_TRIES = 20
-
-
-@dataclass(frozen=True)
-class Request:
-    """One training job as a person asks for it; None means the default.
-
-    Attributes:
-        out: the artefact to write.
-        data: what to train on; None takes the checkpoint's own, or digits.
-        data_overrides: fields of the data spec that were given explicitly.
-        arch: network spec; None takes the checkpoint's own, or the default for the data.
-        method: a registered method; None is lpss where a sparsity is asked for, else dense.
-        options: the method's options that were given.
-        sparsity: target; None is 0 for train and 0.9 for sparsify.
-        target_drop: hundredths of the primary metric that may be lost: the sparsity is searched.
-        tries: of that search; None is enough for a fifth of the kept weights.
-        epochs, batch_size: budget; None suits the size of the data.
-        seed: of initialisation, order, masks.
-        device: ``auto``, ``cpu``, ``cuda``, ….
-        threads: of the CPU; None is one for small networks, else PyTorch's choice.
-        precision: of the forward and backward pass: ``fp32`` or ``bf16``.
-        distill: part of the loss that compares with the dense network; None is 0.
-        temperature: of that comparison; None is the usual one.
-        layer: ``PATTERN=SPARSITY`` of layers with a target of their own.
-        skip: globs of weights that are not pruned.
-        holdout: measure on this part of the training data instead of the test split.
-        keep_init: store the weights that training starts from, for tickets.
-        force: replace an existing output.
-        resume: go on with a killed run of the same request, if there is one.
-        checkpoint_steps: save the state every so many steps too; None is at ends of epochs alone.
-        eval_every: measure after every so many epochs too, for curves; 0 is never, None ten times.
-        log: append a JSON line an epoch to this file.
-        tensorboard: write events of every epoch to this folder.
-        trust_pickle: unpickle arbitrary objects.
-        command: the command line, for the record.
-    """
-
-    out: Path = Path("model.pt")
-    data: str | None = None
-    data_overrides: Mapping[str, Any] = field(default_factory=dict)
-    arch: str | None = None
-    method: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sparsity: float | None = None
-    target_drop: float | None = None
-    tries: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    precision: str = "fp32"
-    distill: float | None = None
-    temperature: float | None = None
-    layer: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    holdout: float | None = None
-    keep_init: bool = False
-    force: bool = False
-    resume: bool = False
-    checkpoint_steps: int | None = None
-    eval_every: int | None = None
-    log: Path | None = None
-    tensorboard: Path | None = None
-    trust_pickle: bool = False
-    command: str = ""
+    given, base = read_options(typed), read_options(base or {})
+    own = {item.key: item.name for item in declarations.options(Request).values()}
+    data = declarations.options(DataSpec)
+    if "method" in given and given["method"] != base.get("method", given["method"]):
+        # The options of the base are those of its own method.
+        base = {key: value for key, value in base.items() if key in own or key in data}
+    values = base | given
+    return Request(
+        **{own[key]: value for key, value in values.items() if key in own},
+        data_overrides={key: value for key, value in values.items() if key in data},
+        options={k: value for k, value in values.items() if k not in own and k not in data},
+        **rest,
+    )
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of that name; ``auto`` is CUDA where there is one, else the CPU.
+    """Return the device of that name; ``auto`` is CUDA where it is available, else the CPU.
 
     Raises:
-        InputError: this machine does not have it.
+        InputError: This machine does not have it.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -230,37 +468,18 @@ def device_of(name: str) -> torch.device:
 
 
 def check(request: Request) -> None:
-    """Refuse numbers that cannot be, before any work.
+    """Refuse values that are not allowed, before any work.
 
     Raises:
-        InputError: an impossible batch size, seed, number of epochs, of threads or of steps, or a
-            device that is not there.
+        InputError: A value is out of range or not a choice, options exclude each other, or the
+            device does not exist here.
     """
-    limits = {
-        "batch_size": (1, None),
-        "epochs": (0, None),
-        "seed": (0, 2**63 - 1),
-        "target_drop": (0, 100),
-        "tries": (1, _MOST_TRIES),
-        "distill": (0, 1),
-        "temperature": (0.1, 100),
-        "threads": (1, MAX_THREADS),
-        "checkpoint_steps": (1, None),
-        "eval_every": (0, None),
-    }
-    for name, (low, high) in limits.items():
-        value = getattr(request, name)
-        if value is not None and not low <= value <= (math.inf if high is None else high):
-            flag, bound = "--" + name.replace("_", "-"), f" to {high}" if high else " up"
-            raise InputError(f"{flag} {value} is out of range", f"give {flag} from {low}{bound}")
-    if request.log is not None and request.log.absolute() == request.out.absolute():
+    from lpss_cli.sparsity import layer_targets
+
+    declarations.check(request)
+    if request.log and request.out and request.log.absolute() == request.out.absolute():
         raise InputError(f"--log and --out are both {request.out}", "choose another --log")
-    if request.precision not in PRECISIONS:
-        raise InputError(
-            f"--precision {request.precision!r} is not a choice",
-            nearest(request.precision, PRECISIONS),
-        )
-    layer_targets.check_layer_targets(request.layer)
+    layer_targets.check_layer_targets(request.layers)
     _check_search(request)
     device_of(request.device)
 
@@ -269,11 +488,12 @@ def _check_search(request: Request) -> None:
     """Refuse what a search for the sparsity leaves no room for."""
     if request.target_drop is None:
         if request.tries is not None:
-            raise InputError("--tries is of the search of --target-drop", "leave --tries out")
+            raise InputError("--tries needs --target-drop", "leave --tries out")
         return
-    others = {"--sparsity": request.sparsity is not None, "--layer": bool(request.layer)}
-    for flag, given in others.items():
-        if given:
+    others = {"--sparsity": request.sparsity is not None, "--layer": bool(request.layers)}
+    for flag, is_given in others.items():
+        if is_given:
             raise InputError(
-                f"--target-drop finds the sparsity, and {flag} says it", "give one of the two"
+                f"--target-drop searches for the sparsity, and {flag} sets it",
+                "give one of the two",
             )

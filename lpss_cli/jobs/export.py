@@ -4,79 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import nn
 
 from lpss_cli.checkpoints import artifact, metadata
 from lpss_cli.checkpoints.load_weights import load_into, refuse_not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, read
-from lpss_cli.checkpoints.packed import CHOICES, DEFAULT_VALUES
 from lpss_cli.checkpoints.packed import check as check_packable
 from lpss_cli.data import Data
-from lpss_cli.errors import InputError, RunError, nearest, one_line
+from lpss_cli.errors import InputError, RunError
 from lpss_cli.export.compaction.compact import dead_ends
-from lpss_cli.export.onnx.pipeline import OnnxOptions, write_onnx
 from lpss_cli.export.onnx.pipeline import targets as onnx_targets
+from lpss_cli.export.onnx.pipeline import write_onnx
+from lpss_cli.export.options import FORMATS, ExportOptions
 from lpss_cli.export.pack import Trial, export_pack
-from lpss_cli.export.safetensors import FORMATS, Exported, export_safetensors
+from lpss_cli.export.safetensors import Exported, export_safetensors
+from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
-from lpss_cli.jobs.resolve import restore
-from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.report.report import Report, packed_values, weights_of
+from lpss_cli.jobs.resolve import input_file, restore
+from lpss_cli.report.report import packed_values, weights_of
 from lpss_cli.report.sizes import Size, table
 from lpss_cli.utils import digest
 from lpss_cli.utils.files import check_space, reserve_output
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from lpss_cli.checkpoints.loading import Checkpoint
-    from lpss_cli.report.flops import Savings
-    from lpss_cli.report.report import Report
-
-# MERGED: A checkpoint without its dead ends: the same network, with more zeros.
-# Inputs on which the outputs before and after are compared.
+# Inputs on which the outputs before and after cleaning are compared.
 _COMPARED = 256
-
-
-def clean(checkpoint: Checkpoint, model: nn.Module, data: Data) -> tuple[Checkpoint, int]:
-    """Zero what reaches no output, and say how many weights became zero by it.
-
-    Args:
-        checkpoint: of the network.
-        model: the network with its weights; they are changed in place.
-        data: its data; outputs are compared on the test part.
-
-    Returns:
-        The checkpoint with its tensors as they are now, and the number of new zeros among its
-        prunable weights.
-
-    Raises:
-        RunError: the network names its tensors otherwise than the file.
-    """
-    example = next(iter(data.test.batches(_COMPARED)))[0]
-    found = dead_ends(model, example)
-    if found.keys() - checkpoint.state_dict.keys():
-        raise RunError(
-            f"the network of {checkpoint.path} names its weights otherwise than the file",
-            "leave out --clean",
-        )
-    state = {**checkpoint.state_dict, **{name: t.clone() for name, t in found.items()}}
-    cleaned = replace(checkpoint, state_dict=state)
-    load_into(model, cleaned, str(checkpoint.meta.get("arch")))
-    return cleaned, _zeros(cleaned) - _zeros(checkpoint)
-
-
-def _zeros(checkpoint: Checkpoint) -> int:
-    return sum(int((weight.tensor == 0).sum()) for weight in weights_of(checkpoint).values())
-
-
 # Formats whose files end in another name.
 _SUFFIXES = {"pack": "lpss"}
 # What a program that runs the ONNX file needs beside the network.
@@ -85,38 +41,58 @@ _OPTION = "--out-dir"
 
 
 @dataclass(frozen=True)
-class Options:
-    """How files are made.
+class Export:
+    """The files of one export.
 
     Attributes:
-        formats: some of ``FORMATS``.
-        values: type of the packed values, one of ``packed.CHOICES``.
-        onnx: how the ONNX file is made, and which ones beside it.
-        clean: zero what reaches no output first, in all files.
+        source: The checkpoint.
+        files: The written files, in the order in which they were asked for.
+        sizes: Their sizes, beside those of the dense and the masked network.
     """
 
-    formats: tuple[str, ...] = FORMATS
-    values: str = DEFAULT_VALUES
-    onnx: OnnxOptions = field(default_factory=OnnxOptions)
-    clean: bool = False
+    source: Path
+    files: list[Exported]
+    sizes: list[Size]
 
-    def check(self) -> None:
-        """Find what does not exist.
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers for JSON."""
+        return {
+            "source": str(self.source),
+            "files": [file.to_dict() for file in self.files],
+            "sizes": [size.to_dict() for size in self.sizes],
+        }
 
-        Raises:
-            InputError: a format, a type of values or an encoding.
-        """
-        for name in set(self.formats) - set(FORMATS):
-            raise InputError(f"unknown format {name!r}", nearest(name, FORMATS))
-        if self.values not in CHOICES:
-            raise InputError(f"unknown --values {self.values!r}", nearest(self.values, (*CHOICES,)))
-        self.onnx.check()
+
+def export(
+    path: Path | None,
+    request: Request,
+    options: ExportOptions,
+    directory: Path | None = None,
+    callback: JobCallback | None = None,
+) -> Export:
+    """Write a checkpoint in other formats and compare the sizes; see ``export_file``.
+
+    Args:
+        path: The checkpoint; None: the newest artifact in this folder.
+        request: How to rebuild the network where the file does not say.
+        options: Which files to write, and how.
+        directory: Folder to write to; None: that of the checkpoint.
+        callback: Told what was assumed.
+
+    Raises:
+        InputError: The file does not exist or fit, or an output exists.
+        RunError: A written file is not the model; it has been removed.
+    """
+    callback = callback or JobCallback()
+    path = input_file(path, callback.on_note)
+    files = export_file(path, request, options, directory, callback)
+    return Export(path, files, sizes_of(path, request, files))
 
 
 def export_file(
     path: Path,
     request: Request,
-    options: Options | None = None,
+    options: ExportOptions | None = None,
     directory: Path | None = None,
     callback: JobCallback | None = None,
 ) -> list[Exported]:
@@ -133,7 +109,7 @@ def export_file(
         InputError: the file does not exist or fit, or an output exists.
         RunError: a written file is not the model; it has been removed.
     """
-    options, callback = options or Options(), callback or JobCallback()
+    options, callback = options or ExportOptions(), callback or JobCallback()
     options.check()
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for note in checkpoint.notes:
@@ -156,7 +132,7 @@ def _export(
     checkpoint: Checkpoint,
     request: Request,
     targets: Mapping[str, Path],
-    options: Options,
+    options: ExportOptions,
     callback: JobCallback,
 ) -> list[Exported]:
     # Everything that can be refused is, before the first file is written.
@@ -226,133 +202,33 @@ def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[
     return table(checkpoint.state_dict, list(weights_of(checkpoint)), files)
 
 
-# MERGED: How large and how fast a checkpoint's network is as files; none of them is left behind.
-def with_files(report: Report, request: Request, callback: JobCallback | None = None) -> Report:
-    """Add the sizes of all files that ``lpss export`` writes, and their times in onnxruntime.
+def clean(checkpoint: Checkpoint, model: nn.Module, data: Data) -> tuple[Checkpoint, int]:
+    """Zero what reaches no output, and say how many weights became zero by it.
 
     Args:
-        report: of a checkpoint.
-        request: how to find its network and its data, where the file does not say.
-        callback: told what was assumed, and what could not be measured.
+        checkpoint: of the network.
+        model: the network with its weights; they are changed in place.
+        data: its data; outputs are compared on the test part.
+
+    Returns:
+        The checkpoint with its tensors as they are now, and the number of new zeros among its
+        prunable weights.
 
     Raises:
-        InputError: a network or data that were typed do not exist or fit.
-        RunError: a written file is not the network.
+        RunError: the network names its tensors otherwise than the file.
     """
-    path, callback = Path(report.path), callback or JobCallback()
-    values = report.bound_values
-    # A packed file is its own measure.
-    formats = tuple(name for name in FORMATS if (report.kind, name) != ("pack", "pack"))
-    try:
-        with tempfile.TemporaryDirectory(prefix="lpss-") as folder:
-            written = _exported(path, request, Options(formats, values), Path(folder), callback)
-            sizes = sizes_of(path, request, written)
-    except OSError as error:
-        raise InputError(
-            f"no room for the files to be measured: {error.strerror}",
-            "set TMPDIR to a folder with room",
-        ) from error
-    times = tuple(
-        replace(time, network=Path(time.network).name) for item in written for time in item.latency
-    )
-    live = next((item.savings for item in written if item.savings is not None), report.live)
-    return replace(report, sizes=tuple(sizes), latency=times, live=live)
-
-
-def _exported(
-    path: Path, request: Request, options: Options, folder: Path, callback: JobCallback
-) -> list[Exported]:
-    """Write every format that can be, each read back and compared."""
-    try:
-        return export_file(path, request, options, folder, callback)
-    except InputError as error:
-        if request.arch or request.data:
-            raise
-        callback.on_note(f"no ONNX file, operations or times: {error.what}; {error.do}")
-    rest = tuple(name for name in options.formats if name != "onnx")
-    return export_file(path, request, replace(options, formats=rest), folder)
-
-
-# MERGED: What a checkpoint's network costs without its dead units, from what the checkpoint says
-# MERGED: alone.
-#: Larger networks are compacted when it is asked for: it takes seconds. Parameters.
-QUICK = 2_000_000
-# Largest input that a file's record is believed, in numbers: 512 pixels a side.
-_LARGEST_INPUT = 1 << 20
-
-
-def with_savings(report: Report, checkpoint: Checkpoint, arch: str | None = None) -> Report:
-    """Add live shapes, parameters and operations where the checkpoint knows its network.
-
-    Args:
-        report: of the checkpoint.
-        checkpoint: one of lpss; others come back as they are, and so do larger ones than ``QUICK``
-            parameters, and those whose tensors are still in the file.
-        arch: the network that was typed; code that a file names is not imported without. With it
-            the network is tried, or the reason why not is an error.
-
-    Raises:
-        InputError: the network that was typed does not exist or fit, or cannot be tried.
-    """
-    if arch is None and (checkpoint.stream is not None or report.parameters > QUICK):
-        return report
-    if checkpoint.stream is not None:
-        raise InputError(
-            f"{checkpoint.path} is read a tensor at a time, and --arch needs all of them",
-            "add --sizes",
+    example = next(iter(data.test.batches(_COMPARED)))[0]
+    found = dead_ends(model, example)
+    if found.keys() - checkpoint.state_dict.keys():
+        raise RunError(
+            f"the network of {checkpoint.path} names its weights otherwise than the file",
+            "leave out --clean",
         )
-    try:
-        return replace(report, live=savings(checkpoint, arch))
-    except InputError:
-        if arch is not None:
-            raise
-        return report  # said where it is asked for
+    state = {**checkpoint.state_dict, **{name: t.clone() for name, t in found.items()}}
+    cleaned = replace(checkpoint, state_dict=state)
+    load_into(model, cleaned, str(checkpoint.meta.get("arch")))
+    return cleaned, _zeros(cleaned) - _zeros(checkpoint)
 
 
-def savings(checkpoint: Checkpoint, arch: str | None = None) -> Savings:
-    """Return what removing dead units saves, from the network and input that an artefact names.
-
-    Args:
-        checkpoint: its tensors are read.
-        arch: the network that was typed.
-
-    Raises:
-        InputError: the network or the shape of its inputs is not known, or they do not fit.
-    """
-    from lpss_cli.export.compaction.compact import compact
-
-    model, example = _network(checkpoint, arch)
-    try:
-        return compact(model, example).savings
-    except Exception as error:  # whatever a network raises on inputs of another kind
-        raise InputError(
-            f"{checkpoint.path}: the network cannot be tried: {one_line(error)[:200]}",
-            "`lpss export` tries it on its data",
-        ) from error
-
-
-def _network(checkpoint: Checkpoint, typed: str | None) -> tuple[nn.Module, Tensor]:
-    """Return the network with its weights, and two random inputs of its shape."""
-    import torch
-
-    from lpss_cli import models
-    from lpss_cli.checkpoints import artifact
-    from lpss_cli.checkpoints.load_weights import check_fits, load_into
-
-    arch = artifact.arch_of(checkpoint, typed)
-    shape, outputs = checkpoint.meta.get("input_shape"), checkpoint.meta.get("outputs")
-    if not shape or not outputs or math.prod(shape) > _LARGEST_INPUT:
-        raise InputError(
-            f"{checkpoint.path} does not say what inputs its network takes",
-            "`lpss report --sizes --data` tries it on its data",
-        )
-    shape = tuple(shape)
-    arch = models.resolve(arch, shape, outputs)
-    if typed is None:
-        check_fits(arch, shape, outputs, checkpoint)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = models.build(arch, shape, outputs)
-        example = torch.randn(2, *shape)
-    load_into(model, checkpoint, arch)
-    return model, example
+def _zeros(checkpoint: Checkpoint) -> int:
+    return sum(int((weight.tensor == 0).sum()) for weight in weights_of(checkpoint).values())

@@ -20,9 +20,14 @@ from numpy.typing import NDArray
 
 from lpss_cli.checkpoints.read_file import opened
 from lpss_cli.checkpoints.safetensors_file import read_header
+from lpss_cli.distributed import launch
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.jobs.callbacks import JobCallback
+from lpss_cli.jobs.config import Request
 from lpss_cli.sparsity.patterns import is_weight_name, resolve_patterns
 from lpss_cli.sparsity.targets import check_sparsity, zero_count
+from lpss_cli.training.method import all_options
+from lpss_cli.training.options import SPARSITY
 from lpss_cli.utils.files import atomic_write, check_space, reserve_output
 
 # MERGED: The tensors of a file, read block by block, and their magnitudes as whole numbers.
@@ -189,6 +194,8 @@ _LOW = 15  # bits of a magnitude that the first count leaves out
 # Blocks that the first count looks at, and the share of entries that it may be wrong by.
 _SAMPLED, _MARGIN = 64, 0.01
 _INFINITE = 0x7F800000
+# Tensors that a note names when they are left alone; the result has all of them.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -268,9 +275,6 @@ def _within(
     return below, np.concatenate(found)
 
 
-__all__ = ["Cut", "Part", "cut", "suits"]
-
-
 @dataclass(frozen=True)
 class Cut:
     """What a cut gave.
@@ -328,7 +332,62 @@ class _Plan:
         return [tensor for tensor in self.tensors if tensor.name in self.chosen]
 
 
-def suits(path: Path) -> bool:
+def applies(path: Path, request: Request) -> bool:
+    """Whether a request is to prune a bare file once: no epochs, no network, no data.
+
+    Args:
+        path: A safetensors file that no lpss run has written, or any other file.
+        request: What was asked for.
+    """
+    named = request.arch is not None or request.data is not None
+    return request.epochs == 0 and not named and _is_bare(path)
+
+
+def prune_file(path: Path, request: Request, callback: JobCallback) -> Cut:
+    """Prune a bare file as a request asks for; see ``cut``.
+
+    Args:
+        path: The safetensors file.
+        request: Sparsity, weights to skip and output; None: 0.9, and beside the file.
+        callback: Told which tensors are left as they are.
+
+    Raises:
+        InputError: An option asks for a training, several processes were started, or ``cut``
+            refuses the file.
+        RunError: See ``cut``.
+    """
+    _refuse_training(request)
+    launch.refuse("one-shot pruning of a bare file")
+    sparsity = SPARSITY if request.sparsity is None else request.sparsity
+    out = request.out or path.with_name(f"{path.stem}.sparse.safetensors")
+    with callback.busy("pruning"):
+        result = cut(path, out, sparsity, request.skip, force=request.force)
+    if result.left:
+        more = len(result.left) - _NAMED
+        rest = f" and {more:,} more" if more > 0 else ""
+        callback.on_note(f"left as they are: {', '.join(result.left[:_NAMED])}{rest}")
+    return result
+
+
+def _refuse_training(request: Request) -> None:
+    """Refuse options that mean nothing when a file is pruned once, by magnitude."""
+    options = {k: v for k, v in request.options.items() if (k, v) != ("ranking", "magnitude")}
+    given = {
+        "--method": request.method not in (None, "gmp", "dense"),
+        "--layer": bool(request.layers),
+        "--distill": request.distill is not None,
+        "--target-drop": request.target_drop is not None,
+        **{all_options()[key].flag: True for key in options},
+    }
+    wrong = [flag for flag, is_given in given.items() if is_given]
+    if wrong:
+        raise InputError(
+            "one-shot pruning of a bare file ranks by magnitude and trains nothing",
+            f"leave out {', '.join(wrong)}, or pass --arch and --data",
+        )
+
+
+def _is_bare(path: Path) -> bool:
     """Whether a file is a safetensors file that no lpss run has written."""
     try:
         with opened(path) as file:
@@ -336,7 +395,7 @@ def suits(path: Path) -> bool:
                 return False
             _, _, texts = read_header(path, file)
     except (InputError, OSError):
-        return False  # the ordinary way says what is wrong with it
+        return False  # training says what is wrong with it
     return "lpss" not in texts
 
 

@@ -1,4 +1,4 @@
-"""What a request comes to: the data, the network with its weights, the target and the settings."""
+"""From a request to what a job works on: input file, network, data, sparsity and settings."""
 
 from __future__ import annotations
 
@@ -22,16 +22,35 @@ from lpss_cli.sparsity import layer_targets
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.training.distillation import check_task
-from lpss_cli.training.setup import TEMPERATURE, Settings
+from lpss_cli.training.options import TEMPERATURE, Budget, suitable_batch_size, suitable_epochs
+from lpss_cli.training.setup import Settings
 from lpss_cli.utils import torch_utils
 
-# Enough steps to settle in on small data; beyond that, epochs count: (epochs, steps).
-TRAIN_BUDGET = (12, 2000)
-SPARSIFY_BUDGET = (4, 1000)
-#: Zeros that sparsify aims at where nothing is asked for.
-SPARSITY = 0.9
-# What else helps where nobody says which data, for one cut.
-_WITHOUT_DATA = "; the same tensors as a .safetensors file are cut without"
+# What else helps where the data are not known and nothing is trained.
+_WITHOUT_DATA = "; the same tensors as a .safetensors file are pruned without data"
+
+
+def input_file(path: Path | None, note: Callable[[str], None]) -> Path:
+    """Return the file that was named, else the newest artifact in this folder, and say which.
+
+    Raises:
+        InputError: No file was named, and there is no artifact.
+    """
+    if path is not None:
+        return path
+    newest = artifact.newest_artifact(Path())
+    note(f"reading {newest}, the newest artifact here")
+    return newest
+
+
+def output_beside(path: Path, suffix: str) -> Path:
+    """Return the default output: ``weights.pt`` -> ``weights.sparse.pt``.
+
+    A folder keeps its whole name, and ``.`` has one.
+    """
+    if not path.name:
+        return Path(path.absolute().name + suffix)
+    return path.with_name((path.name if path.is_dir() else path.stem) + suffix)
 
 
 def restore(
@@ -74,34 +93,38 @@ def restore(
 
 
 def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float) -> float:
-    """Return the target: typed, else what ``--layer`` adds up to where it names all, else default.
+    """Return the target sparsity.
+
+    It is the one asked for, else what the targets of the layers add up to where they name all
+    layers, else the default.
 
     Args:
-        request: what was typed.
-        weights: name → prunable weight of the network.
-        default: of the command.
+        request: The job.
+        weights: Prunable weights of the network by name.
+        default: Target of the command.
 
     Raises:
-        InputError: a pattern matches nothing, or the layers' targets do not fit the whole's.
+        InputError: A pattern matches nothing, or the targets of the layers do not fit the overall
+            target.
     """
     target = default if request.sparsity is None else request.sparsity
-    if not request.layer:
+    if not request.layers:
         return target
     skipped = resolve_patterns(request.skip, list(weights), "--skip")
     sizes = {name: w.tensor.numel() for name, w in weights.items() if name not in skipped}
-    whole = (
-        layer_targets.implied_sparsity(request.layer, sizes) if request.sparsity is None else None
+    implied = (
+        layer_targets.implied_sparsity(request.layers, sizes) if request.sparsity is None else None
     )
-    target = target if whole is None else whole
-    layer_targets.layer_budgets(request.layer, sizes, target)
+    target = target if implied is None else implied
+    layer_targets.layer_budgets(request.layers, sizes, target)
     return target
 
 
 def load_data(request: Request) -> Data:
-    """Load the data that was typed for a new network, else digits.
+    """Load the data for a new network: those asked for, else digits.
 
     Raises:
-        InputError: they cannot be loaded.
+        InputError: They cannot be loaded.
     """
     return _loaded(data_spec(request), request)
 
@@ -112,10 +135,10 @@ def _loaded(spec: DataSpec, request: Request) -> Data:
 
 
 def data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpec:
-    """Return the data that was typed, else the checkpoint's own, else digits for a new network.
+    """Return the data asked for, else the checkpoint's own, else digits for a new network.
 
     Raises:
-        InputError: nobody said which data, or they are code from a file.
+        InputError: The data are not known, or they are code that a file names.
     """
     own = checkpoint.meta.get("data") if checkpoint else {"name": "digits"}
     stored = dict(own) if isinstance(own, Mapping) else {}
@@ -128,7 +151,8 @@ def data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpe
         )
     elif request.data is None and is_data_code(str(stored.get("name", ""))):
         raise InputError(
-            f"the checkpoint was trained on {stored['name']}, code that is never imported unasked",
+            f"the checkpoint was trained on {stored['name']}, code that is not imported unless "
+            "you ask for it",
             f"pass --data {stored['name']} if you trust it",
         )
     _look_beside(stored, checkpoint)
@@ -138,7 +162,7 @@ def data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpe
 
 
 def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
-    """Find data that an artefact names by a relative path beside the artefact itself."""
+    """Find data that an artifact names by a relative path beside the artifact itself."""
     name = Path(str(stored.get("name", "")))
     # os.path.exists: Path.exists fails on names that are too long.
     if checkpoint and not name.is_absolute() and not os.path.exists(name):
@@ -148,24 +172,25 @@ def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
 
 
 def settings_for(
-    request: Request, data: Data, sparsity: float, budget: tuple[int, int], keep_zeros: bool = False
+    request: Request, data: Data, sparsity: float, budget: Budget, keep_zeros: bool = False
 ) -> Settings:
-    """Choose what was left open by the size of the data."""
-    n = len(data.train)
-    # A power of two from 16 to 256 that leaves 64 or more steps to an epoch.
-    size = request.batch_size or max(16, min(256, 1 << max(0, (n // 64).bit_length() - 1)))
+    """Return the settings of a training; what the request leaves open suits the size of the data.
+
+    Raises:
+        InputError: The task or another option rules distillation out.
+    """
     if request.distill:
         check_task(data.task)
     elif request.temperature is not None:
-        raise InputError("--temperature is of --distill", "give --distill 0.5 too")
-    epochs, steps = budget
-    suited = max(epochs, -(-steps // max(1, n // size)))
+        raise InputError("--temperature needs --distill", "give --distill 0.5 too")
+    examples, batch_size, epochs = len(data.train), request.batch_size, request.epochs
+    batch_size = suitable_batch_size(examples) if batch_size is None else batch_size
     return Settings(
-        epochs=suited if request.epochs is None else request.epochs,
-        batch_size=size,
+        epochs=suitable_epochs(budget, examples, batch_size) if epochs is None else epochs,
+        batch_size=batch_size,
         seed=request.seed,
         sparsity=sparsity,
-        layers=request.layer,
+        layers=request.layers,
         skip=request.skip,
         keep_zeros=keep_zeros,
         precision=request.precision,
@@ -185,27 +210,26 @@ def preprocessing_notes(data: Data) -> list[str]:
         height, width = done["image_size"]
         what = (
             f"images: shorter side to {done['resize_shorter_side']} ({done['interpolation']}), "
-            f"centre of {height}x{width},"
+            f"center of {height}x{width},"
         )
         options = f"--image-size, {options}"
     if set(mean) == {0.0} and set(std) == {1.0}:
         return [f"{what} used as they are; {options}"]
-    few = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
-    more = f", … ({len(mean)} in all)" if len(mean) > 3 else ""
-    return [f"{what} standardised by mean/std {few}{more}; {options}"]
+    shown = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
+    more = f", … ({len(mean)} in total)" if len(mean) > 3 else ""
+    return [f"{what} standardized by mean/std {shown}{more}; {options}"]
 
 
-# MERGED: Two examples through a network before any training: whether they fit, and what they cost.
 def dry_run(model: nn.Module, data: Data, arch: str) -> float:
-    """Try two examples, and return the floating-point operations of one.
+    """Try the network on two examples, and return the floating-point operations of one.
 
     Args:
-        model: left in training mode.
-        data: only the training part is touched.
-        arch: names the network in messages.
+        model: The network; left in training mode.
+        data: Its data; only the training part is touched.
+        arch: Name of the network in messages.
 
     Raises:
-        InputError: the network does not take the data, or has too few outputs or other ones.
+        InputError: The network does not take the data, or has too few outputs or other ones.
     """
     x, y = next(iter(data.train.batches(2)))
     returned: Any = x

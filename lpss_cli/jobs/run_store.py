@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.resume import StateError
-from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.utils import subprocesses
 from lpss_cli.utils.files import atomic_write
 from lpss_cli.utils.signals import Interrupts, SignalError
@@ -193,7 +193,7 @@ def measure_run(interrupts: Interrupts, request: Request) -> tuple[dict[str, Any
         StoppedError: a signal came; the state is saved.
     """
     callback = _Listener(interrupts)
-    whole = not TrainingStateFiles(request.out).found
+    whole = not TrainingStateFiles(request.output).found
     try:
         outcome = _train(request, callback)
     except RunError as error:

@@ -30,14 +30,14 @@ from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, StoppedError
-from lpss_cli.jobs import config as given
-from lpss_cli.jobs.config import Request, device_of
-from lpss_cli.jobs.resolve import TRAIN_BUDGET, dry_run
+from lpss_cli.jobs.config import TRIES, Request, device_of, read_options
+from lpss_cli.jobs.resolve import dry_run
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import trainable_weights
 from lpss_cli.training import engine
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import Method, get, make
+from lpss_cli.training.options import TRAIN_BUDGET
 from lpss_cli.training.setup import Settings
 from lpss_cli.utils import seeds, torch_utils
 from lpss_cli.utils.signals import SignalError, handle_signals, kill_children
@@ -211,7 +211,7 @@ class WarmStartSearch:
         self.model.load_state_dict(self._best)
         seeds.seed_everything(self.settings.seed)
         settings = replace(self.settings, sparsity=sparsity)
-        method = make(self.request.method or "lpss", self.request.options)
+        method = make(self.request.method_name(), self.request.options)
         try:
             engine.run(
                 self.model,
@@ -251,7 +251,7 @@ def present_zeros(model: nn.Module, settings: Settings) -> tuple[float, int]:
 
 
 #: The range of the search, and the number of tries in it.
-LOW, HIGH, TRIES = 0.5, 1 - 2**-7, 6
+LOW, HIGH = 0.5, 1 - 2**-7
 # The held-out part: a tenth, but in small data enough examples to tell half a point, up to a fifth.
 _PART, _EXAMPLES, _LARGEST_PART = 0.1, 1000, 0.2
 # A try trains for this part of the epochs of the final run.
@@ -417,7 +417,7 @@ def training_recipe_of(
         return None
     try:
         # Of what a record says, these are taken; anything else in it is not asked for.
-        known = given.check_options({key: own.get(key) for key in ("epochs", "batch_size", "seed")})
+        known = read_options({key: own.get(key) for key in ("epochs", "batch_size", "seed")})
         name = str(meta.get("method"))
         # Older records hold what their method ignores, too.
         unwanted = get(name).ignores
@@ -426,13 +426,13 @@ def training_recipe_of(
             for k, v in (meta.get("config") or {}).items()
             if v is not None and k not in unwanted
         }
-        method = make(name, given.check_options(config))
+        method = make(name, read_options(config))
         least = min(known["epochs"], known["batch_size"])
     except (InputError, TypeError, KeyError):
         return None
     if least < 1:
         return None
-    longest = _LONGEST_AGAIN * max(settings.epochs, TRAIN_BUDGET[0])
+    longest = _LONGEST_AGAIN * max(settings.epochs, TRAIN_BUDGET.epochs)
     known["epochs"] = min(known["epochs"], longest)
     return TrainingRecipe(
         method, replace(settings, **known, keep_zeros=False, sparsity=0.0, distill=0.0)

@@ -21,17 +21,18 @@ from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.checkpoints.training_state import TrainingStateFiles, paths_of
 from lpss_cli.data import Data
-from lpss_cli.errors import InputError, nearest
+from lpss_cli.errors import InputError
 from lpss_cli.jobs import ternary_init
-from lpss_cli.jobs.config import Request, check, device_of
-from lpss_cli.jobs.resolve import TRAIN_BUDGET, restore, settings_for
-from lpss_cli.jobs.training_job import Job, JobCallback, Outcome, outcome_of
+from lpss_cli.jobs.callbacks import JobCallback
+from lpss_cli.jobs.config import Request, TicketOptions, check, device_of
+from lpss_cli.jobs.resolve import output_beside, restore, settings_for
+from lpss_cli.jobs.training_job import Job, Outcome, outcome_of
 from lpss_cli.report.report import weights_of
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import make
+from lpss_cli.training.options import TRAIN_BUDGET
 from lpss_cli.utils.files import check_writable, reserve_output
-
-STARTS = ("rewind", "centroids", "random")
+from lpss_cli.utils.options import options
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Ticket:
     """What a ticket gave.
 
     Attributes:
-        start: one of ``STARTS``.
+        start: a choice of ``TicketOptions.start``.
         source: metrics of the sparse network the mask comes from.
         outcome: of the retraining; its ``before`` are the metrics of the bare start.
         control: metrics of a random mask with the same per-layer counts, trained the same way;
@@ -72,7 +73,7 @@ def ticket(
     Args:
         path: the sparse checkpoint; ``rewind`` needs one made with ``--keep-init``.
         request: budget, options of the retraining (plain momentum SGD) and the artefact to write.
-        start: one of ``STARTS``.
+        start: a choice of ``TicketOptions.start``.
         control: train the random mask too.
         callback: sees the runs go by.
 
@@ -81,19 +82,19 @@ def ticket(
         RunError: training diverged.
     """
     callback = callback or JobCallback()
+    request = request.writing_to(output_beside(path, ".ticket.pt"))
     check(request)
-    if start not in STARTS:
-        raise InputError(f"--init {start!r} is not a choice", nearest(start, STARTS))
+    options(TicketOptions)["start"].check(start)
     method = make("dense", request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for note in checkpoint.notes:
         callback.on_note(note)
-    second = _control_of(request.out)
+    second = _control_of(request.output)
     # Stopped in its second training, a ticket has its output already.
-    halfway = request.resume and request.out.exists() and bool(TrainingStateFiles(second).found)
-    begun = halfway or (request.resume and bool(TrainingStateFiles(request.out).found))
-    held = (*paths_of(request.out), second, *paths_of(second))
-    with reserve_output(request.out, *held, force=request.force or halfway):
+    halfway = request.resume and request.output.exists() and bool(TrainingStateFiles(second).found)
+    begun = halfway or (request.resume and bool(TrainingStateFiles(request.output).found))
+    held = (*paths_of(request.output), second, *paths_of(second))
+    with reserve_output(request.output, *held, force=request.force or halfway):
         trained, arch, data = restore(checkpoint, request, callback.on_note)
         weights, zeros, total = _sparse(checkpoint, trained)
         source = evaluate(trained, data.test, data.task, device=device_of(request.device))
@@ -105,7 +106,7 @@ def ticket(
         # Without its record: the start is not what the checkpoint's metrics speak of.
         anonymous = replace(checkpoint, meta={})
         job = Job(request, callback, arch, data, method, settings, anonymous, {"ticket": start})
-        outcome = _finished(request.out, checkpoint, start) if halfway else job.run(fresh)
+        outcome = _finished(request.output, checkpoint, start) if halfway else job.run(fresh)
         after = _control(job, fresh, began, weights, second) if control else None
         file, size = (str(stored), stored.stat().st_size) if stored else (None, None)
         return Ticket(start, source, outcome, after, file, size)
@@ -191,7 +192,7 @@ def _begin(
     A ticket that was begun before has that file already.
     """
     if start == "centroids":
-        path = request.out.with_suffix(".init.safetensors")
+        path = request.output.with_suffix(".init.safetensors")
         if not (begun and path.exists()):
             check_writable(path, force=request.force)
             keys = ("arch", "input_shape", "outputs", "data", "preprocessing", "classes", "task")

@@ -21,6 +21,7 @@ from lpss_cli.data import Data
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import StoppedError
 from lpss_cli.jobs import loggers, resolve, resume
+from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import preprocessing_notes
 from lpss_cli.jobs.resume import TrainingCheckpointer
@@ -91,7 +92,7 @@ def record_of(job: Job, state: RunState) -> dict[str, Any]:
 
 def _config(method: Method) -> dict[str, Any]:
     """Return the options of a method by name, as it has used them."""
-    names = (field.name for field in options_of(type(method)))
+    names = (item.name for item in options_of(type(method)))
     return {name: getattr(method.config, name) for name in names}
 
 
@@ -219,16 +220,6 @@ _CUT = "before_cut"
 _Measure = Callable[[], dict[str, float]]
 
 
-class JobCallback(Callback):
-    """A callback that also sees what happens around the training loop."""
-
-    def on_before(self, metrics: dict[str, float], primary: str) -> None:
-        """The input's metrics, before anything is trained."""
-
-    def on_measured(self, metrics: dict[str, float], primary: str) -> None:
-        """The metrics after an epoch, before its ``on_epoch``."""
-
-
 class _CutMeter(CallbackWrapper):
     """Measures the network before a cut that ends the training."""
 
@@ -277,8 +268,8 @@ class Job:
         # For data that draw numbers when they are read.
         seeds.seed_everything(distributed.seed(self.settings.seed))
         needed = artifact.size(model.state_dict()) * (1 + request.keep_init)
-        distributed.run_on_main(lambda: check_space(request.out, needed))
-        saved = TrainingStateFiles(request.out)
+        distributed.run_on_main(lambda: check_space(request.output, needed))
+        saved = TrainingStateFiles(request.output)
         record = resume.Record(identity(self), resume.circumstances(device, distributed.size))
         begun = self._begun(saved, record)
         self._introduce()
@@ -309,11 +300,11 @@ class Job:
                     "seconds": seconds,
                 }
                 if distributed.is_main_process:
-                    artifact.save(request.out, dict(model.state_dict()), meta, init)
+                    artifact.save(request.output, dict(model.state_dict()), meta, init)
                     saved.remove()
         primary = data.task.primary
         return distributed.run_on_main(
-            lambda: Outcome(report(request.out), primary, before, after, part, seconds, cut)
+            lambda: Outcome(report(request.output), primary, before, after, part, seconds, cut)
         )
 
     def _begun(self, saved: TrainingStateFiles, record: resume.Record) -> dict[str, Any] | None:

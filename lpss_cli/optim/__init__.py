@@ -1,1 +1,1 @@
-"""LpSGD: the optimizer, its rules, and one step in PyTorch's operations or in machine code."""
+"""LpSGD, the optimizer on Lp spheres: its options and state, one step, and shards of rows."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.sparsity.schedules import warmup_cosine
+from lpss_cli.utils import options as declarations
+from lpss_cli.utils.options import Option
+from lpss_cli.utils.options import option as option  # for the files of methods
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,54 +30,42 @@ if TYPE_CHECKING:
 #: How weights of different layers compare when they are ranked; see ``masks.RANKINGS``.
 RANKINGS = ("lamp", "balanced", "magnitude", "uniform", "erk")
 
+#: The methods that are used where none is named: for sparse training, and for dense training.
+DEFAULT, DENSE = "lpss", "dense"
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """Declare a field of a method's Config: default, help, and the closed range or choices."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+
+def default_method(sparse: bool = True) -> str:
+    """Return the name of the method that trains a network when none is named."""
+    return DEFAULT if sparse else DENSE
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """What every method can be told; subclasses add fields or give other defaults."""
+    """Options that all methods share; subclasses add fields or change defaults."""
 
     lr: float = option(0.1, "peak learning rate", low=0)
     momentum: float = option(0.9, "momentum (Nesterov)", low=0, high=0.999)
-    weight_decay: float = option(0.0, "L2 decay of weights; biases and norms have none", low=0)
-    clip: float = option(2.0, "largest norm of the whole gradient; 0 for none", low=0)
-    warmup: float = option(0.05, "part of training with a rising learning rate", low=0, high=1)
-    begin: float = option(0.1, "part of training before the first topology update", low=0, high=1)
-    end: float = option(0.7, "part of training at the exact cut", low=0, high=0.85)
-    frequency: int = option(20, "steps between topology updates", low=1)
+    weight_decay: float = option(
+        0.0, "L2 decay of the weights; biases and normalization layers have none", low=0
+    )
+    clip: float = option(2.0, "maximum norm of the gradient; 0 turns clipping off", low=0)
+    warmup: float = option(0.05, "fraction of training with a rising learning rate", low=0, high=1)
+    begin: float = option(0.1, "fraction of training before the first mask update", low=0, high=1)
+    end: float = option(0.7, "fraction of training before the final pruning step", low=0, high=0.85)
+    frequency: int = option(20, "number of steps between mask updates", low=1)
     ranking: str = option(
         "lamp",
-        "how weights of different layers compare, globally or by layer budgets",
+        "how weights of different layers are compared, globally or by layer budgets",
         choices=RANKINGS,
     )
 
     def __post_init__(self) -> None:
-        """Check every field against its declared range.
+        """Check every field against its declared choices and range.
 
         Raises:
-            InputError: a value is outside, with the range in the remedy.
+            InputError: A value is not allowed; the remedy says which ones are.
         """
-        for field in dataclasses.fields(self):
-            value, meta = getattr(self, field.name), field.metadata
-            flag = "--" + field.name.replace("_", "-")
-            if meta["choices"] and value not in meta["choices"]:
-                raise InputError(
-                    f"{flag} {value!r} is not a choice", nearest(str(value), meta["choices"])
-                )
-            if isinstance(value, (int, float)) and not meta["low"] <= value <= meta["high"]:
-                bounds = f"{meta['low']:g} to {meta['high']:g}"
-                raise InputError(f"{flag} {value:g} is out of range", f"give {flag} from {bounds}")
+        declarations.check(self)
 
 
 class Method:
@@ -159,22 +149,21 @@ def registry() -> dict[str, type[Method]]:
     return dict(sorted(Method.registry.items()))
 
 
-def options_of(cls: type[Method]) -> list[dataclasses.Field[Any]]:
-    """Return the options that a method takes: the fields of its Config but those it ignores."""
-    return [field for field in dataclasses.fields(cls.Config) if field.name not in cls.ignores]
+def options_of(cls: type[Method]) -> list[Option]:
+    """Return the options of a method: the fields of its Config, except those that it ignores."""
+    declared = declarations.options(cls.Config)
+    return [item for name, item in declared.items() if name not in cls.ignores]
 
 
-def option_kinds() -> dict[str, Any]:
-    """Name → type of every option of any method: ``T | None`` is T, a tuple of texts is a list."""
-    kinds: dict[str, Any] = {}
+def all_options() -> dict[str, Option]:
+    """Return the options of all methods by key; an option of several methods is one of theirs.
+
+    The options that all methods share are those of ``MethodConfig``.
+    """
+    found = dict(declarations.options(MethodConfig))
     for cls in registry().values():
-        hints = get_type_hints(cls.Config)
-        for field in dataclasses.fields(cls.Config):
-            hint = hints[field.name]
-            inner = [kind for kind in get_args(hint) if kind is not type(None)]
-            listed = hint == tuple[str, ...]
-            kinds[field.name] = list[str] if listed else inner[0] if inner else hint
-    return kinds
+        found = declarations.options(cls.Config) | found
+    return {item.key: item for item in found.values()}
 
 
 def get(name: str) -> type[Method]:
@@ -195,19 +184,19 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
         InputError: unknown method, an option it does not have, or a value out of range.
     """
     cls = get(name)
-    options = dict(options or {})
-    known = _names(cls)
-    for key in (key for key in options if key not in known):
-        owners = [m for m, c in registry().items() if key in _names(c)]
+    options = declarations.canonical(options_of(cls), options or {})
+    names = {item.key: item.name for item in options_of(cls)}
+    for key in (key for key in options if key not in names):
+        owners = [
+            other
+            for other, owner in registry().items()
+            if any(key in item.keys for item in options_of(owner))
+        ]
         flag = "--" + key.replace("_", "-")
         raise InputError(
             f"{flag} is not an option of the method {name!r}",
             f"pass --method {' or '.join(owners)}"
             if owners
-            else nearest(key, tuple(sorted(known))),
+            else nearest(key, tuple(sorted(names))),
         )
-    return cls(cls.Config(**options))
-
-
-def _names(cls: type[Method]) -> set[str]:
-    return {field.name for field in options_of(cls)}
+    return cls(cls.Config(**{names[key]: value for key, value in options.items()}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -10,10 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-#: Formats of activations and products; weights, gradients and optimizer state stay as they are.
-PRECISIONS = ("fp32", "bf16")
-#: More than a few threads per core only wait, and tens of thousands crash the process.
-MAX_THREADS = 4 * (os.cpu_count() or 1)
 # FLOPs of a forward pass below which sharing the work among threads costs more than it saves: an
 # MLP on digits trains 1.5 times as fast on one thread, and 4 times as fast on a busy machine.
 _MIN_SHARED_FLOPS = 2e8
@@ -36,7 +31,7 @@ def preserve_training_mode(model: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Compute matrix products and convolutions inside the block in one of ``PRECISIONS``."""
+    """Compute matrix products and convolutions inside the block in ``precision``: fp32 or bf16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

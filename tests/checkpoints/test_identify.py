@@ -69,7 +69,7 @@ def test_a_resnet_becomes_sparse_in_three_commands(lpss, pictures):
     assert code == 0, err
     assert "recognised as torchvision:resnet18: all 102 names and shapes fit, 3 outputs" in err
     assert "images: as torchvision evaluates its IMAGENET1K_V1" in err
-    assert "shorter side to 37 (bilinear), centre of 32x32, standardised by mean/std 0.485/" in err
+    assert "shorter side to 37 (bilinear), center of 32x32, standardized by mean/std 0.485/" in err
     assert "90.00%" in out
     code, out, err = lpss("report")
     assert code == 0, err
@@ -113,7 +113,7 @@ def test_own_networks_without_a_record(lpss):
     code, out, err = lpss("eval", "bare.pt", "--data", "digits")
     assert code == 0, err
     assert "recognised as mlp:64-300-100-10" in err
-    assert "inputs are standardised by mean/std 0.3054/0.3761" in err
+    assert "inputs are standardized by mean/std 0.3054/0.3761" in err
     assert float(out) == pytest.approx(facts["lpss"]["metrics"]["after"]["accuracy"], abs=1e-6)
     refused(lpss("eval", "bare.pt"), "does not say which data", "--data")
     # A bare file is exported as it is, and its pack is proved by the network's answers.

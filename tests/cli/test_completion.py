@@ -10,12 +10,10 @@ import typer
 from lpss_cli.checkpoints.packed import CHOICES
 from lpss_cli.cli import app
 from lpss_cli.data.spec import AUGMENTS, KNOWN
-from lpss_cli.export.onnx.export import ENCODINGS
-from lpss_cli.export.safetensors import FORMATS
+from lpss_cli.export.options import ENCODINGS, FORMATS
 from lpss_cli.jobs import recipes
-from lpss_cli.jobs.ticket import STARTS
 from lpss_cli.training import method
-from lpss_cli.utils.torch_utils import PRECISIONS
+from lpss_cli.training.options import PRECISIONS
 
 
 def complete(*words):
@@ -62,7 +60,7 @@ def values(command, flag):
         ("train", "--precision", PRECISIONS),
         ("train", "--augment", AUGMENTS),
         ("train", "--recipe", recipes.names()),
-        ("ticket", "--init", STARTS),
+        ("ticket", "--init", ("rewind", "centroids", "random")),
         ("export", "--format", FORMATS),
         ("export", "--values", CHOICES),
         ("export", "--onnx-encoding", ENCODINGS),

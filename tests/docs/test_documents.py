@@ -12,20 +12,34 @@ from lpss_cli.training import method
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("[C-S]*.md"), *(ROOT / "docs").rglob("*.md")])
+READMES = [ROOT / "benchmarks" / "README.md", ROOT / "sample_models" / "README.md"]
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docs are not installed")
+
+
+def name_of(document):
+    """The name of a document; the pages of the methods count as one."""
+    return "methods" if document.parent.name == "methods" else document.name
 
 
 def commands():
     """Every line of a code block that begins with lpss, with its document (or folder of them)."""
     for document in DOCUMENTS:
-        pages = document.parent.name == "methods"
-        name = "methods" if pages else document.name
         inside = False
         for line in document.read_text(encoding="utf-8").splitlines():
             if line.startswith("```"):
                 inside = not inside
             elif inside and re.match(r"(\$ )?lpss \w", line):
-                yield name, line.removeprefix("$ ").partition("  #")[0].strip()
+                yield name_of(document), line.removeprefix("$ ").partition("  #")[0].strip()
+
+
+def files_of(name):
+    """Name → text of the files that a document tells its readers to save: blocks ``# NAME.py``."""
+    texts = (d.read_text(encoding="utf-8") for d in DOCUMENTS if name_of(d) == name)
+    return {
+        file: block
+        for text in texts
+        for block, file in re.findall(r"```python\n(# ([\w/]+\.py)\n.*?)```", text, re.S)
+    }
 
 
 def flags(words):
@@ -58,6 +72,16 @@ def test_every_method_has_its_place_in_the_documents():
         assert f"(methods/{name}.md)" in text
 
 
+def test_every_page_is_in_the_index():
+    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in text} == set()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+
+
 def test_tables_of_the_documents_are_those_of_the_code_and_the_results():
     made = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     for document in made["DOCUMENTS"]:
@@ -68,22 +92,32 @@ def test_tables_of_the_documents_are_those_of_the_code_and_the_results():
 def test_every_page_of_a_method_has_its_parts():
     for page in (ROOT / "docs" / "methods").glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        for part in ("What it does", "When to take it", "Flags", "Measured"):
+        for part in ("What it does", "When to use it", "Flags", "Measured"):
             assert f"\n## {part}\n" in text
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def anchors(document):
+    """The anchors that GitHub gives the headings of a document."""
+    outside = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", outside, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS + READMES, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text):
         if not target.startswith("http"):
-            assert (document.parent / target).exists(), target
+            place = document.parent / target if target else document
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), f"{target}#{anchor}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS + READMES, ids=lambda path: path.name)
 def test_scripts_and_files_that_are_named_exist(document):
     text = document.read_text(encoding="utf-8")
-    for name in re.findall(r"`(?:python )?((?:benchmarks|tests|lpss_cli|docs)/[\w./-]+)", text):
+    pattern = r"`(?:python )?((?:benchmarks|examples|tests|lpss_cli|docs)/[\w./-]+)"
+    for name in re.findall(pattern, text):
         assert (ROOT / name).exists(), name
 
 

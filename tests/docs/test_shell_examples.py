@@ -1,10 +1,13 @@
 """Every command of the documents runs as it stands, one after the other.
 
-Only the length of trainings is changed, to one epoch, and outputs may be replaced.
+Only the length of trainings is changed, to one epoch, and outputs may be replaced. Files that a
+document shows (code blocks that begin with ``# NAME.py``) lie there for its commands.
 """
 
 import csv
+import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_documents import ROOT, commands
+from test_documents import DOCUMENTS, ROOT, commands, files_of
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docs are not installed")
 CLASSES, SIDE = 3, 40
@@ -25,7 +28,7 @@ def make_net():
 # What nobody has in an empty directory: data sets and networks that must be downloaded.
 ABSENT = ("mnist", "cifar", "--data-dir", "vit-base")
 TRAIN = ("train", "sparsify", "ticket", "compare")
-REPLACE = (*TRAIN, "export", "unpack", "report", "init")
+REPLACE = ("train", "sparsify", "ticket", "export", "unpack", "report", "init")
 
 
 @pytest.fixture
@@ -66,6 +69,9 @@ def adapted(line):
 
 @pytest.mark.parametrize("document", sorted({name for name, _ in commands()}))
 def test_the_commands_run(document, readers_files, lpss):
+    for file, text in files_of(document).items():
+        if "/" not in file:  # the others belong to the package
+            Path(file).write_text(text)
     lines = [line for name, line in commands() if name == document]
     runnable = [line for line in lines if not any(word in line for word in ABSENT)]
     if not runnable:
@@ -83,3 +89,44 @@ def test_the_commands_run(document, readers_files, lpss):
         # Comparing a rounded file with its source is meant to find a difference.
         assert code in ((0, 1) if line.startswith("lpss verify") else (0,)), f"{line}\n{err}"
     assert len(runnable) >= len(lines) - 4  # few need data that are not at hand
+
+
+def test_a_network_and_data_of_the_readers_own(lpss):
+    """The documented files with a plain state_dict, and with the arguments they may leave out."""
+    for file, text in files_of("own_network.md").items():
+        Path(file).write_text(text)
+    net = runpy.run_path("net.py")["make_net"](input_shape=(1, 8, 8), outputs=3)
+    torch.save(net.state_dict(), "weights.pt")
+    own = ("--arch", "net.py:make_net", "--data", "data.py:make_data")
+
+    code, out, err = lpss("eval", "weights.pt", *own, "--json")
+    assert code == 0, err
+    assert json.loads(out)["primary_metric"] == "exact_match"
+    assert set(json.loads(out)) >= {"exact_match", "label_accuracy"}
+
+    code, out, err = lpss("sparsify", "weights.pt", *own, "--epochs", "1", "--json")
+    assert code == 0, err
+    assert json.loads(out)["report"]["zeros"] == round(0.9 * 21_792)
+
+    # Code that only a file names is not imported.
+    code, _, err = lpss("eval", "weights.sparse.pt")
+    assert code == 2
+    assert "pass --arch net.py:make_net" in err
+    assert lpss("report", "weights.sparse.pt")[0] == 0
+
+
+def test_programs_of_the_documents_run(lpss, capsys):
+    assert lpss("train", "--epochs", "1")[0] == 0
+    assert lpss("sparsify", "model.pt", "--epochs", "1")[0] == 0
+    assert lpss("export", "--no-latency")[0] == 0
+    texts = {document.name: document.read_text(encoding="utf-8") for document in DOCUMENTS}
+    programs = [
+        (name, program)
+        for name, text in texts.items()
+        for program in re.findall(r"^python (\w+\.py)$", text, re.M)
+    ]
+    for name, program in programs:
+        Path(program).write_text(files_of(name)[program])
+        runpy.run_path(program)
+        assert "preprocessing" in capsys.readouterr().out
+    assert programs

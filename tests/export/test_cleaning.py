@@ -10,10 +10,10 @@ from torch import nn
 
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.export.compaction.compact import TOLERANCE, dead_ends
-from lpss_cli.export.onnx.pipeline import OnnxOptions
+from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.export import Options, export_file
+from lpss_cli.jobs.export import export_file
 from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.models import build
 from lpss_cli.report.report import report
@@ -87,7 +87,9 @@ def test_an_export_of_a_clean_network(tmp_path):
         def on_note(self, text):
             notes.append(text)
 
-    options = Options(("safetensors", "pack", "onnx"), "fp32", OnnxOptions(latency=False), True)
+    options = ExportOptions(
+        ("safetensors", "pack", "onnx"), "fp32", OnnxOptions(latency=False), True
+    )
     request = Request(tmp_path / "m.pt")
     written = export_file(tmp_path / "m.pt", request, options, tmp_path / "out", Listens())
     (more,) = (int(t.split()[0].replace(",", "")) for t in notes if "reached no output" in t)
@@ -100,5 +102,7 @@ def test_an_export_of_a_clean_network(tmp_path):
         for path in (tmp_path / "m.pt", tmp_path / "out/m.lpss")
     )
     assert source[1]["accuracy"] == packed[1]["accuracy"]
-    plain = export_file(tmp_path / "m.pt", request, Options(("pack",), "fp32"), tmp_path / "plain")
+    plain = export_file(
+        tmp_path / "m.pt", request, ExportOptions(("pack",), "fp32"), tmp_path / "plain"
+    )
     assert written[[w.kind for w in written].index("pack")].bytes < plain[0].bytes

@@ -18,13 +18,13 @@ from lpss_cli.checkpoints.packed import CHOICES, container, pack
 from lpss_cli.cli.views.files import size_table
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.export import pack as packing
-from lpss_cli.export.onnx.pipeline import OnnxOptions
+from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.export.pack import Trial, export_pack, rounded, unpack_file
 from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs import commands, verify
 from lpss_cli.jobs import export as export_job
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.export import Options, export_file
+from lpss_cli.jobs.export import export_file
 from lpss_cli.report import sizes
 from lpss_cli.report.report import report
 
@@ -318,7 +318,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     path = folder / "m.pt"
     commands.train(Request(path, epochs=1, sparsity=0.9))
-    export_file(path, Request(path), Options(("onnx",), onnx=OnnxOptions(latency=False)))
+    export_file(path, Request(path), ExportOptions(("onnx",), onnx=OnnxOptions(latency=False)))
     return path, folder / "m.onnx"
 
 

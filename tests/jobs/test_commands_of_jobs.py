@@ -14,9 +14,10 @@ from torch import nn
 
 from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.export.options import ExportOptions
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.export import Options, export_file
+from lpss_cli.jobs.export import export_file
 from lpss_cli.jobs.resolve import preprocessing_notes
 from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.training import engine
@@ -236,10 +237,10 @@ def test_a_failed_export_is_a_run_error_and_leaves_no_file(tmp_path, monkeypatch
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     monkeypatch.setattr(export, "explained_by_rounding", lambda *_: -1.0)
     with pytest.raises(RunError, match="differ"):
-        export_file(tmp_path / "a.pt", Request(tmp_path / "x"), Options(("onnx",)))
+        export_file(tmp_path / "a.pt", Request(tmp_path / "x"), ExportOptions(("onnx",)))
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
-    with pytest.raises(InputError, match="unknown format 'onx'"):
-        export_file(tmp_path / "a.pt", Request(tmp_path / "x"), Options(("onx",)))
+    with pytest.raises(InputError, match="--format 'onx' is not a choice"):
+        export_file(tmp_path / "a.pt", Request(tmp_path / "x"), ExportOptions(("onx",)))
 
 
 @needs_climate
@@ -271,7 +272,7 @@ def test_mnist_sparse_zeros_counted_independently(tmp_path):
     ("preprocessing", "notes"),
     [
         ({"kind": "array", "mean": [0.0], "std": [1.0]}, ["inputs are used as they are"]),
-        ({"kind": "image", "mean": [0.5], "std": [0.25]}, ["standardised by mean/std 0.5/0.25;"]),
+        ({"kind": "image", "mean": [0.5], "std": [0.25]}, ["standardized by mean/std 0.5/0.25;"]),
         (
             {
                 "kind": "image",
@@ -281,7 +282,7 @@ def test_mnist_sparse_zeros_counted_independently(tmp_path):
                 "resize_shorter_side": 73,
                 "interpolation": "bilinear",
             },
-            ["images: shorter side to 73 (bilinear), centre of 64x64, standardised by mean/std"],
+            ["images: shorter side to 73 (bilinear), center of 64x64, standardized by mean/std"],
         ),
         ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in all)"]),
         ({"kind": "table", "mean": [1.0], "std": [2.0]}, []),

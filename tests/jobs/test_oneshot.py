@@ -136,8 +136,8 @@ def test_the_command(lpss):
         (("--skip", "nothing*"), "nothing*"),
         (("--sparsity", "1"), "outside"),
         (("--sparsity", "0.9999"), "leaves none"),
-        (("--ranking", "erk"), "one cut of a bare file ranks by magnitude"),
-        (("--method", "gsm"), "one cut of a bare file ranks by magnitude"),
+        (("--ranking", "erk"), "one-shot pruning of a bare file ranks by magnitude"),
+        (("--method", "gsm"), "one-shot pruning of a bare file ranks by magnitude"),
         (("--out", "none/x.safetensors"), "does not exist"),
     ],
 )

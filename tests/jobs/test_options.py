@@ -38,7 +38,7 @@ def test_every_name_finds_its_place():
 
 
 def test_nothing_given_is_every_default():
-    assert config.make_request(dict.fromkeys(config.option_types())) == Request()
+    assert config.make_request(dict.fromkeys(config.recipe_options())) == Request()
 
 
 def test_what_was_typed_wins_over_the_base():
@@ -66,13 +66,13 @@ def test_another_method_leaves_the_base_s_method_options():
         ({"epochs": 1.5}, "--epochs 1.5 is not a whole number", ""),
         ({"lr": "0.1"}, "--lr '0.1' is not a number", ""),
         ({"lr": True}, "--lr True is not a number", ""),
-        ({"data": 3}, "--data 3 is not a text", ""),
-        ({"p": 1.15}, "--p 1.15 is not a text, or a list of texts", ""),
-        ({"p": ["1.15", 2]}, "--p", "a list of texts"),
+        ({"data": 3}, "--data 3 is not a string", ""),
+        ({"p": 1.15}, "--p 1.15 is not a string or a list of strings", ""),
+        ({"p": ["1.15", 2]}, "--p", "a list of strings"),
         ({"sparsity": "much"}, "--sparsity 'much' is not a number", "10x"),
         ({"sparsity": [0.5]}, "--sparsity '[0.5]' is not a number", "10x"),
         ({"mean": ["a"]}, "--mean", "0.48"),
-        ({"drop": 3}, "--drop 3 is not a text, or a list of texts", ""),
+        ({"drop": 3}, "--drop 3 is not a string or a list of strings", ""),
     ],
     ids=str,
 )

@@ -124,7 +124,7 @@ def test_a_network_of_other_origin_is_written_with_what_was_found_out(lpss):
         (["none.pt"], "none.pt"),
         (["model.pt", "--layer", "fc9=0.5"], "matches no weight"),
         (["model.pt", "--sparsity", "1.5"], "outside [0, 1)"),
-        (["model.pt", "-o", "recipe.txt"], "no name of a recipe"),
+        (["model.pt", "-o", "recipe.txt"], "not the name of a recipe"),
         (["model.pt", "-o", "old.toml"], "already exists"),
         (["model.pt", "--eta", "3"], "--eta 3 is out of range"),
         (["model.pt", "--data", "nowhere"], "nowhere"),

@@ -138,7 +138,7 @@ def test_resume_on_the_command_line(lpss):
 @pytest.mark.parametrize(
     ("text", "what", "do"),
     [
-        ("title = 1\n[train]\n", "title is not a text", ""),
+        ("title = 1\n[train]\n", "title is not a string", ""),
         ("[train]\n", "title is not a line", ""),
         ('title = "x"', "there are no options", "[train]"),
         ('title = "x"\ntrain = 3', "train is not a table", ""),
@@ -148,7 +148,7 @@ def test_resume_on_the_command_line(lpss):
         ('title = "x"\n[train]\nepoch = 3', "[train] there is no option 'epoch'", "'epochs'"),
         ('title = "x"\n[train]\nepochs = "3"', "[train] --epochs '3' is not", "whole number"),
         ('title = "x"\n[train]\ntrust_pickle = true', "no option 'trust_pickle'", "known"),
-        ('title = "x', "is no TOML", "repair"),
+        ('title = "x', "is not a TOML file", "repair"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import torch
 from lpss_cli import models
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import InputError
-from lpss_cli.jobs import export
+from lpss_cli.jobs.report import QUICK, savings, with_savings
 from lpss_cli.report.report import report
 
 META = {"arch": "lenet5", "input_shape": [1, 28, 28], "outputs": 10}
@@ -28,17 +28,17 @@ def checkpoint(arch: str, meta: dict | None = None, dead: dict[str, int] | None 
 
 
 def test_operations_of_lenet_300_in_closed_form():
-    whole = export.savings(checkpoint("lenet300"))
+    whole = savings(checkpoint("lenet300"))
     assert whole.flops == (2 * (784 * 300 + 300 * 100 + 100 * 10),) * 2
     assert not whole.changed
-    found = export.savings(checkpoint("lenet300", dead={"fc1": 60, "fc2": 40}))
+    found = savings(checkpoint("lenet300", dead={"fc1": 60, "fc2": 40}))
     assert found.flops[1] == 2 * (784 * 240 + 240 * 60 + 60 * 10)
     assert found.parameters == (266_610, 785 * 240 + 241 * 60 + 61 * 10)
     assert found.to_dict()["flops"] == list(found.flops)
 
 
 def test_operations_of_lenet_5_in_closed_form():
-    found = export.savings(checkpoint("lenet5", dead={"conv2": 10, "fc1": 100}))
+    found = savings(checkpoint("lenet5", dead={"conv2": 10, "fc1": 100}))
     # 5×5 kernels without padding, halved by pooling: 24×24 and 8×8 positions, then 4×4 a channel.
     before = 25 * 20 * 24**2 + 25 * 20 * 50 * 8**2 + 16 * 50 * 500 + 500 * 10
     after = 25 * 20 * 24**2 + 25 * 20 * 40 * 8**2 + 16 * 40 * 400 + 400 * 10
@@ -47,24 +47,24 @@ def test_operations_of_lenet_5_in_closed_form():
 
 def test_a_report_shows_live_shapes_where_the_network_is_known():
     source = checkpoint("lenet300", dead={"fc1": 60})
-    found = export.with_savings(report(source), source)
+    found = with_savings(report(source), source)
     assert [found.live_shape(layer) for layer in found.layers] == [
         (240, 784),
         (100, 240),
         (10, 100),
     ]
     with pytest.raises(InputError, match="nosuch"):
-        export.with_savings(report(source), source, "nosuch")
+        with_savings(report(source), source, "nosuch")
     for other in (replace(source, stream=object()), checkpoint("lenet300", {})):
-        assert export.with_savings(report(source), other).live is None
+        assert with_savings(report(source), other).live is None
         with pytest.raises(InputError) as error:
-            export.with_savings(report(source), other, "lenet300")
+            with_savings(report(source), other, "lenet300")
         assert "--sizes" in error.value.do
-    large = replace(report(source), parameters=export.QUICK + 1)
-    assert export.with_savings(large, source).live is None
-    assert export.with_savings(large, source, "lenet300").live is not None
+    large = replace(report(source), parameters=QUICK + 1)
+    assert with_savings(large, source).live is None
+    assert with_savings(large, source, "lenet300").live is not None
     bare = checkpoint("lenet300", {})
-    assert export.with_savings(report(bare), bare).live is None
+    assert with_savings(report(bare), bare).live is None
     assert report(bare).live_shape(report(bare).layers[0]) is None
 
 
@@ -83,8 +83,8 @@ def test_a_report_shows_live_shapes_where_the_network_is_known():
 def test_a_record_that_does_not_fit_is_no_reason_to_fail(change, what):
     source = checkpoint("lenet5", {**META, **change})
     with pytest.raises(InputError, match=what):
-        export.savings(source)
-    assert export.with_savings(report(source), source).live is None
+        savings(source)
+    assert with_savings(report(source), source).live is None
 
 
 def test_a_network_that_is_not_for_such_numbers_is_not_tried(monkeypatch):
@@ -94,4 +94,4 @@ def test_a_network_that_is_not_for_such_numbers_is_not_tried(monkeypatch):
     source = checkpoint("lenet300")
     monkeypatch.setattr(torch.nn.Linear, "forward", words)
     with pytest.raises(InputError, match="cannot be tried: IndexError: no such word"):
-        export.savings(source)
+        savings(source)

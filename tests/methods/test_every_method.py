@@ -204,9 +204,8 @@ def test_it_learns(name):
 
 
 def test_it_says_where_it_comes_from_and_what_its_flags_mean(name):
-    from dataclasses import fields
+    from lpss_cli.utils.options import options
 
     cls = method.get(name)
     assert cls.paper
-    for field in fields(cls.Config):
-        assert field.metadata["help"]
+    assert all(item.help for item in options(cls.Config).values())

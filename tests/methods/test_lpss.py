@@ -110,7 +110,7 @@ def test_masked_latents_are_kept_and_the_visible_row_is_the_masked_latent():
     assert (~mask).any()
     assert (slot["latent"][~mask] != 0).any()
     assert (slot["momentum_buffer"][~mask] == 0).all()
-    visible = slot["gain"] * slot["latent"].sign() * slot["latent"].abs() ** 2
+    visible = slot["radius"] * slot["latent"].sign() * slot["latent"].abs() ** 2
     torch.testing.assert_close(weight.detach(), visible * mask)
 
 
@@ -211,5 +211,5 @@ def test_the_published_preset_follows_the_published_schedule():
     assert {k: 256 * sphere[k] for k in published} == pytest.approx(published)
     assert {k: ordinary[k] for k in published} == pytest.approx(published)
     assert 0.0002 < ordinary[-1] < 0.0005
-    unit = state.optimizer.state[state.weights["0.weight"]]["gain"]
+    unit = state.optimizer.state[state.weights["0.weight"]]["radius"]
     assert torch.equal(unit, torch.ones_like(unit))

@@ -32,16 +32,16 @@ def weight(*shape, seed=0, dtype=torch.float64):
     return torch.nn.Parameter(torch.randn(*shape, generator=generator, dtype=dtype))
 
 
-@pytest.mark.parametrize("gain", ["fixed", "learned", "unit"])
+@pytest.mark.parametrize("mode", ["fixed", "learned", "unit"])
 @pytest.mark.parametrize(("momentum", "dampening", "nesterov"), MOMENTA)
 @pytest.mark.parametrize("p", EVERY_P)
-def test_100_random_steps_equal_the_reference(p, momentum, dampening, nesterov, gain):
+def test_100_random_steps_equal_the_reference(p, momentum, dampening, nesterov, mode):
     w = weight(3, 7)
     start = w.detach().numpy().copy()
-    rows = [(DualRow if p > 1 else PowerRow)(row, _exact(p), gain) for row in start]
+    rows = [(DualRow if p > 1 else PowerRow)(row, _exact(p), mode) for row in start]
     optimizer = LpSGD(
         [w], p=p, eta=0.02, momentum=momentum, dampening=dampening, nesterov=nesterov,
-        gain=gain, gain_lr=0.01,
+        radius=mode, radius_lr=0.01,
     )  # fmt: skip
     rng, found, expected = np.random.default_rng(1), [], []
     for _ in range(100):
@@ -51,7 +51,7 @@ def test_100_random_steps_equal_the_reference(p, momentum, dampening, nesterov, 
         for row, row_g in zip(rows, g, strict=True):
             row.step(
                 row_g, eta=0.02, mu=momentum, dampening=dampening, nesterov=nesterov,
-                gain_lr=0.01 if gain == "learned" else None,
+                radius_lr=0.01 if mode == "learned" else None,
             )  # fmt: skip
         expected.append([row.w() for row in rows])
         found.append(w.detach().numpy().copy())
@@ -62,7 +62,7 @@ def test_100_random_steps_equal_the_reference(p, momentum, dampening, nesterov, 
 def test_large_steps_equal_the_reference_in_fp32(eta):
     w = weight(3, 50, dtype=torch.float32)
     rows = [DualRow(row, 1.03, "fixed") for row in w.detach().double().numpy()]
-    optimizer = LpSGD([w], p=1.03, eta=eta, gain="fixed")
+    optimizer = LpSGD([w], p=1.03, eta=eta, radius="fixed")
     for seed in range(1, 5):
         w.grad = weight(3, 50, seed=seed, dtype=torch.float32).detach()
         optimizer.step()
@@ -119,10 +119,10 @@ def test_both_rules_move_along_the_same_great_circle_at_p_2():
 def test_rows_stay_on_their_sphere(p, dtype):
     w = weight(4, 3, 5, 5, dtype=torch.float32)
     w = torch.nn.Parameter(w.detach().to(dtype))
-    optimizer = LpSGD([w], p=p, eta=0.05, gain="fixed")
+    optimizer = LpSGD([w], p=p, eta=0.05, radius="fixed")
     optimizer.take_latents()
     state = optimizer.state[w]
-    radius = state["gain"].clone()
+    radius = state["radius"].clone()
     generator = torch.Generator().manual_seed(2)
     for _ in range(100):
         w.grad = torch.randn(w.shape, generator=generator).to(dtype)
@@ -131,7 +131,7 @@ def test_rows_stay_on_their_sphere(p, dtype):
     q = _exact(p) / (_exact(p) - 1) if p > 1 else 2.0
     on_q = lp_norm(state["latent"], q, dims)
     torch.testing.assert_close(on_q, torch.ones_like(on_q), rtol=1e-5, atol=1e-5)
-    assert torch.equal(state["gain"], radius)
+    assert torch.equal(state["radius"], radius)
     assert state["latent"].dtype == torch.float32
     assert w.isfinite().all()
     if dtype == torch.float32:
@@ -190,7 +190,7 @@ def test_extreme_gradients_move_rows_like_ordinary_ones(p, scale):
     moved = []
     for factor in (1.0, scale):
         w = torch.nn.Parameter(start.detach().clone())
-        optimizer = LpSGD([w], p=p, eta=0.05, gain="fixed")
+        optimizer = LpSGD([w], p=p, eta=0.05, radius="fixed")
         w.grad = g * factor
         optimizer.step()
         moved.append(w.detach())
@@ -200,23 +200,23 @@ def test_extreme_gradients_move_rows_like_ordinary_ones(p, scale):
 
 def test_a_learned_radius_changes_by_at_most_5_percent_a_step():
     w = weight(2, 6, dtype=torch.float32)
-    optimizer = LpSGD([w], p=1.15, gain="learned")
+    optimizer = LpSGD([w], p=1.15, radius="learned")
     optimizer.take_latents()
-    before = optimizer.state[w]["gain"].clone()
+    before = optimizer.state[w]["radius"].clone()
     w.grad = torch.stack([1e30 * w[0].detach(), -1e30 * w[1].detach()])
     optimizer.step()
-    ratio = (optimizer.state[w]["gain"] / before).log().flatten()
+    ratio = (optimizer.state[w]["radius"] / before).log().flatten()
     torch.testing.assert_close(ratio, torch.tensor([-0.05, 0.05]), rtol=1e-4, atol=0)
     assert w.isfinite().all()
 
 
-@pytest.mark.parametrize("gain", ["fixed", "unit", "learned"])
+@pytest.mark.parametrize("mode", ["fixed", "unit", "learned"])
 @pytest.mark.parametrize("p", [0.5, 1.15])
-def test_rows_of_zeros_wait_for_a_gradient(p, gain):
+def test_rows_of_zeros_wait_for_a_gradient(p, mode):
     w = weight(3, 5, dtype=torch.float32)
     with torch.no_grad():
         w[1:] = 0
-    optimizer = LpSGD([w], p=p, eta=0.05, gain=gain)
+    optimizer = LpSGD([w], p=p, eta=0.05, radius=mode)
     w.grad = torch.randn(3, 5)
     w.grad[2] = 0
     optimizer.step()
@@ -227,15 +227,15 @@ def test_rows_of_zeros_wait_for_a_gradient(p, gain):
         optimizer.step()
     assert (w != 0).all()
     assert w.isfinite().all()
-    assert (optimizer.state[w]["gain"] > 0).all()
+    assert (optimizer.state[w]["radius"] > 0).all()
 
 
-@pytest.mark.parametrize("gain", ["fixed", "unit", "learned"])
+@pytest.mark.parametrize("mode", ["fixed", "unit", "learned"])
 @pytest.mark.parametrize("p", [0.5, 1.15])
-def test_a_row_of_zeros_survives_a_learning_rate_of_0(p, gain):
+def test_a_row_of_zeros_survives_a_learning_rate_of_0(p, mode):
     """A warm-up may start at 0: there is no step to take a direction from yet."""
     w = torch.nn.Parameter(torch.zeros(1, 5))
-    optimizer = LpSGD([w], p=p, eta=0.1, gain=gain)
+    optimizer = LpSGD([w], p=p, eta=0.1, radius=mode)
     for lr in (0.0, 0.1):
         assert torch.equal(w, torch.zeros(1, 5))
         optimizer.param_groups[0]["lr"] = lr
@@ -249,20 +249,20 @@ def test_radii_follow_the_schedule_of_their_group():
     moved = []
     for factor in (1.0, 0.5, 0.0):
         w = weight(1, 6)
-        optimizer = LpSGD([w], p=1.15, eta=0.01, gain_lr=1e-3)
+        optimizer = LpSGD([w], p=1.15, eta=0.01, radius_lr=1e-3)
         optimizer.param_groups[0]["lr"] = 0.01 * factor
         w.grad = weight(1, 6, seed=4).detach()
         optimizer.take_latents()
-        before = optimizer.state[w]["gain"].clone()
+        before = optimizer.state[w]["radius"].clone()
         optimizer.step()
-        moved.append((optimizer.state[w]["gain"] / before).log().item())
+        moved.append((optimizer.state[w]["radius"] / before).log().item())
     assert moved[0] != 0
     assert moved[1:] == pytest.approx([moved[0] / 2, 0])
 
 
 def test_weights_loaded_after_construction_are_the_start():
     w = weight(2, 6)
-    optimizer = LpSGD([w], p=1.15, gain="fixed")
+    optimizer = LpSGD([w], p=1.15, radius="fixed")
     loaded = weight(2, 6, seed=9).detach()
     with torch.no_grad():
         w.copy_(loaded)
@@ -370,7 +370,7 @@ def test_state_dict_round_trip_continues_bit_for_bit(p, dtype):
     def make():
         w = torch.nn.Parameter(weight(3, 6, dtype=torch.float32).detach().to(dtype))
         bias = torch.nn.Parameter(weight(3, dtype=torch.float32).detach().to(dtype))
-        return w, bias, LpSGD([w, bias], p=p, eta=0.05, gain="learned")
+        return w, bias, LpSGD([w, bias], p=p, eta=0.05, radius="learned")
 
     def train(w, bias, optimizer, seeds):
         for seed in seeds:
@@ -394,6 +394,77 @@ def test_state_dict_round_trip_continues_bit_for_bit(p, dtype):
     assert torch.equal(w, w2)
     assert torch.equal(bias, bias2)
     copy.deepcopy(optimizer)
+
+
+@pytest.mark.parametrize(("mode", "rate"), [("fixed", 0.03), ("unit", 0.03), ("learned", 0.1)])
+def test_the_former_names_of_the_radius_are_keywords_too(mode, rate):
+    weights = [weight(3, 6), weight(3, 6), weight(3, 6)]
+    optimizers = [
+        LpSGD([weights[0]], radius=mode, radius_lr=rate),
+        LpSGD([weights[1]], gain=mode, gain_lr=rate),
+        LpSGD([{"params": [weights[2]], "gain": mode, "gain_lr": rate}]),
+    ]
+    for w, optimizer in zip(weights, optimizers, strict=True):
+        (group,) = optimizer.param_groups
+        assert (group["radius"], group["radius_lr"]) == (mode, rate)
+        assert "gain" not in group
+        w.grad = weight(3, 6, seed=1).detach()
+        optimizer.step()
+    assert all(torch.equal(w, weights[0]) for w in weights)
+
+
+FORMER = {"radius": "gain", "radius_lr": "gain_lr", "radius_momentum": "gain_momentum",
+          "dead_rows": "zero_rows"}  # fmt: skip
+
+
+def formerly(named):
+    return {FORMER.get(name, name): value for name, value in named.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["fixed", "unit", "learned"])
+def test_states_with_the_former_names_go_on_bit_for_bit(mode, dtype):
+    def make():
+        w = torch.nn.Parameter(weight(3, 6, dtype=torch.float32).detach().to(dtype))
+        with torch.no_grad():
+            w[1] = 0
+        return w, LpSGD([w], p=1.2, radius=mode)
+
+    def train(w, optimizer, seeds):
+        for seed in seeds:
+            w.grad = weight(3, 6, seed=seed, dtype=torch.float32).detach().to(dtype)
+            w.grad[1] *= seed > 2
+            optimizer.step()
+
+    w, optimizer = make()
+    train(w, optimizer, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"] = {index: formerly(state) for index, state in saved["state"].items()}
+    saved["param_groups"] = [formerly(group) for group in saved["param_groups"]]
+    assert {"gain", "zero_rows"} < saved["state"][0].keys()
+    loaded, other = make()
+    with torch.no_grad():
+        loaded.copy_(w)
+    other.load_state_dict(saved)
+    assert other.state[loaded].keys() == optimizer.state[w].keys()
+    assert other.param_groups[0].keys() == optimizer.param_groups[0].keys()
+    # A pickled optimizer holds its parameters.
+    pickled = copy.deepcopy(optimizer)
+    (copied,) = pickled.param_groups[0]["params"]
+    pickled.state[copied] = formerly(pickled.state[copied])
+    pickled.param_groups = [formerly(group) for group in pickled.param_groups]
+    pickled.defaults = formerly(pickled.defaults)
+    file = io.BytesIO()
+    torch.save(pickled, file)
+    file.seek(0)
+    unpickled = torch.load(file, weights_only=False)
+    assert unpickled.defaults == copy.deepcopy(optimizer).defaults
+    (again,) = unpickled.param_groups[0]["params"]
+    for parameter, each in ((w, optimizer), (loaded, other), (again, unpickled)):
+        train(parameter, each, range(2, 5))
+        assert torch.equal(parameter, w)
+        assert torch.equal(each.state[parameter]["radius"], optimizer.state[w]["radius"])
+    assert (w != 0).all()
 
 
 def test_closure_and_missing_gradients():
@@ -422,7 +493,7 @@ def test_closure_and_missing_gradients():
         ({"momentum": 0.0}, "Nesterov"),
         ({"dampening": 0.5}, "Nesterov"),
         ({"weight_decay": float("nan")}, "weight_decay"),
-        ({"gain": "big"}, "unknown gain"),
+        ({"radius": "big"}, "unknown radius"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

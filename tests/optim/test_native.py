@@ -41,14 +41,14 @@ def test_fp32_rows_longer_than_a_block_follow_the_float64_reference(p):
     exact = 15 / 14 if p == 1.0714 else p
     start = w.detach().double().numpy()
     rows = [(DualRow if p > 1 else PowerRow)(row, exact, "learned") for row in start]
-    optimizer = LpSGD([w], p=p, eta=0.02, gain_lr=0.01, fused=True)
+    optimizer = LpSGD([w], p=p, eta=0.02, radius_lr=0.01, fused=True)
     rng = np.random.default_rng(0)
     for _ in range(10):
         g = rng.standard_normal((2, 1300)).astype(np.float32)
         w.grad = torch.from_numpy(g)
         optimizer.step()
         for row, row_g in zip(rows, g.astype(np.float64), strict=True):
-            row.step(row_g, eta=0.02, mu=0.9, dampening=0.0, nesterov=True, gain_lr=0.01)
+            row.step(row_g, eta=0.02, mu=0.9, dampening=0.0, nesterov=True, radius_lr=0.01)
     expected = np.stack([row.w() for row in rows])
     # The weight is a power of the latent, whose rounding errors grow by the exponent.
     exponent = 1 / (exact - 1) if p > 1 else 2 / p
@@ -58,16 +58,16 @@ def test_fp32_rows_longer_than_a_block_follow_the_float64_reference(p):
 
 
 @needs_compiler
-@pytest.mark.parametrize("gain", ["fixed", "learned", "unit"])
+@pytest.mark.parametrize("mode", ["fixed", "learned", "unit"])
 @pytest.mark.parametrize("p", EVERY_P)
-def test_both_paths_agree_with_rows_of_zeros_and_masks(p, gain):
+def test_both_paths_agree_with_rows_of_zeros_and_masks(p, mode):
     start = weight(5, 40, 3, 3)
     with torch.no_grad():
         start[3:] = 0
         start[4, 7, 1, 1] = -0.0
     twins = [torch.nn.Parameter(start.detach().clone()) for _ in range(2)]
     optimizers = [
-        LpSGD([w], p=p, gain=gain, fused=f) for w, f in zip(twins, (True, False), strict=True)
+        LpSGD([w], p=p, radius=mode, fused=f) for w, f in zip(twins, (True, False), strict=True)
     ]
     for seed in range(8):
         for w, optimizer in zip(twins, optimizers, strict=True):
@@ -75,7 +75,7 @@ def test_both_paths_agree_with_rows_of_zeros_and_masks(p, gain):
             w.grad[4] *= seed > 3  # this row of zeros waits
             optimizer.step()
         compiled, plain = (o.state[w] for o, w in zip(optimizers, twins, strict=True))
-        pairs = [(compiled[key], plain[key]) for key in ("latent", "momentum_buffer", "gain")]
+        pairs = [(compiled[key], plain[key]) for key in ("latent", "momentum_buffer", "radius")]
         for one, other in [*pairs, twins]:
             scale = float(other.detach().abs().max())
             torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5 * scale)
@@ -159,10 +159,10 @@ def fresh(monkeypatch, tmp_path):
     quick = tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS)
     monkeypatch.setattr(build, "_FLAGS", quick)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for function in (build.library, build.compiler, build._found):
+    for function in (build.library, build.compiler, build._find_compiler):
         function.cache_clear()
     yield tmp_path / "cache" / "lpss"
-    for function in (build.library, build.compiler, build._found):
+    for function in (build.library, build.compiler, build._find_compiler):
         function.cache_clear()
 
 

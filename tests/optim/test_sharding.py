@@ -87,7 +87,7 @@ def same(found, wanted, where):
 CASES = [
     {"p": 1.2},
     {"p": 0.5},
-    {"p": 1.07, "gain": "unit"},
+    {"p": 1.07, "radius": "unit"},
     {"p": 1.2, "fused": False, "weight_decay": 0.01},
     {"p": None},
 ]
@@ -103,7 +103,7 @@ def test_shards_take_the_steps_of_the_whole():
             for name, weight in model.named_parameters():
                 same(weights[name], weight, (options, name))
                 for key, value in optimizer.state[weight].items():
-                    if key != "zero_rows":  # of each process's own rows
+                    if key != "dead_rows":  # of each process's own rows
                         same(state[name, key], value, (options, name, key))
     shapes = [found[0][2]["0.weight"] for found in both]
     assert shapes == [(4, 12), (3, 12)]

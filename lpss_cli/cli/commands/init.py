@@ -1,43 +1,46 @@
-"""The command that writes a recipe: init."""
+"""``lpss init``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lpss_cli.cli import context as run
-from lpss_cli.cli import options as o
+from lpss_cli.cli.console import Out
+from lpss_cli.cli.context import Typed
 from lpss_cli.cli.parser import with_options
+from lpss_cli.data.spec import DataSpec
+from lpss_cli.jobs.config import (
+    ComputeOptions,
+    MethodOptions,
+    NetworkOptions,
+    OutputOptions,
+    SearchOptions,
+)
+from lpss_cli.training.options import TrainingOptions
+from lpss_cli.utils.options import only, without
 
 
 @with_options(
-    o.TRAINING,
-    o.SEARCH,
-    o.TEACHER,
-    o.DATA,
-    o.CHECKPOINT,
-    o.DRAFT,
-    o.WRITING,
-    o.PRINTING,
+    only(TrainingOptions, "sparsity"),
+    MethodOptions,
+    SearchOptions,
+    without(TrainingOptions, "sparsity"),
+    ComputeOptions,
+    NetworkOptions,
+    DataSpec,
+    OutputOptions,
     of_methods=True,
 )
 def init(
-    file: Annotated[Path, typer.Argument(help="Checkpoint that is to become sparse.")],
-    values: dict[str, Any],
-    chosen: dict[str, Any],
+    file: Annotated[Path, typer.Argument(help="Checkpoint to write a recipe for.")],
+    out: Out,
+    typed: Typed,
 ) -> None:
     """Write a commented recipe for a network, with the options given."""
-    from lpss_cli.jobs import config
     from lpss_cli.jobs.recipes.draft import draft
 
-    printer = run.printer(values)
-    out = values["out"] or Path("recipe.toml")
-    typed = {
-        name: value for name, value in values.items() if name in config.option_types()
-    } | chosen
-    drafted = draft(file, run.request(values, out, chosen, {}), typed, printer.note)
-    if not values["as_json"]:
-        printer.text(f"wrote {out}; next: {drafted.command}")
-    printer.document(drafted.to_dict())
+    drafted = draft(file, typed.request(), typed.for_recipe, out.note)
+    out.text(f"wrote {drafted.path}; next: {drafted.command}")
+    out.document(drafted.to_dict())

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lpss_cli.cli.console import metric, name_column, plain, size
+from lpss_cli.cli.views.files import size_table
 
 if TYPE_CHECKING:
     from lpss_cli.export.safetensors import Exported
+    from lpss_cli.jobs.export import Export
     from lpss_cli.report.flops import Savings
     from lpss_cli.report.latency import Latency
 
@@ -20,6 +22,13 @@ NO_SKIPPING = (
     "median ± half the quartile range; onnxruntime does not skip zeros: only removed units make "
     "it faster"
 )
+
+
+def export_tables(result: Export) -> list[Table]:
+    """Lay out an export: the files, what dead units cost, accuracies and times, sizes."""
+    written = result.files
+    tables = [export_table(written), *savings_table(written), *networks_table(written)]
+    return [*tables, size_table(result.sizes)]
 
 
 def savings_table(written: Sequence[Exported]) -> list[Table]:

@@ -10,14 +10,31 @@ from rich.table import Table
 from rich.text import Text
 
 from lpss_cli.cli.console import is_fraction, metric, number, plain, share, size
+from lpss_cli.cli.views.files import cut_panel
 
 if TYPE_CHECKING:
+    from lpss_cli.jobs.oneshot import Cut
     from lpss_cli.jobs.ticket import Ticket
     from lpss_cli.jobs.training_job import Outcome
 
 
 # Points of accuracy; smaller drops are as a rule the luck of a seed.
 _WORTH_A_WORD = 0.2
+
+
+def trained(outcome: Outcome) -> Panel:
+    """Summarize a training from scratch."""
+    following = "lpss report" if outcome.report.zeros else f"lpss sparsify {outcome.report.path}"
+    return outcome_panel(outcome, "trained", following)
+
+
+def sparsified(result: Outcome | Cut) -> Panel:
+    """Summarize what became of a checkpoint: by training, or by one-shot pruning."""
+    from lpss_cli.jobs.oneshot import Cut
+
+    if isinstance(result, Cut):
+        return cut_panel(result)
+    return outcome_panel(result, "sparsified", "lpss report, lpss export")
 
 
 def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:

@@ -24,7 +24,6 @@ from lpss_cli.export.onnx.runtime import explained_by_rounding, run, run_torch
 from lpss_cli.export.safetensors import Exported
 from lpss_cli.utils.files import atomic_write
 
-ENCODINGS = ("dense", "gaps")
 # Largest difference of an ONNX output, as a part of the largest |logit|.
 TOLERANCE = 1e-5
 # The same where values are rounded to 11 bits.

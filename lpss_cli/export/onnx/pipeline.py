@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lpss_cli.data import Data
-from lpss_cli.errors import InputError, nearest
 from lpss_cli.export.compaction.compact import Compacted, compact
 from lpss_cli.export.onnx import runtime
 from lpss_cli.export.onnx.check import compare
 from lpss_cli.export.onnx.export import (
-    ENCODINGS,
     EXAMPLES,
     checked_bytes,
     export_onnx,
@@ -23,6 +21,7 @@ from lpss_cli.export.onnx.export import (
     to_onnx,
 )
 from lpss_cli.export.onnx.runtime import run, run_torch
+from lpss_cli.export.options import OnnxOptions
 from lpss_cli.export.safetensors import Exported
 from lpss_cli.utils.files import atomic_write
 from lpss_cli.utils.torch_utils import forward_flops
@@ -31,34 +30,6 @@ from lpss_cli.utils.torch_utils import forward_flops
 _WORK = 1e12
 # Test examples that are compared whatever they cost, and at most.
 _FEWEST, _MOST = 256, 10_000
-
-
-@dataclass(frozen=True)
-class OnnxOptions:
-    """How a network is written as ONNX.
-
-    Attributes:
-        compact: remove units without input or use first.
-        encoding: one of ``onnxfile.ENCODINGS``.
-        int8: write a quantised file too.
-        latency: measure every file.
-    """
-
-    compact: bool = True
-    encoding: str = "dense"
-    int8: bool = False
-    latency: bool = True
-
-    def check(self) -> None:
-        """Refuse what there is not.
-
-        Raises:
-            InputError: an unknown encoding.
-        """
-        if self.encoding not in ENCODINGS:
-            raise InputError(
-                f"unknown ONNX encoding {self.encoding!r}", nearest(self.encoding, ENCODINGS)
-            )
 
 
 def targets(path: Path, options: OnnxOptions) -> list[Path]:

@@ -1,11 +1,11 @@
-"""A recipe for a network: what ``lpss sparsify`` would do with it, written down to be changed.
+"""Writes the recipe of a network: what ``lpss sparsify`` would do with it, ready to be changed.
 
-What is written is what was typed, and the choices that follow from the network and the data.
+Options that were chosen stand as they are: what was typed, and what follows from the network and
+the data. What is left open stands in comments, with the values that it has by default.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,185 +13,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+from tomlkit.items import Table
+
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data.spec import DATA_DIR_VARIABLE
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.jobs import config, recipes
-from lpss_cli.jobs.config import Request, check
+from lpss_cli.jobs import recipes
+from lpss_cli.jobs.config import Request, check, read_options
 from lpss_cli.jobs.plan import Plan, plan
-from lpss_cli.jobs.resolve import SPARSIFY_BUDGET, SPARSITY, restore, settings_for, sparsity_of
+from lpss_cli.jobs.resolve import restore, settings_for, sparsity_of
 from lpss_cli.sparsity.prunable import Weight, trainable_weights
 from lpss_cli.sparsity.targets import zero_count
 from lpss_cli.training.method import Method, make, options_of
+from lpss_cli.training.options import SPARSIFY_BUDGET, SPARSITY
 from lpss_cli.training.setup import Settings
 from lpss_cli.utils.files import atomic_write, reserve_output
 
-
-# MERGED: A recipe as a text that runs as it is and says what may be changed.
-# MERGED: Options that were chosen stand as they are. What is left open stands in comments, with
-# MERGED: the values
-# MERGED: that it has by default.
-@dataclass(frozen=True)
-class _Layer:
-    """One prunable weight in the list; ``zeros`` is the part that would go, None if skipped."""
-
-    name: str
-    shape: tuple[int, ...]
-    weights: int
-    fan_in: int | None
-    zeros: float | None
-
-
-def commented(
-    source: Path,
-    command: str,
-    method: Method,
-    options: Mapping[str, Any],
-    weights: Mapping[str, Weight],
-    planned: Plan,
-    examples: int,
-) -> str:
-    """Write out a recipe of ``lpss sparsify``.
-
-    Args:
-        source: the checkpoint, for the title.
-        command: that runs the recipe.
-        method: how the network becomes sparse.
-        options: by name; ``arch``, ``epochs``, ``batch_size``, ``seed``, ``method`` and one of
-            ``sparsity`` and ``target_drop`` are among them.
-        weights: name → prunable weight of the network, in layer order.
-        planned: what becomes of them.
-        examples: to learn from.
-    """
-    layers = _layers(weights, planned)
-    rest = dict(options)
-    lines = [
-        f"# A recipe for {_shown(str(source))}: it runs as it is, and every line may be changed.",
-        "#",
-        f"#     {_shown(command)}",
-        "#",
-        "# What is typed beside it wins. A line that begins with # is a choice left to lpss.",
-        f"title = {_toml(f'{source.name}, {method.name}')}",
-        "",
-        "[sparsify]",
-        *_network(rest, examples),
-        "",
-        *_budget(rest, sum(layer.weights for layer in layers if layer.zeros is not None)),
-        "",
-        *_list(layers),
-        *_patterns(rest, layers),
-        "",
-        f"# How to become sparse: lpss sparsify --help lists all methods. {method.paper}",
-        _taken(rest, "method"),
-        *_of_method(method, rest),
-        *(_taken(rest, name) for name in list(rest)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _taken(rest: dict[str, Any], name: str) -> str:
-    """Write the line of an option, and take it out of the rest."""
-    return f"{name} = {_toml(rest.pop(name))}"
-
-
-def _network(rest: dict[str, Any], examples: int) -> Iterator[str]:
-    yield _taken(rest, "arch")
-    if "data" in rest:
-        yield f"# {examples:,} examples to learn from."
-        yield _taken(rest, "data")
-
-
-def _budget(rest: dict[str, Any], total: int) -> Iterator[str]:
-    if "sparsity" in rest:
-        zeros = zero_count(total, rest["sparsity"])
-        yield f"# Zeros of all {total:,} prunable weights, here {zeros:,}: 0.9, '90%' or '10x'."
-        yield _taken(rest, "sparsity")
-    else:
-        yield f"# Points of the metric that may be lost: of {total:,} weights as many become zero."
-        yield _taken(rest, "target_drop")
-    yield "# Passes over the examples, and examples a step."
-    for name in ("epochs", "batch_size", "seed"):
-        yield _taken(rest, name)
-
-
-def _layers(weights: Mapping[str, Weight], planned: Plan) -> list[_Layer]:
-    kept = {layer.name: layer.kept for layer in planned.layers}
-    return [
-        _Layer(
-            name,
-            tuple(weight.tensor.shape),
-            weight.tensor.numel(),
-            weight.fan_in,
-            1 - kept[name] / weight.tensor.numel() if name in kept else None,
-        )
-        for name, weight in weights.items()
-    ]
-
-
-def _list(layers: Sequence[_Layer]) -> Iterator[str]:
-    """List the weights with their sizes: what patterns of ``skip``, ``layer``, ``p`` match."""
-    yield "# The weights; patterns are shell globs on their names. The zeros are what the ranking"
-    yield "# makes of the weights as they are now."
-    rows = [("name", "shape", "weights", "fan-in", "zeros")]
-    rows += [
-        (
-            _shown(layer.name),
-            "x".join(map(str, layer.shape)),
-            f"{layer.weights:,}",
-            "-" if layer.fan_in is None else f"{layer.fan_in:,}",
-            "-" if layer.zeros is None else f"{layer.zeros:.1%}",
-        )
-        for layer in layers
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        name, shape, *numbers = (
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield f"#   {'  '.join((name, shape, *numbers))}".rstrip()
-
-
-def _patterns(rest: dict[str, Any], layers: Sequence[_Layer]) -> Iterator[str]:
-    yield "# skip: layers that stay dense. layer: a sparsity of a layer's own; the others share"
-    yield "# what the whole leaves."
-    for name, example in (("skip", layers[-1].name), ("layer", f"{layers[0].name}=0.5")):
-        yield _taken(rest, name) if name in rest else f"# {name} = {_toml([example])}"
-
-
-def _of_method(method: Method, rest: dict[str, Any]) -> Iterator[str]:
-    """List the method's options: those that were given, the others with their defaults."""
-    defaults = asdict(type(method).Config())
-    for field in options_of(type(method)):
-        name, choices = field.name, field.metadata["choices"]
-        among = f": {', '.join(choices)}" if len(choices) > 1 else ""
-        text = f"{field.metadata['help']}{among}"
-        if name in rest:
-            yield f"# {text}"
-            yield _taken(rest, name)
-        else:
-            default = defaults[name]
-            value = "" if default in (None, ()) else f" {_toml(default)}"
-            yield f"# {name} ={value}  # {text}"
-
-
-def _toml(value: Any) -> str:
-    """Spell a value as TOML does, whose texts are those of JSON."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)
-
-
-def _shown(text: str) -> str:
-    """Make a text from a file fit for a comment: on one line, whatever it holds."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 _STAGE = "sparsify"
+_RECIPE = Path("recipe.toml")
 
 
 @dataclass(frozen=True)
@@ -199,9 +39,9 @@ class Draft:
     """A recipe that was written.
 
     Attributes:
-        path: of the recipe.
-        command: that runs it.
-        options: what it says, by name.
+        path: The recipe.
+        command: The command line that runs it.
+        options: What it says, by key.
     """
 
     path: Path
@@ -219,28 +59,30 @@ def draft(
     typed: Mapping[str, Any],
     note: Callable[[str], None] = lambda _: None,
 ) -> Draft:
-    """Write a recipe for a checkpoint to ``request.out``; read back, it is checked as any recipe.
+    """Write a recipe for a checkpoint, by default to ``recipe.toml``, and read it back.
 
     The network and its data are loaded, so that what is written runs as it is.
 
     Args:
-        path: the checkpoint.
-        request: of sparsifying it.
-        typed: the options that the request was made of.
-        note: told what was found out.
+        path: The checkpoint.
+        request: How to sparsify it, and the file to write.
+        typed: Options that the request was made of, by key.
+        note: Told what was found out.
 
     Raises:
-        InputError: whatever ``lpss sparsify`` would refuse before any training; the recipe exists
-            already, or its name does not end in ``.toml``.
+        InputError: Whatever ``lpss sparsify`` would refuse before any training; or the recipe
+            exists already, or its name does not end in ``.toml``.
     """
+    request = request.writing_to(_RECIPE)
+    out = request.output
     check(request)
-    if request.out.suffix != ".toml":
-        raise InputError(f"{request.out} is no name of a recipe", "let --out end in .toml")
-    method = make(request.method or "lpss", request.options)
+    if out.suffix != ".toml":
+        raise InputError(f"{out} is not the name of a recipe", "let --out end in .toml")
+    method = make(request.method_name(), request.options)
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for text in checkpoint.notes:
         note(text)
-    with reserve_output(request.out, force=request.force):
+    with reserve_output(out, force=request.force):
         model, arch, data = restore(checkpoint, request, note)
         weights = trainable_weights(model)
         sparsity = sparsity_of(request, weights, SPARSITY)
@@ -250,26 +92,27 @@ def draft(
             weights,
             sparsity=sparsity,
             options={"ranking": method.config.ranking},
-            layers=request.layer,
+            layers=request.layers,
             skip=request.skip,
         )
-        options = _chosen(request, checkpoint, arch, method, settings) | _given(typed)
+        options = _chosen(request, checkpoint, arch, method, settings) | _typed(typed)
         command = _command(path, request)
         text = commented(path, command, method, options, weights, planned, len(data.train))
-        return _write(request, text, command, options)
+        return _write(out, text, command, options)
 
 
 def _chosen(
     request: Request, checkpoint: Checkpoint, arch: str, method: Method, settings: Settings
 ) -> dict[str, Any]:
-    """Return what would be done, by the names of the options."""
-    # Of its own artefacts lpss knows the data; a name that is not theirs would lose the rest.
-    own = (checkpoint.meta.get("data") or {}).get("name")
+    """Return what would be done, by the keys of the options."""
+    # The data of an lpss artifact are known; a name that is not theirs would lose the rest.
+    stored = (checkpoint.meta.get("data") or {}).get("name")
     chosen = {
         "arch": arch,
-        "data": request.data or own,
+        "data": request.data or stored,
         "method": method.name,
-        "sparsity": settings.sparsity if request.target_drop is None else None,  # to be found
+        # A search has yet to find the sparsity.
+        "sparsity": settings.sparsity if request.target_drop is None else None,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
@@ -277,32 +120,226 @@ def _chosen(
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _given(typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were typed; a folder that the environment names is none of them."""
-    found = config.check_options({k: v for k, v in typed.items() if v != []})
-    if found.get("data_dir") == os.environ.get(DATA_DIR_VARIABLE):
-        found.pop("data_dir", None)
-    return found
+def _typed(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were typed; a folder that the environment names is not one."""
+    options = read_options(typed)
+    if options.get("data_dir") == os.environ.get(DATA_DIR_VARIABLE):
+        options.pop("data_dir", None)
+    return options
 
 
 def _command(path: Path, request: Request) -> str:
-    words = ["lpss", _STAGE, str(path), "--recipe", str(request.out)]
+    words = ["lpss", _STAGE, str(path), "--recipe", str(request.output)]
     return shlex.join(words + ["--trust-pickle"] * request.trust_pickle)
 
 
-def _write(request: Request, text: str, command: str, options: Mapping[str, Any]) -> Draft:
+def _write(out: Path, text: str, command: str, options: Mapping[str, Any]) -> Draft:
     """Write the text if it is a recipe that says what was meant."""
     try:
         content = text.encode()
     except UnicodeEncodeError:  # a path that is not UTF-8
         raise InputError(
-            f"{request.out} would hold a name that is no text", "rename the file, or use a link"
+            f"{out} would hold a name that is not UTF-8", "rename the file, or use a link"
         ) from None
-    said = recipes.loads(request.out, content).options(_STAGE)
-    if said != config.check_options(options):
+    read_back = recipes.loads(out, content).options(_STAGE)
+    if read_back != read_options(options):
         raise RunError(
-            f"{request.out} would not say what was asked for", "this is a defect; please report it"
+            f"{out} would not say what was asked for", "this is a defect; please report it"
         )
-    with atomic_write(request.out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_bytes(content)
-    return Draft(request.out, command, said)
+    return Draft(out, command, read_back)
+
+
+class _Section:
+    """The options of a recipe, while they are written.
+
+    Args:
+        options: What is to be written, by key.
+
+    Attributes:
+        table: What is written so far.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._left = dict(options)
+        self.table: Table = tomlkit.table()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
+
+    def value(self, key: str) -> Any:
+        """Return an option that is to be written."""
+        return self._left[key]
+
+    def write(self, *keys: str) -> None:
+        """Write some options."""
+        for key in keys:
+            self.table.add(key, tomlkit.item(self._left.pop(key)))
+
+    def write_rest(self) -> None:
+        """Write the options that are left."""
+        self.write(*list(self._left))
+
+    def comment(self, *lines: str) -> None:
+        """Write comments, a line each."""
+        for line in lines:
+            self.table.add(tomlkit.comment(line))
+
+    def example(self, key: str, value: Any, text: str = "") -> None:
+        """Write an option in a comment, with a value or without one."""
+        shown = "" if value in (None, ()) else f" {tomlkit.item(value).as_string()}"
+        self.comment(f"{key} ={shown}  # {text}" if text else f"{key} ={shown}")
+
+    def blank(self) -> None:
+        """Write an empty line."""
+        self.table.add(tomlkit.nl())
+
+
+def commented(
+    source: Path,
+    command: str,
+    method: Method,
+    options: Mapping[str, Any],
+    weights: Mapping[str, Weight],
+    planned: Plan,
+    examples: int,
+) -> str:
+    """Return the text of a recipe of ``lpss sparsify``.
+
+    Args:
+        source: The checkpoint, for the title.
+        command: The command line that runs the recipe.
+        method: How the network becomes sparse.
+        options: By key; ``arch``, ``epochs``, ``batch_size``, ``seed``, ``method`` and one of
+            ``sparsity`` and ``target_drop`` are among them.
+        weights: Prunable weights of the network by name, in layer order.
+        planned: What becomes of them.
+        examples: Number of training examples.
+    """
+    layers = _layers(weights, planned)
+    section = _Section(options)
+    section.write("arch")
+    if "data" in section:
+        section.comment(f"{examples:,} training examples.")
+        section.write("data")
+    section.blank()
+    _write_budget(section, sum(layer.weights for layer in layers if layer.zeros is not None))
+    section.blank()
+    section.comment(*_table_of(layers))
+    _write_patterns(section, layers)
+    section.blank()
+    section.comment(
+        f"How the network becomes sparse: lpss sparsify --help lists all methods. {method.paper}"
+    )
+    section.write("method")
+    _write_method(section, method)
+    section.write_rest()
+
+    document = tomlkit.document()
+    for line in (
+        f"Recipe for {_shown(str(source))}. It runs as it is:",
+        f"    {_shown(command)}",
+        "Every line may be changed. Options that are typed beside --recipe win. Options in",
+        "comments are left to lpss.",
+    ):
+        document.add(tomlkit.comment(line))
+    document.add("title", tomlkit.item(f"{source.name}, {method.name}"))
+    document.add(tomlkit.nl())
+    document.add(_STAGE, section.table)
+    return tomlkit.dumps(document)
+
+
+def _write_budget(section: _Section, total: int) -> None:
+    if "sparsity" in section:
+        zeros = zero_count(total, section.value("sparsity"))
+        section.comment(
+            f"Zeros of all {total:,} prunable weights, here {zeros:,}: 0.9, '90%' or '10x'."
+        )
+        section.write("sparsity")
+    else:
+        section.comment(
+            f"Points of the metric that may be lost; as many of the {total:,} prunable weights",
+            "as possible become zero.",
+        )
+        section.write("target_drop")
+    section.comment("Passes over the training data, and examples per step.")
+    section.write("epochs", "batch_size", "seed")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One prunable weight of the list; ``zeros`` is the fraction of zeros, None if skipped."""
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    fan_in: int | None
+    zeros: float | None
+
+
+def _layers(weights: Mapping[str, Weight], planned: Plan) -> list[_Layer]:
+    kept = {layer.name: layer.kept for layer in planned.layers}
+    return [
+        _Layer(
+            name,
+            tuple(weight.tensor.shape),
+            weight.tensor.numel(),
+            weight.fan_in,
+            1 - kept[name] / weight.tensor.numel() if name in kept else None,
+        )
+        for name, weight in weights.items()
+    ]
+
+
+def _table_of(layers: Sequence[_Layer]) -> Iterator[str]:
+    """List the weights with their sizes: what patterns of ``skip``, ``layer``, ``p`` match."""
+    yield "The weights; patterns are shell globs on their names. The zeros follow from the ranking"
+    yield "of the weights as they are now."
+    rows = [("name", "shape", "weights", "fan-in", "zeros")]
+    rows += [
+        (
+            _shown(layer.name),
+            "x".join(map(str, layer.shape)),
+            f"{layer.weights:,}",
+            "-" if layer.fan_in is None else f"{layer.fan_in:,}",
+            "-" if layer.zeros is None else f"{layer.zeros:.1%}",
+        )
+        for layer in layers
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield f"  {'  '.join(cells)}".rstrip()
+
+
+def _write_patterns(section: _Section, layers: Sequence[_Layer]) -> None:
+    section.comment(
+        "skip: layers that stay dense. layer: the sparsity of some layers; the others share what",
+        "the overall target leaves.",
+    )
+    for key, example in (("skip", layers[-1].name), ("layer", f"{layers[0].name}=0.5")):
+        if key in section:
+            section.write(key)
+        else:
+            section.example(key, [example])
+
+
+def _write_method(section: _Section, method: Method) -> None:
+    """Write the options of the method: those that were given, the others with their defaults."""
+    defaults = asdict(type(method).Config())
+    for item in options_of(type(method)):
+        text = item.text if len(item.choices) > 1 else item.help
+        if item.key in section:
+            section.comment(text)
+            section.write(item.key)
+        else:
+            section.example(item.key, defaults[item.name], text)
+
+
+def _shown(text: str) -> str:
+    """Make a text from a file fit for a comment: on one line, whatever it holds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

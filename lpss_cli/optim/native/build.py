@@ -1,4 +1,4 @@
-"""Finding a C++ compiler, building the library with it, and keeping what was built."""
+"""Finds a C++ compiler, builds the library with it, and caches what was built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-#: Set to 0, nothing is compiled and every step is one in PyTorch's operations.
+#: If this environment variable is 0, nothing is compiled: steps are taken in PyTorch operations.
 SWITCH = "LPSS_COMPILE"
 _COMPILERS = ("c++", "g++", "clang++")
 _SOURCES = Path(__file__).parent
@@ -21,36 +21,36 @@ _FLAGS = (
     "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp-simd", "-fno-math-errno",
     "-fno-trapping-math", "-march=native",
 )  # fmt: skip
-# A compiler that takes longer than this is of no use.
-_PATIENCE = 120.0
+# Seconds after which a compiler is given up.
+_TIMEOUT = 120.0
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the library, built if need be; None where that cannot be done."""
-    found = _found()
+    """Return the library, built if it is not cached yet; None where it cannot be built."""
+    found = _find_compiler()
     if found is None:
         return None
-    path, target = found
+    compiler_path, target = found
     sources = b"".join(f.read_bytes() for f in sorted(_SOURCES.glob("*pp")))
-    facts = "\0".join((target, *_FLAGS)).encode()
-    name = f"lpsgd-{hashlib.sha256(facts + sources).hexdigest()[:32]}.so"
+    build = "\0".join((target, *_FLAGS)).encode()
+    name = f"lpsgd-{hashlib.sha256(build + sources).hexdigest()[:32]}.so"
     try:
-        directory = _private(_cache())
-        return _loaded(directory / name, path)
-    except OSError:  # a home that cannot be written, or that programs may not run from
+        directory = _private_directory(_cache_directory())
+        return _load_or_build(directory / name, compiler_path)
+    except OSError:  # the home cannot be written, or nothing in it may be executed
         pass
     try:
-        with tempfile.TemporaryDirectory(prefix="lpss-") as elsewhere:
-            return _loaded(Path(elsewhere) / name, path)
+        with tempfile.TemporaryDirectory(prefix="lpss-") as temporary:
+            return _load_or_build(Path(temporary) / name, compiler_path)
     except OSError:
         return None
 
 
 @cache
 def compiler() -> str | None:
-    """Return name and version of the compiler that is used, or None."""
-    found = _found()
+    """Return the name and the version of the compiler; None where there is none that works."""
+    found = _find_compiler()
     if found is None:
         return None
     path, target = found
@@ -59,8 +59,11 @@ def compiler() -> str | None:
 
 
 @cache
-def _found() -> tuple[str, str] | None:
-    """Path of the first compiler that works, and all it says about itself and the processor."""
+def _find_compiler() -> tuple[str, str] | None:
+    """Return the path of the first compiler that works, and the macros that it defines.
+
+    The macros tell its version and the processor that it compiles for.
+    """
     if os.environ.get(SWITCH, "").strip() == "0" or os.name != "posix":
         return None
     for name in (os.environ.get("CXX", ""), *_COMPILERS):
@@ -75,33 +78,35 @@ def _found() -> tuple[str, str] | None:
 
 def _output(command: list[str]) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
-def _cache() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
-    return home / "lpss"
+def _cache_directory() -> Path:
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    cache_home = Path(configured) if os.path.isabs(configured) else Path("~/.cache").expanduser()
+    return cache_home / "lpss"
 
 
-def _private(directory: Path) -> Path:
-    """Return the directory, made if need be: what is in it is run, so nobody else may write it.
+def _private_directory(directory: Path) -> Path:
+    """Create the directory if it does not exist, and return it.
+
+    Its files are executed, so nobody else may be able to write to it.
 
     Raises:
-        OSError: it cannot be made, or others can write it.
+        OSError: it cannot be created, or others can write to it.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"others can write {directory}")
+        raise PermissionError(f"others can write to {directory}")
     return directory
 
 
-def _loaded(path: Path, compiler_path: str) -> ctypes.CDLL:
-    """Load what was built before, or build it first.
+def _load_or_build(path: Path, compiler_path: str) -> ctypes.CDLL:
+    """Load the library if it was built before; build it first otherwise.
 
     Raises:
         OSError: neither works.
@@ -109,7 +114,7 @@ def _loaded(path: Path, compiler_path: str) -> ctypes.CDLL:
     if path.exists():
         try:
             return ctypes.CDLL(str(path))
-        except OSError:  # damaged: build it again
+        except OSError:  # it is damaged: build it again
             pass
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)

@@ -1,4 +1,4 @@
-"""Calling the library on tensors: which it can take, and their rows shared among threads."""
+"""Calls the library on tensors: which ones it can take, and how threads share their rows."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from lpss_cli.optim.lp_step import LARGEST_GAIN_STEP, Rows, Rule
+from lpss_cli.optim.lp_step import MAX_LOG_RADIUS_STEP, Rows, Rule
 from lpss_cli.optim.native.build import library
 
-# Fewer numbers than this are not worth waking a thread for.
-_WORTH_SHARING = 1 << 16
+# Smaller weights are not worth the start of a thread.
+_MIN_SIZE_FOR_THREADS = 1 << 16
 _SYMBOLS = {torch.float32: "lpsgd_float32", torch.float64: "lpsgd_float64"}
 
 
 class _Options(ctypes.Structure):
-    """What ``lpsgd.cpp`` calls Options."""
+    """The ``Options`` of ``lpsgd.cpp``."""
 
     _fields_ = (
         *((name, ctypes.c_double) for name in ("p", "eta", "momentum", "fresh")),
-        *((name, ctypes.c_double) for name in ("gain_rate", "gain_clip")),
+        *((name, ctypes.c_double) for name in ("radius_rate", "max_log_radius_step")),
         *((name, ctypes.c_int64) for name in ("nesterov", "learned", "unit")),
     )
 
 
 def fits(rows: Rows) -> bool:
-    """Whether the library is there and takes these rows: on a CPU, each in one piece."""
+    """Whether there is a library and it can take these rows: on a CPU, each row contiguous."""
     weight = rows.weight
     if rows.row_dim != 0 or weight.device.type != "cpu" or weight.dtype not in _SYMBOLS:
         return False
     tensors = (weight, rows.grad, rows.momentum, rows.latent)
-    return _alike(tensors, weight.dtype) and library() is not None
+    return _have_contiguous_rows(tensors, weight.dtype) and library() is not None
 
 
-def _alike(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether plain tensors have one format and one layout in which a row lies in one piece."""
-    # What subclasses and lazily negated tensors hold is not what their memory holds.
+def _have_contiguous_rows(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether all are plain tensors of this format and of one layout with contiguous rows."""
+    # The memory of subclasses and of lazily negated tensors does not hold their values.
     plain = all(type(t) is Tensor and t.dtype == dtype and not t.is_neg() for t in tensors)
     if not plain or any(t.layout != torch.strided or not t.is_cpu for t in tensors):
         return False
@@ -56,42 +56,42 @@ def _alike(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
 def step(rows: Rows, rule: Rule) -> None:
     """Take a step on all rows, in place, on as many threads as PyTorch uses.
 
-    Rows do not depend on each other, so the result does not depend on the threads.
+    Rows are independent of each other, so the result does not depend on the number of threads.
     """
     count, size = rows.weight.shape[0], rows.weight.numel()
-    threads = min(torch.get_num_threads(), count) if size >= _WORTH_SHARING else 1
-    call = _call(rows, rule)
+    threads = min(torch.get_num_threads(), count) if size >= _MIN_SIZE_FOR_THREADS else 1
+    step_rows = _bind(rows, rule)
     if threads <= 1:
-        call(0, count)
+        step_rows(0, count)
     else:
-        cuts = [count * part // threads for part in range(threads + 1)]
-        list(_pool(os.getpid(), threads).map(call, cuts[:-1], cuts[1:]))
-    increment_version(rows.weight)  # autograd refuses a backward pass through replaced numbers
+        bounds = [count * part // threads for part in range(threads + 1)]
+        list(_pool(os.getpid(), threads).map(step_rows, bounds[:-1], bounds[1:]))
+    increment_version(rows.weight)  # autograd then refuses a backward pass through the old values
 
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: a fork has none of its parent's."""
+    """Return threads of this process: a fork does not inherit those of its parent."""
     return ThreadPoolExecutor(threads, thread_name_prefix="lpsgd")
 
 
-def _call(rows: Rows, rule: Rule) -> Callable[[int, int], None]:
-    """Return the step on a range of rows; the caller keeps the tensors alive."""
-    learned = rows.gain_momentum is not None
+def _bind(rows: Rows, rule: Rule) -> Callable[[int, int], None]:
+    """Return a function that steps rows first to last - 1; the caller keeps the tensors alive."""
+    learned = rows.radius_momentum is not None
     options = _Options(
-        rule.p, rule.eta, rule.momentum, 1.0 - rule.dampening, rule.gain_rate, LARGEST_GAIN_STEP,
-        rule.nesterov, learned, rule.unit,
+        rule.p, rule.eta, rule.momentum, 1.0 - rule.dampening, rule.radius_rate,
+        MAX_LOG_RADIUS_STEP, rule.nesterov, learned, rule.unit,
     )  # fmt: skip
-    pointers = [
-        t.data_ptr() for t in (rows.weight, rows.grad, rows.momentum, rows.latent, rows.gain)
-    ]
-    pointers.append((rows.gain if rows.gain_momentum is None else rows.gain_momentum).data_ptr())
+    # Where radii are not learned, their momentum is not touched.
+    radius_momentum = rows.radius if rows.radius_momentum is None else rows.radius_momentum
+    tensors = (rows.weight, rows.grad, rows.momentum, rows.latent, rows.radius, radius_momentum)
+    pointers = [t.data_ptr() for t in tensors]
     function, fan_in = _function(rows.weight.dtype), math.prod(rows.weight.shape[1:])
 
-    def call(first: int, last: int) -> None:
+    def step_rows(first: int, last: int) -> None:
         function(*pointers, fan_in, first, last, ctypes.byref(options))
 
-    return call
+    return step_rows
 
 
 @cache

@@ -1,20 +1,20 @@
-// One step of LpSGD on whole rows, each in cache from its first pass to its last.
+// One step of LpSGD on whole rows; each row stays in the cache from its first pass to its last.
 //
 // The letters are those of lpsgd.py; tests/reference has the formulas, slow and literal. A row is
-// n numbers that lie together. Its weight serves as the row's scratch space between the moment its
-// slope <g, w> is known and the moment it is written anew, so that no other memory is needed.
-// Rows are independent of each other: the result is the same however they are shared among threads.
+// n contiguous numbers. Once the slope <g, w> of a row is known, its weight serves as scratch space
+// until it is written again, so that no other memory is needed. Rows are independent of each other:
+// the result does not depend on how threads share them.
 
 #include "power.hpp"
 
 extern "C" struct Options {
-  double p;         // exponent of the sphere
-  double eta;       // step on the sphere
-  double momentum;  // μ
-  double fresh;     // 1 - dampening: the gradient's part in the momentum
-  double gain_rate; // step of log γ
-  double gain_clip; // the largest change of log γ
-  int64_t nesterov, learned, unit; // flags: look ahead, train γ, γ is 1
+  double p;                   // exponent of the sphere
+  double eta;                 // step on the sphere
+  double momentum;            // μ
+  double fresh;               // 1 - dampening: the factor of the gradient in the momentum
+  double radius_rate;         // step of log γ
+  double max_log_radius_step; // largest change of log γ
+  int64_t nesterov, learned, unit; // flags: Nesterov momentum, learn γ, γ is 1
 };
 
 namespace {
@@ -22,66 +22,69 @@ namespace {
 template <class T> struct Row {
   T *w;
   const T *g;
-  T *m, *latent, *gain, *gain_momentum;
+  T *m, *latent, *radius, *radius_momentum;
   int64_t n;
 };
 
-// What the momentum pass finds out about a row.
-template <class T> struct Pull {
-  T slope;    // <g, w> = ∂L/∂log γ
-  T steepest; // max |g|
-  T largest;  // max |d|
+// What the momentum pass computes about a row.
+template <class T> struct GradientStats {
+  T slope; // <g, w> = ∂L/∂log γ
+  T max_g; // max |g|
+  T max_d; // max |d|
 
-  // A row without a gradient stays: the step is normalised, so what is left of an old momentum
-  // would move it for ever.
-  bool live() const { return steepest > 0 && largest > 0; }
+  // A row without a gradient stays: the step is normalized, so what is left of an old momentum
+  // would move it forever.
+  bool live() const { return max_g > 0 && max_d > 0; }
 };
 
-// m ← μm + (1-δ)h ;  w ← d = h + μm or m, for part of a row; h is the force, g or more.
+// m ← μm + (1-δ)h ;  w ← d = h + μm or m, for part of a row. h is g, or what the rule makes of it.
 template <class T>
-void momentum(const Row<T> &row, int64_t at, int64_t n, const T *h, const Options &o, Pull<T> &pull) {
+void update_momentum(const Row<T> &row, int64_t at, int64_t n, const T *h, const Options &o,
+                     GradientStats<T> &stats) {
   const T mu = static_cast<T>(o.momentum), fresh = static_cast<T>(o.fresh);
   const T own = o.nesterov ? T(1) : T(0), kept = o.nesterov ? mu : T(1);
-  T slope = 0, steepest = pull.steepest, largest = pull.largest;
+  T slope = 0, max_g = stats.max_g, max_d = stats.max_d;
   T *w = row.w + at, *m = row.m + at;
   const T *g = row.g + at;
-#pragma omp simd reduction(+ : slope) reduction(max : steepest, largest)
+#pragma omp simd reduction(+ : slope) reduction(max : max_g, max_d)
   for (int64_t i = 0; i < n; ++i) {
     slope += g[i] * w[i];
-    steepest = std::max(steepest, std::abs(g[i]));
+    max_g = std::max(max_g, std::abs(g[i]));
     m[i] = mu * m[i] + fresh * h[i];
     w[i] = own * h[i] + kept * m[i];
-    largest = std::max(largest, std::abs(w[i]));
+    max_d = std::max(max_d, std::abs(w[i]));
   }
-  pull = {pull.slope + slope, steepest, largest};
+  stats = {stats.slope + slope, max_g, max_d};
 }
 
-// 1/max|d|, having brought rows whose inverse would overflow into range.
-template <class T> T inverse(const Row<T> &row, Pull<T> &pull) {
-  if (pull.largest < std::numeric_limits<T>::min()) {
+// 1/max|d|, after d was scaled up where its inverse would overflow.
+template <class T> T inverse(const Row<T> &row, GradientStats<T> &stats) {
+  if (stats.max_d < std::numeric_limits<T>::min()) {
     const T up = static_cast<T>(18446744073709551616.0); // 2^64
     for (int64_t i = 0; i < row.n; ++i)
       row.w[i] *= up;
-    pull.largest *= up;
+    stats.max_d *= up;
   }
-  return 1 / pull.largest;
+  return 1 / stats.max_d;
 }
 
-// γ ← γ·exp(-rate·change), the change by momentum too.
-template <class T> void train_gain(const Row<T> &row, const Pull<T> &pull, const Options &o) {
+// γ ← γ·exp(-rate·change), where the change has momentum too.
+template <class T>
+void train_radius(const Row<T> &row, const GradientStats<T> &stats, const Options &o) {
   if (!o.learned)
     return;
   const T mu = static_cast<T>(o.momentum), fresh = static_cast<T>(o.fresh);
-  const T m = *row.gain_momentum = mu * *row.gain_momentum + fresh * pull.slope;
-  const double change = o.nesterov ? pull.slope + mu * m : m;
-  if (pull.steepest > 0)
-    *row.gain *= static_cast<T>(
-        std::exp(std::max(-o.gain_clip, std::min(o.gain_clip, -o.gain_rate * change))));
+  const T m = *row.radius_momentum = mu * *row.radius_momentum + fresh * stats.slope;
+  const double change = o.nesterov ? stats.slope + mu * m : m;
+  const double bound = o.max_log_radius_step;
+  if (stats.max_g > 0)
+    *row.radius *=
+        static_cast<T>(std::exp(std::max(-bound, std::min(bound, -o.radius_rate * change))));
 }
 
-// latent ← shrink·latent ;  w ← sign(latent)·scale·w, where w holds magnitudes. A weight is zero
-// by a mask or not at all.
-template <class T> void show(const Row<T> &row, T shrink, T scale) {
+// latent ← shrink·latent ;  w ← sign(latent)·scale·w, where w holds magnitudes. Only a mask makes
+// a weight zero.
+template <class T> void write_weights(const Row<T> &row, T shrink, T scale) {
   const T tiny = std::numeric_limits<T>::min();
   T *w = row.w, *latent = row.latent;
 #pragma omp simd
@@ -92,27 +95,27 @@ template <class T> void show(const Row<T> &row, T shrink, T scale) {
   }
 }
 
-// The dual rule, p > 1: |v|^a serves Σ|v|^q = Σ|v||v|^a and the weight.
+// The dual rule, p > 1: |v|^a serves both Σ|v|^q = Σ|v||v|^a and the weight.
 template <class T> class Dual {
 public:
   explicit Dual(const Options &o) : o_(o), a_(1 / (o.p - 1)), q_(1 / (o.p - 1) + 1) {}
 
   void operator()(const Row<T> &row) const {
-    Pull<T> pull{};
-    momentum(row, 0, row.n, row.g, o_, pull);
-    const bool live = pull.live();
+    GradientStats<T> stats{};
+    update_momentum(row, 0, row.n, row.g, o_, stats);
+    const bool live = stats.live();
     T eta = 0, step = 0;
     if (live) {
-      const T inv = inverse(row, pull);
+      const T inv = inverse(row, stats);
       eta = static_cast<T>(o_.eta);
       step = inv * static_cast<T>(o_.eta * std::pow(power_sum(row, inv), -1 / q_.exponent));
     }
-    double total = moved(row, 1 - eta, step);
+    double total = move(row, 1 - eta, step);
     if (!live || !(total > 0))
       total = 1;
-    train_gain(row, pull, o_);
-    show(row, static_cast<T>(std::pow(total, -1 / q_.exponent)),
-         static_cast<T>(*row.gain * std::pow(total, -1 / o_.p)));
+    train_radius(row, stats, o_);
+    write_weights(row, static_cast<T>(std::pow(total, -1 / q_.exponent)),
+                  static_cast<T>(*row.radius * std::pow(total, -1 / o_.p)));
   }
 
   double latent_exponent() const { return o_.p - 1; }
@@ -142,7 +145,7 @@ private:
   }
 
   // v ← keep·v - step·d ;  w ← |v|^a ;  Σ|v|^q
-  double moved(const Row<T> &row, T keep, T step) const {
+  double move(const Row<T> &row, T keep, T step) const {
     double sum = 0;
     for (int64_t at = 0; at < row.n; at += BLOCK) {
       const int64_t n = std::min(BLOCK, row.n - at);
@@ -163,22 +166,22 @@ private:
   }
 };
 
-// The signed-power rule, p ≤ 1: a great circle, seen through w = γ sign(u)|u|^(2/p).
+// The signed-power rule, p ≤ 1: a great circle seen through w = γ sign(u)|u|^(2/p).
 template <class T> class SignedPower {
 public:
   explicit SignedPower(const Options &o) : o_(o), outer_(2 / o.p), inner_(2 / o.p - 1) {}
 
   void operator()(const Row<T> &row) const {
-    Pull<T> pull{};
-    pulled(row, pull);
+    GradientStats<T> stats{};
+    scale_gradient(row, stats);
     double step = 0, norm = 1;
-    if (pull.live())
-      step = tangent(row, inverse(row, pull));
+    if (stats.live())
+      step = tangent(row, inverse(row, stats));
     if (step > 0)
-      norm = std::sqrt(moved(row, static_cast<T>(step)));
-    train_gain(row, pull, o_);
+      norm = std::sqrt(move(row, static_cast<T>(step)));
+    train_radius(row, stats, o_);
     magnitudes(row, static_cast<T>(1 / norm));
-    show(row, T(1), *row.gain);
+    write_weights(row, T(1), *row.radius);
   }
 
   double latent_exponent() const { return o_.p / 2; }
@@ -188,8 +191,8 @@ private:
   Power<T> outer_, inner_;
 
   // h = γ g (2/p)|u|^(2/p-1), and its momentum.
-  void pulled(const Row<T> &row, Pull<T> &pull) const {
-    const T factor = *row.gain * static_cast<T>(outer_.exponent);
+  void scale_gradient(const Row<T> &row, GradientStats<T> &stats) const {
+    const T factor = *row.radius * static_cast<T>(outer_.exponent);
     T h[BLOCK];
     for (int64_t at = 0; at < row.n; at += BLOCK) {
       const int64_t n = std::min(BLOCK, row.n - at);
@@ -201,7 +204,7 @@ private:
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i)
         h[i] *= factor * g[i];
-      momentum(row, at, n, h, o_, pull);
+      update_momentum(row, at, n, h, o_, stats);
     }
   }
 
@@ -226,7 +229,7 @@ private:
   }
 
   // u ← u - step·w ;  ‖u‖²
-  double moved(const Row<T> &row, T step) const {
+  double move(const Row<T> &row, T step) const {
     T sum = 0;
     T *u = row.latent;
     const T *w = row.w;
@@ -253,8 +256,8 @@ private:
   }
 };
 
-// A row of zeros has no direction; one that has got a gradient takes that of an ordinary step.
-template <class T> void wake(const Row<T> &row, double exponent, const Options &o) {
+// A row of zeros has no direction; once it has a gradient, it takes that of an ordinary step.
+template <class T> void revive(const Row<T> &row, double exponent, const Options &o) {
   double largest = 0, sum = 0;
   for (int64_t i = 0; i < row.n; ++i)
     largest = std::max(largest, std::abs(o.eta * row.g[i]));
@@ -269,44 +272,44 @@ template <class T> void wake(const Row<T> &row, double exponent, const Options &
     const double x = -o.eta * row.g[i];
     row.latent[i] = static_cast<T>(std::copysign(std::pow(std::abs(x) / radius, exponent), x));
   }
-  *row.gain = o.unit ? T(1) : static_cast<T>(radius);
+  *row.radius = o.unit ? T(1) : static_cast<T>(radius);
 }
 
 template <class T, class Rule>
-void each(const Row<T> &start, int64_t first, int64_t last, const Options &o) {
+void step_rows(const Row<T> &start, int64_t first, int64_t last, const Options &o) {
   const Rule rule(o);
   for (int64_t r = first; r < last; ++r) {
     const int64_t at = r * start.n;
     const Row<T> row{start.w + at, start.g + at, start.m + at, start.latent + at,
-                     start.gain + r, start.gain_momentum + r, start.n};
-    if (*row.gain == 0)
-      wake(row, rule.latent_exponent(), o);
+                     start.radius + r, start.radius_momentum + r, start.n};
+    if (*row.radius == 0)
+      revive(row, rule.latent_exponent(), o);
     rule(row);
   }
 }
 
 template <class T>
-void step(T *w, const T *g, T *m, T *latent, T *gain, T *gain_momentum, int64_t n, int64_t first,
-          int64_t last, const Options &o) {
-  const Row<T> start{w, g, m, latent, gain, gain_momentum, n};
+void step(T *w, const T *g, T *m, T *latent, T *radius, T *radius_momentum, int64_t n,
+          int64_t first, int64_t last, const Options &o) {
+  const Row<T> start{w, g, m, latent, radius, radius_momentum, n};
   if (o.p > 1)
-    each<T, Dual<T>>(start, first, last, o);
+    step_rows<T, Dual<T>>(start, first, last, o);
   else
-    each<T, SignedPower<T>>(start, first, last, o);
+    step_rows<T, SignedPower<T>>(start, first, last, o);
 }
 
 } // namespace
 
-// Rows first to last - 1 of a weight: its number, gradient, momentum, latent, and a gain and a
-// momentum of the gain for each row (not touched unless gains are learned).
-extern "C" void lpsgd_float32(float *w, const float *g, float *m, float *latent, float *gain,
-                              float *gain_momentum, int64_t n, int64_t first, int64_t last,
+// Steps rows first to last - 1 of a weight: its values, gradient, momentum and latent, and for each
+// row a radius and the momentum of the radius (not touched unless radii are learned).
+extern "C" void lpsgd_float32(float *w, const float *g, float *m, float *latent, float *radius,
+                              float *radius_momentum, int64_t n, int64_t first, int64_t last,
                               const Options *o) {
-  step(w, g, m, latent, gain, gain_momentum, n, first, last, *o);
+  step(w, g, m, latent, radius, radius_momentum, n, first, last, *o);
 }
 
-extern "C" void lpsgd_float64(double *w, const double *g, double *m, double *latent, double *gain,
-                              double *gain_momentum, int64_t n, int64_t first, int64_t last,
+extern "C" void lpsgd_float64(double *w, const double *g, double *m, double *latent, double *radius,
+                              double *radius_momentum, int64_t n, int64_t first, int64_t last,
                               const Options *o) {
-  step(w, g, m, latent, gain, gain_momentum, n, first, last, *o);
+  step(w, g, m, latent, radius, radius_momentum, n, first, last, *o);
 }

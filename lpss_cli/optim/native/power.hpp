@@ -1,4 +1,4 @@
-// Powers of many numbers ≥ 0 at once, in loops that compilers turn into vector instructions.
+// Powers of many numbers ≥ 0 at once, in loops that compilers can vectorize.
 
 #pragma once
 
@@ -8,11 +8,11 @@
 #include <cstring>
 #include <limits>
 
-// Numbers that a power is taken of at a time: they stay in the first-level cache.
+// How many numbers are raised to a power at a time: few enough for the first-level cache.
 constexpr int64_t BLOCK = 512;
 
-// Raises blocks to one exponent > 0. Results below the smallest normal number are 0, since the
-// arithmetic of denormals is slow.
+// Raises blocks of numbers to an exponent > 0. Results below the smallest normal number become 0,
+// because the arithmetic of denormals is slow.
 template <class T> class Power {
 public:
   const double exponent;
@@ -31,8 +31,8 @@ public:
   }
 
 private:
-  int64_t doubled_; // 2e where that is a whole number and products are cheaper, else 0
-  T least_;         // what is smaller gives 0
+  int64_t doubled_; // 2e where it is an integer and products are cheaper, else 0
+  T least_;         // smaller numbers give 0
 
   static int64_t halves(double e) {
     const double twice = std::nearbyint(2 * e);
@@ -40,7 +40,7 @@ private:
     return whole ? static_cast<int64_t>(twice) : 0;
   }
 
-  // By squaring, from the lowest bit of the exponent to the highest.
+  // Exponentiation by squaring, from the lowest bit of the exponent to the highest.
   void by_products(T *x, int64_t n) const {
     T base[BLOCK];
     const T least = least_;
@@ -69,8 +69,8 @@ template <> inline void Power<double>::by_exponential(double *x, int64_t n) cons
     x[i] = x[i] < least_ ? 0 : std::pow(x[i], exponent);
 }
 
-// exp2(e·log2 x), where x = 2^k·f with √½ ≤ f < √2. The whole part of e·k is taken off before
-// anything is rounded, so that the error is that of a number below e and not below 127e.
+// exp2(e·log2 x), where x = 2^k·f with √½ ≤ f < √2. The integer part of e·k is subtracted
+// before anything is rounded, so that the error is that of a number below e and not below 127e.
 template <> inline void Power<float>::by_exponential(float *x, int64_t n) const {
   const float least = least_, e = static_cast<float>(exponent);
   const float coarse = static_cast<float>(std::nearbyint(exponent * 1024) / 1024);
