@@ -460,7 +460,9 @@ def test_the_forms_of_an_onnx_export_and_what_a_report_says_of_them(lpss):
     assert "does not skip zeros" in err
     refused(lpss("export", "--format", "onnx", "--int8"), "already exists", "--force")
     Path("model.onnx").unlink()
-    refused(lpss("export", "--format", "onnx", "--int8"), "model.int8.onnx exists", "--force")
+    refused(
+        lpss("export", "--format", "onnx", "--int8"), "model.int8.onnx already exists", "--force"
+    )
     refused(
         lpss("export", "--onnx-encoding", "gap"), "--onnx-encoding 'gap' is not a choice", "'gaps'"
     )

@@ -1,4 +1,4 @@
-"""All generators of the process, there and back."""
+"""The global random generators: saved, restored and seeded."""
 
 import io
 import random
@@ -38,7 +38,7 @@ def test_restored_generators_draw_the_same_again():
     assert draw() == first
 
 
-def test_one_seed_starts_all_of_them():
+def test_one_number_seeds_all_of_them():
     seeds.seed_everything(1)
     first = draw()
     seeds.seed_everything(1)
@@ -47,7 +47,7 @@ def test_one_seed_starts_all_of_them():
     assert not set(draw()) & set(first)
 
 
-def test_a_block_may_draw_without_anybody_noticing():
+def test_what_a_block_draws_leaves_no_trace():
     seeds.seed_everything(0)
     first = draw()
     seeds.seed_everything(0)
