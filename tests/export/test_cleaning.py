@@ -101,7 +101,7 @@ def test_an_export_of_a_clean_network(tmp_path):
         commands.evaluate_file(path, request)
         for path in (tmp_path / "m.pt", tmp_path / "out/m.lpss")
     )
-    assert source[1]["accuracy"] == packed[1]["accuracy"]
+    assert source.metrics["accuracy"] == packed.metrics["accuracy"]
     plain = export_file(
         tmp_path / "m.pt", request, ExportOptions(("pack",), "fp32"), tmp_path / "plain"
     )

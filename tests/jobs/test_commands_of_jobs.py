@@ -284,7 +284,7 @@ def test_mnist_sparse_zeros_counted_independently(tmp_path):
             },
             ["images: shorter side to 73 (bilinear), center of 64x64, standardized by mean/std"],
         ),
-        ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in all)"]),
+        ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in total)"]),
         ({"kind": "table", "mean": [1.0], "std": [2.0]}, []),
         ({"kind": "factory"}, []),
     ],

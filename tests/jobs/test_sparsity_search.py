@@ -198,7 +198,7 @@ def test_a_killed_run_goes_on_without_searching_again(lpss, monkeypatch):
     with pytest.raises(KeyError):
         commands.sparsify(Path("model.pt"), request, Killed())
     monkeypatch.setattr(commands, "search", None)  # it would be called again
-    with pytest.raises(InputError, match="not of a search for this drop"):
+    with pytest.raises(InputError, match="does not belong to a search for this drop"):
         commands.sparsify(Path("model.pt"), replace(request, target_drop=1.0, resume=True))
     outcome = commands.sparsify(Path("model.pt"), replace(request, resume=True))
     assert outcome.report.zeros == round(0.5 * outcome.report.weights)
@@ -224,11 +224,11 @@ def test_a_signal_ends_the_search_and_says_how_to_start_again(lpss, monkeypatch)
 @pytest.mark.parametrize(
     ("typed", "code", "what"),
     [
-        (["--target-drop", "1", "--sparsity", "0.9"], 2, "--sparsity says it"),
-        (["--target-drop", "1", "--layer", "fc1=0.9"], 2, "--layer says it"),
-        (["--target-drop", "-1"], 2, "--target-drop -1.0 is out of range"),
+        (["--target-drop", "1", "--sparsity", "0.9"], 2, "--sparsity sets it"),
+        (["--target-drop", "1", "--layer", "fc1=0.9"], 2, "--layer sets it"),
+        (["--target-drop", "-1"], 2, "--target-drop -1 is out of range"),
         (["--target-drop", "1", "--tries", "0"], 2, "--tries 0 is out of range"),
-        (["--tries", "3"], 2, "--tries is of the search"),
+        (["--tries", "3"], 2, "--tries needs --target-drop"),
         (
             ["--target-drop", "0", "--tries", "1", "--epochs", "0", "--method", "static"],
             1,

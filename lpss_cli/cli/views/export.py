@@ -1,4 +1,4 @@
-"""What an export wrote: files and their proofs, what dead units cost, accuracies and times."""
+"""Tables of an export: files and their proofs, what dead units cost, accuracies and times."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 NO_SKIPPING = (
-    "median ± half the quartile range; onnxruntime does not skip zeros: only removed units make "
-    "it faster"
+    "median ± half the interquartile range; onnxruntime does not skip zeros: only removed units "
+    "make it faster"
 )
 
 
@@ -32,7 +32,7 @@ def export_tables(result: Export) -> list[Table]:
 
 
 def savings_table(written: Sequence[ExportedFile]) -> list[Table]:
-    """Set each layer before and after the removal of dead units; nothing where none was removed."""
+    """Show each layer before and after dead units are removed; nothing if there are none."""
     return [_savings(x.savings) for x in written if x.savings is not None and x.savings.changed]
 
 
@@ -63,7 +63,7 @@ def _savings(savings: Savings) -> Table:
 
 
 def networks_table(written: Sequence[ExportedFile]) -> list[Table]:
-    """Set the ONNX files side by side: what they get right, and how long a batch takes."""
+    """Compare the ONNX files: their metrics, and how long a batch takes."""
     files = {item.path: item.metrics or {} for item in written if item.kind == "onnx"}
     if not files:
         return []
@@ -73,11 +73,11 @@ def networks_table(written: Sequence[ExportedFile]) -> list[Table]:
 def times_table(
     rows: Sequence[Latency], files: Mapping[str, Mapping[str, float]] | None = None
 ) -> Table:
-    """Set networks in onnxruntime side by side.
+    """Compare networks in onnxruntime.
 
     Args:
-        rows: how long a batch takes.
-        files: metrics by network, where they were measured; some may be without times.
+        rows: How long a batch takes.
+        files: Metrics by network, where they were measured; some may have no times.
     """
     files = files or {}
     title = "in onnxruntime"
@@ -106,7 +106,7 @@ def times_table(
 
 
 def onnx_notes(written: Sequence[ExportedFile]) -> list[str]:
-    """Say by the way what the tables do not."""
+    """Return what the tables do not say."""
     notes = []
     for item in written:
         savings = item.savings
