@@ -103,7 +103,7 @@ def test_what_is_allowed_passes_and_so_does_nothing():
 
 
 def test_an_error_may_name_the_keyword():
-    with pytest.raises(InputError, match="^count 0 is out of range") as error:
+    with pytest.raises(InputError, match=r"^count 0 is out of range") as error:
         options.options(Example)["count"].check(0, "count")
     assert error.value.do == "give count from 1 to 9"
 
