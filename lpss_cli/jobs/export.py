@@ -26,7 +26,9 @@ from lpss_cli.export.result import ExportedFile
 from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
-from lpss_cli.jobs.resolve import input_file, restore
+from lpss_cli.jobs.resolve import input_file
+from lpss_cli.jobs.restore import restore
+from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import packed_values, weights_of
 from lpss_cli.report.sizes import Size, table
 from lpss_cli.utils import digest
@@ -143,17 +145,17 @@ def _export(
     needed = {*targets, *(["onnx"] if options.clean else [])}
     restored = _restored(checkpoint, request, needed, callback)
     if options.clean and restored is not None:
-        checkpoint, count = clean(checkpoint, restored[0], restored[2])
+        checkpoint, count = clean(checkpoint, *restored)
         callback.on_note(f"{count:,} more weights are zero: they reached no output")
     written: list[ExportedFile] = []
     if restored is not None and "onnx" in targets:
-        model, _, data = restored
+        model, info, data = restored
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
-        written += write_onnx(model, data, targets["onnx"], texts, options.onnx)
+        written += write_onnx(model, data, targets["onnx"], texts, options.onnx, info.flops)
     if "safetensors" in targets:
         written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
     if "pack" in targets:
-        reference = restored and Reference(restored[0], restored[2], device_of(request.device))
+        reference = restored and Reference(*restored, device_of(request.device))
         path = targets["pack"]
         written.append(export_pack(checkpoint, path, values=options.values, reference=reference))
     return written
@@ -161,7 +163,7 @@ def _export(
 
 def _restored(
     checkpoint: Checkpoint, request: Request, formats: Collection[str], callback: JobCallback
-) -> tuple[nn.Module, str, Data] | None:
+) -> tuple[nn.Module, ModelInfo, Data] | None:
     """Return the network and its data: for ONNX always, for a pack's proof where they are at hand.
 
     Raises:
@@ -204,12 +206,15 @@ def sizes_of(path: Path, request: Request, written: Sequence[ExportedFile]) -> l
     return table(checkpoint.state_dict, list(weights_of(checkpoint)), files)
 
 
-def clean(checkpoint: Checkpoint, model: nn.Module, data: Data) -> tuple[Checkpoint, int]:
+def clean(
+    checkpoint: Checkpoint, model: nn.Module, info: ModelInfo, data: Data
+) -> tuple[Checkpoint, int]:
     """Zero what reaches no output, and say how many weights became zero by it.
 
     Args:
         checkpoint: of the network.
         model: the network with its weights; they are changed in place.
+        info: what is known about it.
         data: its data; outputs are compared on the test part.
 
     Returns:
@@ -228,7 +233,7 @@ def clean(checkpoint: Checkpoint, model: nn.Module, data: Data) -> tuple[Checkpo
         )
     state = {**checkpoint.state_dict, **{name: t.clone() for name, t in found.items()}}
     cleaned = replace(checkpoint, state_dict=state)
-    load_into(model, cleaned, str(checkpoint.meta.get("arch")))
+    load_into(model, cleaned, info)
     return cleaned, _zeros(cleaned) - _zeros(checkpoint)
 
 

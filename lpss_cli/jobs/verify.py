@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpss_cli import models
 from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.export.onnx.runtime import is_onnx_file, rounding_tolerance, run_foreign_onnx
 from lpss_cli.jobs.config import Request, check, device_of
-from lpss_cli.jobs.resolve import restore
+from lpss_cli.jobs.restore import build, restore
 from lpss_cli.training.evaluation import outputs
 
 #: Largest difference of an output, as a part of the largest, that another runtime's order of
@@ -185,10 +184,10 @@ def _predictions(a: Checkpoint, b: Checkpoint, request: Request) -> Predictions 
     """Let both networks predict the test split, where network and data are known."""
     known = next((x for x in (a, b) if x.meta), a)
     try:
-        model, arch, data = restore(known, request)
-        load_into(model, a, arch)
-        other = models.build(arch, data.input_shape, data.outputs)
-        load_into(other, b, arch)
+        model, info, data = restore(known, request)
+        load_into(model, a, info)
+        other = build(info, data, request.seed)
+        load_into(other, b, info)
     except InputError:
         if request.arch or request.data:
             raise

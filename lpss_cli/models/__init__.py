@@ -13,6 +13,7 @@ from lpss_cli.models.families import (
     mlp_widths,
     resolve,
     runs_code,
+    sizes_of,
     usages,
 )
 from lpss_cli.models.info import Fit, ImagePreprocessing, ModelInfo
@@ -29,5 +30,6 @@ __all__ = [
     "mlp_widths",
     "resolve",
     "runs_code",
+    "sizes_of",
     "usages",
 ]

@@ -1,4 +1,4 @@
-"""Error messages for networks and data that do not fit. Imports no torch."""
+"""Checks of networks against data, and the words of their messages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def image_shape(name: str, input_shape: tuple[int, ...], smallest: int = 1) -> t
             f"use a network for small images (wrn12, vgg11, mlp), or --image-size {smallest}",
         )
     return channels, height, width
+
+
+def plural(count: int, word: str) -> str:
+    """Return ``1 output`` or ``2 outputs`` for words that take an s."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -347,6 +347,16 @@ def runs_code(spec: str) -> bool:
     return family is not None and family.runs_code
 
 
+def sizes_of(arch: str | None) -> tuple[int, int] | None:
+    """Return the numbers of inputs and outputs if the spec as typed states them.
+
+    Raises:
+        InputError: the spec is malformed.
+    """
+    family = find_family(arch) if arch is not None else None
+    return family.sizes_of(arch) if family is not None and arch is not None else None
+
+
 def resolve(arch: str | None, input_shape: tuple[int, ...], outputs: int) -> str:
     """Complete the spec of a network for the data.
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+#: Older versions of PyTorch did not count batches, and no network needs the count.
+COUNTER = ".num_batches_tracked"
+
+
+def needed(names: Iterable[str]) -> list[str]:
+    """Return the names of a state_dict that the network cannot do without."""
+    return [name for name in names if not name.endswith(COUNTER)]
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,8 @@ class ModelInfo:
         auxiliary: prefixes of the names of auxiliary classifiers, which only training needs. Their
             entries are not loaded.
         preprocessing: how images are prepared for the network; None if unknown.
-        flops: floating-point operations of a forward pass per sample; None before the network has
-            been tried on its data.
+        flops: floating-point operations of a forward pass per sample; 0 before the network has been
+            tried on its data.
     """
 
     arch: str
@@ -73,4 +82,4 @@ class ModelInfo:
     classes: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
     preprocessing: ImagePreprocessing | None = None
-    flops: float | None = None
+    flops: float = 0.0

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from lpss_cli.errors import InputError
 from lpss_cli.models import libraries
+from lpss_cli.models.checks import plural
 from lpss_cli.models.families import FAMILIES, ModelFamily, find_family
-from lpss_cli.models.info import Fit
+from lpss_cli.models.info import Fit, needed
 from lpss_cli.models.signatures import (
     Shapes,
     Signature,
     Template,
     hash_of_shapes,
     library_table,
-    needed,
     sign,
     table,
     without,
@@ -188,8 +188,3 @@ def _nearest(signature: Signature, shapes: Shapes) -> tuple[Near, ...]:
 def _some(items: list[str], named: int = _NAMED) -> str:
     more = len(items) - named
     return ", ".join(items[:named]) + (f" and {more} more" if more > 0 else "")
-
-
-def plural(count: int, word: str) -> str:
-    """Return ``1 output`` or ``2 outputs`` for words that take an s."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"

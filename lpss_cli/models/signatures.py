@@ -22,14 +22,7 @@ from lpss_cli.models.info import Fit
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-#: Older versions of PyTorch did not count batches, and nothing here needs the count.
-COUNTER = ".num_batches_tracked"
 PATH = Path(__file__).with_name("signatures.json")
-
-
-def needed(names: Iterable[str]) -> list[str]:
-    """Return the names that a network cannot do without."""
-    return [name for name in names if not name.endswith(COUNTER)]
 
 
 @dataclass(frozen=True)

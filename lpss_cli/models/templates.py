@@ -21,7 +21,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lpss_cli.models.families import FAMILIES, TIMM, TORCHVISION, family_of
-from lpss_cli.models.signatures import PATH, Shape, Template, hash_of_shapes, needed, sign
+from lpss_cli.models.info import needed
+from lpss_cli.models.signatures import PATH, Shape, Template, hash_of_shapes, sign
 
 #: Primes that are not the width of any layer.
 _OUTPUTS, _CHANNELS = 1009, 1013

@@ -135,7 +135,7 @@ def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, m
 def test_a_bare_checkpoint_needs_arch_and_data(tmp_path):
     path = tmp_path / "bare.pt"
     torch.save(nn.Linear(64, 10).state_dict(), path)
-    with pytest.raises(InputError, match="no network that lpss knows"):
+    with pytest.raises(InputError, match="not a network that lpss knows"):
         commands.evaluate_file(path, Request(path))
     with pytest.raises(InputError, match="which data"):
         commands.evaluate_file(path, Request(path, arch="mlp"))
