@@ -1,10 +1,10 @@
 """The cost of each layer of a network: the shape of its weight, parameters and multiply-adds.
 
-Multiply-adds are those of the weight alone, in closed form, from the sizes that hooks see. PyTorch's
-``FlopCounterMode``, which counts whole networks in ``utils.torch_utils.forward_flops``, does not
-give the same numbers per layer: it misses the layers of a ``TransformerEncoder``, whose fused
-kernel it does not know, adds the products of a parametrization to its layer, and counts a module
-that is registered twice under one of its names.
+Multiply-adds are those of the weight alone, in closed form, from the sizes that hooks see.
+PyTorch's ``FlopCounterMode``, which counts whole networks in ``utils.torch_utils.forward_flops``,
+does not give the same numbers per layer: it misses the layers of a ``TransformerEncoder``, whose
+fused kernel it does not know, adds the products of a parametrization to its layer, and counts a
+module that is registered twice under one of its names.
 """
 
 from __future__ import annotations
