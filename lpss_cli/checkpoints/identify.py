@@ -112,8 +112,8 @@ def _recorded(checkpoint: Checkpoint, typed: str | None) -> ModelInfo:
             )
         if runs_code(recorded):
             raise InputError(
-                f"{checkpoint.path} was made with --arch {recorded}, code that is never imported "
-                "unasked",
+                f"{checkpoint.path} was made with --arch {recorded}, code that is not imported "
+                "unless you ask for it",
                 f"pass --arch {recorded} if you trust it",
             )
         arch = recorded

@@ -91,7 +91,7 @@ def read(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
     read_file.refuse_other_formats(path, data)
     if data.startswith(PACK_MAGIC):
         checkpoint = _from_pack(path, data)
-    elif data[8:9] == b"{" and data[:4] != b"PK\x03\x04":
+    elif read_file.is_safetensors(data):
         checkpoint = _from_safetensors(path, data)
     else:
         checkpoint = _interpret(path, torch_file.load(path, data, trust_pickle=trust_pickle))

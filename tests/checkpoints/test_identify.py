@@ -273,7 +273,7 @@ def test_the_arch_is_the_typed_one_else_the_artifacts_own(tmp_path):
 @pytest.mark.parametrize("code", ["net.py:make", "package.module:make", "/abs/net.py:make"])
 def test_code_named_by_an_artifact_is_imported_only_when_typed(tmp_path, code):
     ours = Checkpoint(tmp_path / "m.pt", {}, {"arch": code})
-    with pytest.raises(InputError, match="never imported unasked") as error:
+    with pytest.raises(InputError, match="not imported unless you ask for it") as error:
         identify(ours)
     assert code in error.value.do
     assert identify(ours, code).arch == code

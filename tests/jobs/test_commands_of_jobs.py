@@ -103,7 +103,7 @@ def test_code_named_inside_a_checkpoint_is_never_imported(tmp_path, blob_file, m
     request = Request(Path("a.pt"), data="blobs.npz", arch="net.py:make", epochs=1)
     commands.train(request)
     Path("net.py").write_text("raise SystemExit('imported')")
-    with pytest.raises(InputError, match="never imported unasked") as error:
+    with pytest.raises(InputError, match="not imported unless you ask for it") as error:
         commands.evaluate_file(Path("a.pt"), Request(Path("x")))
     assert "--arch net.py:make" in error.value.do
     Path("data.py").write_text("raise SystemExit('imported')")
