@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpss_cli.checkpoints.loading import Checkpoint, read
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity.prunable import without_tied
 from lpss_cli.utils import digest
@@ -101,30 +101,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "threads": str(torch.get_num_threads()),
     }
-
-
-def arch_of(checkpoint: Checkpoint, typed: str | None) -> str | None:
-    """Return the network to build: the one that was typed, else the one that the artifact names.
-
-    Raises:
-        InputError: nothing was typed, and the artifact names no network, or code to import.
-    """
-    from lpss_cli.models import is_import_path
-
-    named = checkpoint.meta.get("arch")
-    if typed is not None:
-        return typed
-    if not isinstance(named, str):
-        raise InputError(
-            f"{checkpoint.path} does not say which network it is",
-            "pass --arch NAME or --arch file.py:factory",
-        )
-    if is_import_path(named):
-        raise InputError(
-            f"{checkpoint.path} was made with --arch {named}, code that is never imported unasked",
-            f"pass --arch {named} if you trust it",
-        )
-    return named
 
 
 def newest_artifact(directory: Path) -> Path:

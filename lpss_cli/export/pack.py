@@ -21,6 +21,7 @@ from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.export.result import ExportedFile
 from lpss_cli.export.safetensors import export_safetensors, provenance, same_bits
+from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import weights_of
 from lpss_cli.sparsity.patterns import bias_names
 from lpss_cli.training.evaluation import evaluate
@@ -36,11 +37,13 @@ class Reference:
 
     Attributes:
         model: the network before packing.
+        info: what is known about it.
         data: its data; the test split is used.
         device: where to evaluate.
     """
 
     model: nn.Module
+    info: ModelInfo
     data: Data
     device: torch.device | str = "cpu"
 
@@ -96,7 +99,7 @@ def _compare_networks(
     """Compare outputs on real inputs and, unless the weights are exact, all test metrics."""
     before = copy.deepcopy(reference.model).cpu().eval()
     after = copy.deepcopy(before)
-    load_into(after, packed, str(packed.meta.get("arch")))
+    load_into(after, packed, reference.info)
     test = reference.data.test
     inputs = next(iter(test.batches(_COMPARED)))[0]
     with torch.no_grad():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lpss_cli.errors import one_line
+from lpss_cli.models import FAMILIES
 from lpss_cli.version import __version__
 
 #: What lpss requires: distribution → module.
@@ -28,11 +29,10 @@ REQUIRED = {
     "numpy": "numpy",
     "scikit-learn": "sklearn",
 }
-#: What some options require: distribution → (module, what it is for).
+#: What some options require: package → (the option, the extra of lpss that installs it).
 OPTIONAL = {
-    "timm": ("timm", "--arch timm:NAME"),
-    "transformers": ("transformers", "folders of the Hugging Face Hub"),
-    "tensorboard": ("tensorboard", "--tensorboard DIR"),
+    **{f.library: (f"--arch {f.usage}", f.extra) for f in FAMILIES if f.extra},
+    "tensorboard": ("--tensorboard DIR", "tensorboard"),
 }
 # Bytes that the files of a large network need.
 _MIN_FREE = 1 << 30
@@ -62,8 +62,8 @@ def examine(directory: Path) -> list[Finding]:
     findings = [Finding("lpss", "fine", f"{__version__}, Python {platform.python_version()}")]
     for name, module in REQUIRED.items():
         findings.append(_guarded(name, partial(_check_package, name, module)))
-    for name, (module, use) in OPTIONAL.items():
-        findings.append(_check_optional(name, module, use))
+    for name, (use, extra) in OPTIONAL.items():
+        findings.append(_check_optional(name, use, extra))
     findings += _check_devices()
     findings.append(_guarded("compiler", _check_compiler))
     findings.append(_guarded("loading", _check_loading))
@@ -89,11 +89,11 @@ def _check_package(name: str, module: str) -> Finding:
     return Finding(name, "fine", metadata.version(name))
 
 
-def _check_optional(name: str, module: str, use: str) -> Finding:
-    if importlib.util.find_spec(module) is None:
-        text = f"not installed; {use} requires it: pip install lpss-cli[{name}]"
+def _check_optional(name: str, use: str, extra: str) -> Finding:
+    if importlib.util.find_spec(name) is None:
+        text = f"not installed; {use} requires it: pip install lpss-cli[{extra}]"
         return Finding(name, "note", text)
-    return _guarded(name, partial(_check_package, name, module))
+    return _guarded(name, partial(_check_package, name, name))
 
 
 def _check_devices() -> list[Finding]:

@@ -20,11 +20,12 @@ from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.data import Data
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import StoppedError
-from lpss_cli.jobs import loggers, resolve, resume
+from lpss_cli.jobs import loggers, resume
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import preprocessing_notes
 from lpss_cli.jobs.resume import TrainingCheckpointer
+from lpss_cli.models import ModelInfo
 from lpss_cli.report import histograms
 from lpss_cli.report.report import Report, report
 from lpss_cli.training.callbacks import Callback, CallbackList
@@ -119,7 +120,7 @@ class Job:
 
     request: Request
     callback: JobCallback
-    arch: str
+    info: ModelInfo
     data: Data
     method: Method
     settings: TrainingSettings
@@ -136,7 +137,7 @@ class Job:
             StoppedError: a signal came.
         """
         device = device_of(self.request.device)
-        flops = resolve.dry_run(model, self.data, self.arch) * self.settings.batch_size
+        flops = self.info.flops * self.settings.batch_size
         count = self.request.threads or torch_utils.suitable_threads(flops)
         records: AbstractContextManager[list[Callback]] = nullcontext([])
         if self.distributed.is_main_process:
@@ -205,7 +206,8 @@ class Job:
 
     def _introduce(self) -> None:
         """Note which network is trained on which data."""
-        self.callback.on_note(f"{self.arch} on {self.data.name}, {len(self.data.train):,} examples")
+        arch, data = self.info.arch, self.data
+        self.callback.on_note(f"{arch} on {data.name}, {len(data.train):,} examples")
         for text in preprocessing_notes(self.data):
             self.callback.on_note(text)
 
@@ -291,7 +293,7 @@ def identity(job: Job) -> dict[str, Any]:
     groups = {"": asdict(job.settings), "method.": asdict(job.method.config), "data.": spec}
     return {
         "lpss format": digest.RECORD_FORMAT,
-        "arch": job.arch,
+        "arch": job.info.arch,
         "method": job.method.name,
         "data": job.data.name,
         "data fingerprint": job.data.fingerprint,
@@ -312,7 +314,7 @@ def record_of(job: Job, run: Run) -> dict[str, Any]:
         item.name: getattr(job.method.config, item.name) for item in options_of(type(job.method))
     }
     return {
-        "arch": job.arch,
+        "arch": job.info.arch,
         "input_shape": list(data.input_shape),
         "outputs": data.outputs,
         "task": data.task.name,

@@ -512,6 +512,6 @@ def _reported(lpss):
     code, out, err = lpss("report", "bare.pt", "--sizes")
     assert code == 0
     assert "no ONNX file, operations or times: bare.pt" in err
-    assert err.count("recognised as mlp") == 1
+    assert err.count("recognized as mlp") == 1
     assert "pack" in out
     assert "FLOPs" not in lpss("report", "bare.pt")[1]

@@ -25,6 +25,7 @@ from lpss_cli.jobs import commands, verify
 from lpss_cli.jobs import export as export_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
+from lpss_cli.models import ModelInfo
 from lpss_cli.report import sizes
 from lpss_cli.report.report import report
 
@@ -52,7 +53,7 @@ def checkpoint(tmp_path):
 
 @pytest.mark.parametrize("values", CHOICES)
 def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
-    reference = Reference(sparse(), blobs())
+    reference = Reference(sparse(), ModelInfo(""), blobs())
     path = tmp_path / "m.lpss"
     result = export_pack(checkpoint, path, values=values, reference=reference)
     assert (result.kind, result.bytes) == ("pack", path.stat().st_size)
@@ -85,7 +86,9 @@ def test_the_accuracy_in_the_proof_is_the_files(tmp_path, checkpoint, monkeypatc
     monkeypatch.setattr(packing, "pack", lambda state, *rest, **more: pack(coarse, *rest, **more))
     monkeypatch.setattr(packing, "check_tensors", lambda *_: None)
     data = blobs()
-    result = export_pack(checkpoint, tmp_path / "m.lpss", reference=Reference(sparse(), data))
+    result = export_pack(
+        checkpoint, tmp_path / "m.lpss", reference=Reference(sparse(), ModelInfo(""), data)
+    )
     ruined = sparse()
     ruined.load_state_dict(coarse)
     with torch.no_grad():
@@ -149,7 +152,7 @@ def test_other_outputs_of_exact_weights_are_refused(tmp_path, checkpoint):
             checkpoint,
             tmp_path / "m.lpss",
             values="fp32",
-            reference=Reference(sparse(seed=1), blobs()),
+            reference=Reference(sparse(seed=1), ModelInfo(""), blobs()),
         )
     assert os.listdir(tmp_path) == ["m.pt"]
 

@@ -103,7 +103,7 @@ def test_code_named_inside_a_checkpoint_is_never_imported(tmp_path, blob_file, m
     request = Request(Path("a.pt"), data="blobs.npz", arch="net.py:make", epochs=1)
     commands.train(request)
     Path("net.py").write_text("raise SystemExit('imported')")
-    with pytest.raises(InputError, match="never imported unasked") as error:
+    with pytest.raises(InputError, match="not imported unless you ask for it") as error:
         commands.evaluate_file(Path("a.pt"), Request(Path("x")))
     assert "--arch net.py:make" in error.value.do
     Path("data.py").write_text("raise SystemExit('imported')")
@@ -135,7 +135,7 @@ def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, m
 def test_a_bare_checkpoint_needs_arch_and_data(tmp_path):
     path = tmp_path / "bare.pt"
     torch.save(nn.Linear(64, 10).state_dict(), path)
-    with pytest.raises(InputError, match="no network that lpss knows"):
+    with pytest.raises(InputError, match="not a network that lpss knows"):
         commands.evaluate_file(path, Request(path))
     with pytest.raises(InputError, match="which data"):
         commands.evaluate_file(path, Request(path, arch="mlp"))

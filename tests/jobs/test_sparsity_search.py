@@ -20,6 +20,7 @@ from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.sparsity_search import HIGH, LOW, Try, bisect, search, training_recipe_of
 from lpss_cli.jobs.training_job import JobCallback
+from lpss_cli.models import ModelInfo
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
 
@@ -59,7 +60,7 @@ def walk(data, drop, notes, **more):
     settings = TrainingSettings(6, 16, seed=1, keep_zeros=True)
     began = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     checkpoint = Checkpoint(Path("model.pt"), began)
-    found = search(model, "a network", data, checkpoint, request, settings, notes.append)
+    found = search(model, ModelInfo("a network"), data, checkpoint, request, settings, notes.append)
     assert all(torch.equal(tensor, began[name]) for name, tensor in model.state_dict().items())
     return found
 
@@ -95,7 +96,7 @@ def test_an_input_beyond_the_range_is_refused():
             layer.weight.flatten()[2:] = 0
     request, settings = Request(target_drop=1.0), TrainingSettings(1, 16, keep_zeros=True)
     with pytest.raises(InputError, match="nothing is left to search"):
-        search(model, "x", blobs(), Checkpoint(Path("m"), {}), request, settings, print)
+        search(model, ModelInfo("x"), blobs(), Checkpoint(Path("m"), {}), request, settings, print)
 
 
 def test_where_the_search_begins_follows_from_the_record():

@@ -55,7 +55,12 @@ def output_paths(path: Path, options: OnnxOptions) -> list[Path]:
 
 
 def write_onnx(
-    model: nn.Module, data: Data, path: Path, metadata: Mapping[str, str], options: OnnxOptions
+    model: nn.Module,
+    data: Data,
+    path: Path,
+    metadata: Mapping[str, str],
+    options: OnnxOptions,
+    flops: float = 0.0,
 ) -> list[ExportedFile]:
     """Write the network's ONNX files; their outputs on test examples are those of ``model``.
 
@@ -66,12 +71,13 @@ def write_onnx(
         path: the fp32 file.
         metadata: texts to store in the files.
         options: which files to write, and how.
+        flops: floating-point operations of a forward pass per example; 0: they are counted.
 
     Raises:
         RunError: a file is not the network; it has been removed.
     """
     model = copy.deepcopy(model).cpu().eval()
-    examples = _test_examples(model, data)
+    examples = _test_examples(model, data, flops)
     compacted = compact(model, examples.inputs[:2]) if options.compact else None
     network = compacted.model if compacted else model
     written = export_onnx(
@@ -95,10 +101,10 @@ def write_onnx(
     return _add_latency(files, model, compacted, examples.inputs)
 
 
-def _test_examples(model: nn.Module, data: Data) -> _TestExamples:
+def _test_examples(model: nn.Module, data: Data, flops: float) -> _TestExamples:
     """Return the test split, or as much of it as can be compared in reasonable time."""
-    first = next(iter(data.test.batches(2)))[0]
-    affordable = int(_MAX_WORK / max(1.0, forward_flops(model, first)))
+    flops = flops or forward_flops(model, next(iter(data.test.batches(2)))[0])
+    affordable = int(_MAX_WORK / max(1.0, flops))
     count = min(len(data.test), _MAX_EXAMPLES, max(_MIN_EXAMPLES, affordable))
     # Spread evenly, because a folder is in the order of its classes.
     order = torch.linspace(0, len(data.test) - 1, count).long()
