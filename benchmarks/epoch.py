@@ -30,10 +30,11 @@ from tables import FOLDER, table, write
 from lpss_cli import models
 from lpss_cli.data import DataSpec, load
 from lpss_cli.optim import native
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
-from lpss_cli.training.state import RunState
+from lpss_cli.training.run import Run
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 from lpss_cli.utils import torch_utils
 
 OUT = FOLDER / "epoch.json"
@@ -81,15 +82,15 @@ class Clock(Callback):
         self.run = self.cut = 0.0
         self._at_cut = False
 
-    def on_start(self, run: RunState) -> None:
+    def on_start(self, run: Run) -> None:
         """Begin to count."""
         self._last = time.process_time()
 
-    def on_prune(self, run: RunState) -> None:
+    def on_prune(self, run: Run) -> None:
         """Count the present step apart."""
         self._at_cut = True
 
-    def on_step(self, run: RunState) -> None:
+    def on_step(self, run: Run) -> None:
         """Count the step."""
         now = time.process_time()
         if self._at_cut:
@@ -103,11 +104,11 @@ def timed(case: Case, data: Any, name: str, options: dict[str, Any]) -> Clock:
     """Train once."""
     torch.manual_seed(0)
     model = models.build(case.arch, data.input_shape, data.outputs)
-    settings = Settings(
+    settings = TrainingSettings(
         case.epochs, 256, sparsity=0.0 if name == DENSE else SPARSITY, precision=case.precision
     )
     clock = Clock()
-    engine.run(model, data, method.make(name, options), settings, callback=clock)
+    Trainer(model, data, method.make(name, options), settings, callback=clock).train()
     return clock
 
 

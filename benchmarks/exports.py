@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpss_cli.export.compaction.compact import compact
-from lpss_cli.export.onnx.export import checked_bytes, export_onnx, to_onnx
-from lpss_cli.export.onnx.runtime import run
-from lpss_cli.export.onnx.sparse_encoding import fold_weights, rounded, unfolded
+from lpss_cli.export.onnx.export import export_onnx, serialize, to_onnx
+from lpss_cli.export.onnx.runtime import run_onnx
+from lpss_cli.export.onnx.sparse_encoding import encode_weights, expand_weights, round_weights
 from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
@@ -71,11 +71,11 @@ def resnet50(sparsity: float) -> dict[str, float]:
     cut(model, sparsity)
     x = torch.randn(2, 3, 64, 64)
     dense = to_onnx(model, x)
-    folded = fold_weights(dense)
-    names = set(unfolded(folded))
+    folded = encode_weights(dense)
+    names = set(expand_weights(folded))
     arrays = {t.name: numpy_helper.to_array(t) for t in dense.graph.initializer}
-    same = all((array == arrays[name]).all() for name, array in unfolded(folded).items())
-    outputs = run(checked_bytes(folded), x)
+    same = all((array == arrays[name]).all() for name, array in expand_weights(folded).items())
+    outputs = run_onnx(serialize(folded), x)
     bound = sum(a.nbytes for name, a in arrays.items() if name not in names)
     for name in names:
         array = arrays[name]
@@ -85,10 +85,10 @@ def resnet50(sparsity: float) -> dict[str, float]:
         "sparsity": sparsity,
         "dense": dense.ByteSize(),
         "gaps": folded.ByteSize(),
-        "gaps fp16": fold_weights(dense, "fp16").ByteSize(),
+        "gaps fp16": encode_weights(dense, "fp16").ByteSize(),
         "bound": bound,
         "weights equal": same,
-        "outputs equal": outputs.equal(run(checked_bytes(rounded(dense, "fp32")), x)),
+        "outputs equal": outputs.equal(run_onnx(serialize(round_weights(dense, "fp32")), x)),
     }
 
 

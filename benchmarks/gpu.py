@@ -28,11 +28,11 @@ from lpss_cli import models
 from lpss_cli.api import data_of
 from lpss_cli.optim.lpsgd import LpSGD
 from lpss_cli.sparsity.prunable import prunable_weights
-from lpss_cli.training import engine
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.method import make
-from lpss_cli.training.setup import Settings
-from lpss_cli.training.state import RunState
+from lpss_cli.training.run import Run
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 OUT = Path("benchmarks/results/gpu.json")
 EVERY_P = (1.0714, 1.15, 0.5)
@@ -103,11 +103,11 @@ class Clock(Callback):
         self.seconds, self._device, self._warm_up = 0.0, device, warm_up
         self._at_cut, self._last = False, 0.0
 
-    def on_prune(self, run: RunState) -> None:
+    def on_prune(self, run: Run) -> None:
         """Leave the present step out."""
         self._at_cut = True
 
-    def on_step(self, run: RunState) -> None:
+    def on_step(self, run: Run) -> None:
         """Read the clock around what is left out, and at the end; it makes a GPU wait."""
         if run.step == self._warm_up:
             self._last = now(self._device)
@@ -127,14 +127,14 @@ def epochs(arch: str, device: torch.device, given: argparse.Namespace) -> list[d
     def timed(name: str) -> float:
         torch.manual_seed(0)
         model = models.build(arch, shape, 10)
-        settings = Settings(
+        settings = TrainingSettings(
             2,
             given.batch_size,
             sparsity=0.0 if name == DENSE else 0.9,
             precision=given.precision,
         )
         clock = Clock(device, warm_up=3)
-        engine.run(model, data, make(name), settings, device=device, callback=clock)
+        Trainer(model, data, make(name), settings, device=device, callback=clock).train()
         return clock.seconds
 
     times: dict[str, list[float]] = {DENSE: [], "lpss": []}

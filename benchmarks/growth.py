@@ -24,10 +24,10 @@ from tables import FOLDER, table, write
 from lpss_cli.api import data_of
 from lpss_cli.models import build
 from lpss_cli.sparsity.masks import select_masks
-from lpss_cli.training import engine
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.method import make
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 OUT = FOLDER / "growth.json"
 P = 1.2
@@ -84,8 +84,8 @@ def training(method: str, batch: int) -> float:
     model = build("lenet300", (1, 28, 28), 10)
     timed = _Timed()
     sparsity = 0.0 if method == "dense" else 0.9
-    settings = Settings(1, batch, sparsity=sparsity)
-    engine.run(model, data, make(method), settings, callback=timed)
+    settings = TrainingSettings(1, batch, sparsity=sparsity)
+    Trainer(model, data, make(method), settings, callback=timed).train()
     return statistics.median(b - a for a, b in zip(timed.marks, timed.marks[1:], strict=False))
 
 

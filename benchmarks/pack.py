@@ -58,7 +58,7 @@ def trained(root: str) -> Iterator[Network]:
                 Request(out, data_overrides=overrides, sparsity=0.9, batch_size=256, **spec)
             )
         checkpoint = read(out)
-        meta = metadata.exported(checkpoint.meta)
+        meta = metadata.for_export(checkpoint.meta)
         yield name, checkpoint.state_dict, list(weights_of(checkpoint)), meta
 
 

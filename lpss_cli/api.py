@@ -1,7 +1,8 @@
-"""lpss from Python: a model in memory becomes sparse, in one call."""
+"""The Python interface: make a model in memory sparse, and report on it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,27 +21,27 @@ from lpss_cli.errors import InputError
 from lpss_cli.report.report import Report, report
 from lpss_cli.sparsity.prunable import prunable_weights
 from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
-from lpss_cli.training import engine
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import make
-from lpss_cli.training.setup import Settings
-from lpss_cli.training.state import RunState
+from lpss_cli.training.run import Run
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 from lpss_cli.utils import torch_utils
 
-#: A loader, a map-style Dataset, or a pair of tensors or arrays (inputs, targets).
+#: A DataLoader, a map-style Dataset, or a pair of tensors or arrays (inputs, targets).
 Examples = Any
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """What became of a model.
+    """A model that was made sparse, and what is known about it.
 
     Attributes:
         model: the model that was given, now with exactly the zeros that were asked for.
         report: its zeros and Hoyer sparsity, layer by layer.
         masks: name → bool tensor, True = kept.
-        before, after: metrics on the test examples; None without such.
+        before, after: metrics on the test examples; None without test examples.
         history: loss, sparsity, Hoyer and seconds of every epoch.
     """
 
@@ -75,84 +76,115 @@ def sparsify(
 
     Args:
         model: any network; its Linear, Conv and attention weights are pruned.
-        train: what to learn from: a DataLoader that yields (inputs, targets) and is used as it
-            is, a map-style Dataset, or a pair of tensors.
-        test: what to measure with, before and after; never used to choose anything.
-        sparsity: zeros / prunable weights, in [0, 1), or a text as ``--sparsity`` takes it.
-        p: exponent of the spheres, 0.2…1 or 1.03…4, or what ``--p`` takes; None chooses by layer.
-        method: a name that ``lpss sparsify --method`` knows.
-        epochs: passes over the training examples; 0 only cuts.
-        batch_size: of what is no loader.
-        loss: (outputs, targets) → scalar; None: cross-entropy for whole-number targets, mean
-            squared error for others.
-        layers: ``PATTERN=SPARSITY`` of layers with a target of their own, as ``--layer``.
+        train: training examples: a DataLoader that yields (inputs, targets) and is used as it is,
+            a map-style Dataset, or a pair of tensors.
+        test: examples to measure with, before and after; never used to choose anything.
+        sparsity: zeros / prunable weights, in [0, 1), or a text as for ``--sparsity``.
+        p: exponent of the spheres, 0.2…1 or 1.03…4, or a text as for ``--p``; None chooses by
+            layer.
+        method: name of a method, as for ``lpss sparsify --method``.
+        epochs: passes over the training examples; 0 only prunes.
+        batch_size: batch size, unless ``train`` is a loader.
+        loss: (outputs, targets) → scalar; None: cross-entropy for integer targets, mean squared
+            error for others.
+        layers: ``PATTERN=SPARSITY`` for layers with a target of their own, as for ``--layer``.
         skip: globs on names of weights that stay dense.
-        seed: decides order, augmentation, random masks and dropout.
+        seed: seed for data order, augmentation, random masks and dropout.
         device: where to train; None: where the model is.
         precision: ``fp32`` or ``bf16``.
-        callback: sees the run go by.
-        options: the method's own, under the names of their flags: ``eta=0.01, ranking="erk"``.
+        callback: watches the run.
+        options: options of the method, named like their flags: ``eta=0.01, ranking="erk"``.
 
     Raises:
-        InputError: something does not exist or fit; the model is as it was.
+        InputError: an argument does not exist or does not fit; the model is unchanged.
         RunError: training diverged.
     """
+    callback = renamed_callback(callback, options)
     target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
     if p is not None:
         options["p"] = texts(p)
     chosen = make(method, options)
     data = data_of(train, test, batch_size, loss)
-    home = next(model.parameters()).device if device is None else torch.device(device)
-    size = data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size
-    patterns = texts(layers), texts(skip)
-    settings = Settings(epochs, size, seed, target, *patterns, keep_zeros=True, precision=precision)
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch_size=data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size,
+        seed=seed,
+        sparsity=target,
+        layers=texts(layers),
+        skip=texts(skip),
+        keep_zeros=True,
+        precision=precision,
+    )
+    device = next(model.parameters()).device if device is None else torch.device(device)
 
     def metrics() -> dict[str, float] | None:
-        return None if test is None else evaluate(model, data.test, data.task, device=home)
+        return None if test is None else evaluate(model, data.test, data.task, device=device)
 
     before = metrics()
     with torch_utils.preserve_training_mode(model):
-        run = engine.run(model, data, chosen, settings, device=home, callback=callback)
+        trainer = Trainer(model, data, chosen, settings, device=device, callback=callback)
+        run = trainer.train()
     return result_of(model, run, before, metrics())
 
 
-def texts(given: float | str | Sequence[float | str]) -> tuple[str, ...]:
-    """Return one value or several as an option of many takes them."""
-    return (str(given),) if isinstance(given, (int, float, str)) else tuple(map(str, given))
-
-
-def result_of(
+def describe(
     model: nn.Module,
-    run: RunState,
-    before: dict[str, float] | None = None,
-    after: dict[str, float] | None = None,
-) -> Sparse:
-    """Return what a finished run has made of a model."""
-    facts = {n: {"row_dim": run.row_dims[n], **run.layer_info[n]} for n in run.weights}
-    found = describe(model, facts)
-    return Sparse(model, found, dict(run.masks), before, after, run.history)
-
-
-def describe(model: nn.Module, facts: dict[str, dict[str, Any]] | None = None) -> Report:
+    layer_info: dict[str, dict[str, Any]] | None = None,
+    *,
+    facts: dict[str, dict[str, Any]] | None = None,
+) -> Report:
     """Report on a model in memory: zeros and Hoyer sparsity, layer by layer.
 
     Args:
         model: any network.
-        facts: name → what a run noted about a weight; None: every prunable weight, without.
+        layer_info: name → what a run noted about a weight; None: every prunable weight, without
+            notes.
+        facts: deprecated name of ``layer_info``.
     """
-    if facts is None:
+    if facts is not None:
+        warnings.warn("facts is now layer_info", DeprecationWarning, stacklevel=2)
+        layer_info = facts
+    if layer_info is None:
         model = uncompiled(model)
-        facts = {
-            name: {"row_dim": weight.row_dim} for name, weight in prunable_weights(model).items()
-        }
+        layer_info = {n: {"row_dim": w.row_dim} for n, w in prunable_weights(model).items()}
     state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
     size = sum(t.numel() * t.element_size() for t in state.values())
-    named = Checkpoint(Path(type(model).__name__), state, {"weights": facts})
-    return replace(report(named), file_bytes=size)
+    checkpoint = Checkpoint(Path(type(model).__name__), state, {"weights": layer_info})
+    return replace(report(checkpoint), file_bytes=size)
+
+
+def result_of(
+    model: nn.Module,
+    run: Run,
+    before: dict[str, float] | None = None,
+    after: dict[str, float] | None = None,
+) -> Sparse:
+    """Return a model with the report and the masks of its finished run."""
+    layer_info = {n: {"row_dim": run.row_dims[n], **run.layer_info[n]} for n in run.weights}
+    return Sparse(model, describe(model, layer_info), dict(run.masks), before, after, run.history)
+
+
+def renamed_callback(callback: Callback | None, options: dict[str, Any]) -> Callback | None:
+    """Return the callback, also if it was given under its deprecated name ``watcher``.
+
+    Args:
+        callback: the argument ``callback``.
+        options: other keywords; ``watcher`` is taken out of them.
+    """
+    if "watcher" not in options:
+        return callback
+    warnings.warn("watcher is now callback", DeprecationWarning, stacklevel=3)
+    watcher: Callback | None = options.pop("watcher")
+    return watcher if callback is None else callback
+
+
+def texts(value: float | str | Sequence[float | str]) -> tuple[str, ...]:
+    """Return one value or several as texts, the way an option with several values takes them."""
+    return (str(value),) if isinstance(value, (int, float, str)) else tuple(map(str, value))
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module within what ``torch.compile`` made of it: the same weights, own names."""
+    """Return the module within the result of ``torch.compile``: same weights, original names."""
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
 
@@ -161,16 +193,15 @@ def data_of(train: Examples, test: Examples | None, batch_size: int, loss: Loss 
     """Return examples in memory as data with a task that fits their targets.
 
     Raises:
-        InputError: they are no examples, or the batch size is not positive.
+        InputError: they are not examples, or the batch size is not positive.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} is not positive", "give 1 or more")
     source = _source(train, "training")
     x, y = source.first if isinstance(source, LoaderSource) else next(source.batches(1))
-    whole = not y.is_floating_point()
-    task = CLASSIFICATION if whole else REGRESSION
+    task = REGRESSION if y.is_floating_point() else CLASSIFICATION
     if loss is not None:
-        task = _custom(task, loss)
+        task = _custom_task(task, loss)
     return Data(
         spec=DataSpec("memory"),
         name="examples in memory",
@@ -189,8 +220,8 @@ def _source(examples: Examples, name: str) -> Source:
     return as_source(examples, 0, name)
 
 
-def _custom(base: Task, loss: Loss) -> Task:
-    """Return a task with the user's loss; what it is worth is all there is to measure."""
+def _custom_task(base: Task, loss: Loss) -> Task:
+    """Return a task with the user's loss, which is also its only metric."""
 
     def metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return {"loss": float(loss(outputs, targets).detach())}

@@ -1,7 +1,7 @@
-"""The errors lpss raises on purpose: what is wrong, and what to do about it.
+"""The errors that lpss raises on purpose: what is wrong, and what to do about it.
 
-Every one of them is printed as two lines and becomes an exit code; anything else that
-escapes is a bug. This module imports nothing, so that every other module may import it.
+Each of them is printed as two lines and becomes an exit code; any other exception that escapes is a
+bug. This module imports nothing, so that every other module can import it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class InputError(LpssError, ValueError):
 
 
 class RunError(LpssError, RuntimeError):
-    """The request was fine and the run failed: NaN loss, an export that differs (exit code 1)."""
+    """The request was fine but the run failed: NaN loss, an export that differs (exit code 1)."""
 
 
 class StoppedError(LpssError):
-    """A signal ended the run (exit code 128 + its number, as a shell has it).
+    """A signal ended the run (exit code 128 + the signal's number, as in a shell).
 
     Args:
         what: one line that says which signal, and when.
-        do: one line that says how to go on.
-        signal: its number.
+        do: one line that says how to resume.
+        signal: number of the signal.
     """
 
     def __init__(self, what: str, do: str = "", signal: int = 2) -> None:
@@ -55,16 +55,16 @@ class StoppedError(LpssError):
 
 
 def one_line(error: BaseException) -> str:
-    """``Class: message`` on one line, for the first line of an error."""
+    """Return ``Class: message`` on one line, for the first line of an error."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """A hint for a name that is not among the known ones.
+    """Return a hint for a name that is not among the known ones.
 
     Returns:
-        ``"did you mean 'x'? known: …"``, or only the list when nothing is close.
+        ``"did you mean 'x'? known: …"``, or only the list if no known name is close.
     """
     from difflib import get_close_matches
 

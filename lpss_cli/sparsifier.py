@@ -1,7 +1,8 @@
-"""Exact sparsity in a training loop of the user's own: PyTorch's, Lightning's, Accelerate's.
+"""Exact sparsity in a user's own training loop: plain PyTorch, Lightning or Accelerate.
 
-The loop calls the optimizer's ``step``; two hooks of that optimizer do around it what the engine
-does around its own: gradients are shown to the method and masked before, masks are held after.
+The loop calls the optimizer's ``step``. Two hooks of that optimizer do around it what the trainer
+does around its own: gradients are shown to the method and masked before the step, and the weights
+are masked and the masks updated after it.
 """
 
 from __future__ import annotations
@@ -15,168 +16,23 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli.api import Examples, Sparse, data_of, result_of, texts, uncompiled
-from lpss_cli.data import epoch_order
-from lpss_cli.data.tasks import CLASSIFICATION, Loss
+from lpss_cli.api import Examples, Sparse, data_of, renamed_callback, result_of, texts, uncompiled
+from lpss_cli.data.tasks import Loss
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
-from lpss_cli.training import engine, setup
+from lpss_cli.training.batches import no_batches
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.method import Method, make
-from lpss_cli.training.state import RunState, moved
+from lpss_cli.training.run import Run
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
-# MERGED: An optimizer of the user's own: which methods it serves, and whether it holds the weights.
-# Options that say how to make an optimizer or its schedule.
-_OPTIMIZER = ("lr", "momentum", "weight_decay", "warmup")
-
-
-def method_for(optimizer: Optimizer | None, name: str, options: dict[str, Any]) -> Method:
-    """Return the method of that name; where an optimizer is given, one that it serves.
-
-    Args:
-        optimizer: the user's own, if there is one.
-        name: of the method.
-        options: of the method.
-
-    Raises:
-        InputError: the method trains with an optimizer of its own, or an option is the
-            optimizer's business.
-    """
-    if optimizer is None:
-        return make(name, options)
-    given = [option for option in _OPTIMIZER if option in options]
-    if given:
-        raise InputError(
-            f"{', '.join(given)} is the business of the optimizer that was given",
-            "set it there, or leave optimizer out",
-        )
-    method = make(name, {"clip": 0.0, **options})
-    own: Callable[..., Optimizer] = type(method).make_optimizer
-    if own is not Method.make_optimizer:
-        raise InputError(
-            f"the method {name!r} trains with an optimizer of its own",
-            "leave optimizer out and step sparsifier.optimizer, or pass method='gmp'",
-        )
-    return method
-
-
-def check_holds(optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:
-    """Check that an optimizer trains all weights that are pruned: another would revive zeros.
-
-    Raises:
-        InputError: it does not; with the names of the others.
-    """
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    others = [name for name, weight in weights.items() if id(weight) not in owned]
-    if weights and len(others) == len(weights):
-        raise InputError(
-            "the optimizer trains none of the model's weights",
-            "make it from this model's parameters",
-        )
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise InputError(
-            f"the optimizer does not train {', '.join(others[:3])}{more}",
-            "give one that holds all weights, in groups if they differ; or leave some out: skip=…",
-        )
-
-
-# MERGED: Two hooks of an optimizer that do around its step what the engine does around its own.
-# MERGED: Before a step, gradients are shown to the method and masked; after it, masks are held
-# MERGED: and changed.
-class StepHooks:
-    """The hooks of one optimizer, from now until ``remove``.
-
-    Args:
-        run: of the weights that the optimizer trains; ``run.optimizer`` is the one that is hooked.
-        method: how the weights become sparse.
-        callback: told of the exact cut.
-        schedule: set the learning rates by the method's schedule before every step.
-    """
-
-    def __init__(
-        self, run: RunState, method: Method, callback: Callback, *, schedule: bool
-    ) -> None:
-        self._run, self._method, self._watcher = run, method, callback
-        self._optimizer, self._schedule = run.optimizer, schedule
-        self._rates: list[float] | None = None
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
-
-    def remove(self) -> None:
-        """Let go of the optimizer."""
-        for handle in self._handles:
-            handle.remove()
-
-    def forget_rates(self) -> None:
-        """Take the learning rates as they are now: they may be those of a saved state."""
-        self._rates = None
-
-    def follow_device(self) -> None:
-        """Move masks and optimizer state to where the model has gone since the last step."""
-        run = self._run
-        if all(mask.device == run.weights[name].device for name, mask in run.masks.items()):
-            return
-        for name, weight in run.weights.items():
-            run.masks[name] = run.masks[name].to(weight.device)
-        run.method_state = moved(run.method_state, run.device)
-        run.activity.seen = moved(run.activity.seen, run.device)
-        run.loss_sum = run.loss_sum.to(run.device)
-        self._optimizer.load_state_dict(self._optimizer.state_dict())
-
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self.follow_device()
-        self._set_rates()
-        closures = [part for part in (*args, *kwargs.values()) if callable(part)]
-        if not closures:
-            self._ready()
-            return None
-        # Gradients are made inside: they are masked when the closure returns.
-        return tuple(map(self._wrapped, args)), {k: self._wrapped(v) for k, v in kwargs.items()}
-
-    def _wrapped(self, part: Any) -> Any:
-        if not callable(part):
-            return part
-
-        def closure() -> Any:
-            loss = part()
-            self._ready()
-            return loss
-
-        return closure
-
-    def _ready(self) -> None:
-        if not engine.before_step(self._run, self._method):
-            for group in self._optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None  # a step without gradients changes nothing
-
-    def _after_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        engine.after_step(self._run, self._method)
-        engine.update_masks(self._run, self._method, self._watcher)
-
-    def _set_rates(self) -> None:
-        """Set the learning rates of the coming step, and notice if something else does too."""
-        if not self._schedule or self._run.step >= self._run.total_steps:
-            return
-        groups = self._optimizer.param_groups
-        if self._rates is not None and self._rates != [group["lr"] for group in groups]:
-            raise InputError(
-                "something else changes the learning rates that the method's schedule sets",
-                "pass schedule=False, or leave the other scheduler out",
-            )
-        engine.set_rates(self._run, self._method)
-        self._rates = [group["lr"] for group in groups]
+# Options of a method that configure its optimizer or the schedule of the learning rate.
+_OPTIMIZER_OPTIONS = ("lr", "momentum", "weight_decay", "warmup")
 
 
 class Sparsifier:
-    """Makes a model sparse while a loop of the user's own trains it.
+    """Makes a model sparse while the user's own loop trains it.
 
     ::
 
@@ -185,39 +41,40 @@ class Sparsifier:
         …  # any loop that calls optimizer.step()
         result = sparsifier.finish()
 
-    After every step masked weights are exactly zero; the exact cut comes where the method has it,
-    for most at 70 % of the steps. Steps beyond those that were announced keep the masks.
+    After every step masked weights are exactly zero. The final pruning comes where the method has
+    it, for most after 70 % of the steps. Steps beyond those announced keep the masks.
 
     Args:
-        model: any network, on its device or moved later; its weights are the start, and as many
-            as are zero stay zero.
-        steps: optimizer steps of the whole training, a whole number ≥ 1.
-        sparsity: zeros / prunable weights, in [0, 1), or a text as ``--sparsity`` takes it.
-        method: a name that ``lpss sparsify --method`` knows.
-        optimizer: one of the user's own; for methods that need none of theirs (``gmp``, ``set``,
-            …). It holds all weights that are pruned and keeps its learning rates; gradients are
+        model: any network, on its device or moved later. Its weights are the start, and weights
+            that are zero stay zero.
+        steps: optimizer steps of the whole training, an integer of at least 1.
+        sparsity: zeros / prunable weights, in [0, 1), or a text as for ``--sparsity``.
+        method: name of a method, as for ``lpss sparsify --method``.
+        optimizer: the user's own optimizer, for methods that do not need theirs (``gmp``, ``set``,
+            …). It holds all weights that are pruned and keeps its learning rates. Gradients are
             clipped only with ``clip=``.
-        schedule: set the learning rates by the method's schedule before every step; False where
-            a scheduler drives them.
-        layers: ``PATTERN=SPARSITY`` of layers with a target of their own.
+        schedule: whether to set the learning rates by the method's schedule before every step;
+            False if a scheduler sets them.
+        layers: ``PATTERN=SPARSITY`` for layers with a target of their own.
         skip: globs on names of weights that stay dense.
-        seed: of random masks.
-        train: training examples, for methods that look at some (``snip``); with them BatchNorm's
-            statistics are estimated anew after the exact cut.
+        seed: seed for random masks.
+        train: training examples, for methods that look at some (``snip``). With them, BatchNorm
+            statistics are estimated again after the final pruning.
         loss: (outputs, targets) → scalar, for such methods; None: by the kind of the targets.
-        batch_size: of ``train``, where that is no loader.
-        callback: told of notes and warnings.
-        options: the method's own, under the names of their flags: ``p="0.5", ranking="erk"``.
+        batch_size: batch size for ``train``, unless it is a loader.
+        callback: receives notes and warnings.
+        options: options of the method, named like their flags: ``p="0.5", ranking="erk"``.
 
     Attributes:
-        optimizer: what the loop has to step.
-        run: masks, sparsity now, finished steps; see ``RunState``.
+        optimizer: the optimizer that the loop has to step.
+        run: masks, present sparsity, finished steps; see :class:`Run`.
 
     Raises:
-        InputError: something does not exist or fit; the model is as it was.
+        InputError: an argument does not exist or does not fit; the model is unchanged.
     """
 
     optimizer: Optimizer
+    run: Run
 
     def __init__(
         self,
@@ -237,143 +94,266 @@ class Sparsifier:
         callback: Callback | None = None,
         **options: Any,
     ) -> None:
+        callback = renamed_callback(callback, options)
         if not 1 <= steps < math.inf or steps != int(steps):  # often the result of a division
             raise InputError(
-                f"steps={steps} is no whole number of 1 or more",
+                f"steps={steps} is not an integer of 1 or more",
                 "give the number of all optimizer steps: epochs * len(loader)",
             )
         if "p" in options:
             options["p"] = texts(options["p"])
-        self._method = method_for(optimizer, method, options)
+        chosen = _method_for(optimizer, method, options)
         target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
-        self._made: dict[str, Any] = {"method": method, "steps": int(steps), "sparsity": target}
-        self._made |= {
-            name: ",".join(value) if name == "p" else str(value) for name, value in options.items()
+        self._arguments: dict[str, Any] = {
+            "method": method,
+            "steps": int(steps),
+            "sparsity": target,
+            **{n: ",".join(v) if n == "p" else str(v) for n, v in options.items()},
         }
-        self._watcher = callback or Callback()
-        self._given, self._model = model, uncompiled(model)
-        self._data = None if train is None else data_of(train, None, batch_size, loss)
-        self._settings = setup.Settings(
-            epochs=1,
-            batch_size=batch_size,
-            seed=seed,
-            sparsity=target,
-            layers=texts(layers),
-            skip=texts(skip),
-            keep_zeros=True,
+        self._given_model = model
+        self._trainer = Trainer(
+            uncompiled(model),
+            None if train is None else data_of(train, None, batch_size, loss),
+            chosen,
+            TrainingSettings(
+                epochs=1,
+                batch_size=batch_size,
+                seed=seed,
+                sparsity=target,
+                layers=texts(layers),
+                skip=texts(skip),
+                keep_zeros=True,
+            ),
+            steps=int(steps),
+            device=None,
+            callback=callback,
         )
-        self.run = self._start(int(steps), optimizer)
+        self.run = self._trainer.run
+        self._prepare(optimizer, method, train is not None)
         self.optimizer = self.run.optimizer
-        self._hooks = StepHooks(
-            self.run, self._method, self._watcher, schedule=schedule and optimizer is None
-        )
+        for text in self.run.notes:
+            (callback or Callback()).on_note(text)
+        self._hooks = _StepHooks(self._trainer, schedule=schedule and optimizer is None)
 
-    def _start(self, steps: int, optimizer: Optimizer | None) -> RunState:
-        settings = self._settings
-        candidates, skipped = setup.choose(self._model, settings, self._watcher)
+    def _prepare(self, optimizer: Optimizer | None, method: str, has_examples: bool) -> None:
+        """Make the initial masks and the optimizer.
+
+        Raises:
+            InputError: the optimizer does not hold all weights, or the method needs examples.
+        """
+
+        def missing(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            raise InputError(f"the method {method!r} looks at training examples", "pass train=…")
+
         if optimizer is not None:
-            pruned = {n: w.tensor for n, w in candidates.items() if n not in skipped}
-            check_holds(optimizer, pruned)
-        task = CLASSIFICATION if self._data is None else self._data.task
-        run = RunState(
-            self._model,
-            candidates,
-            skipped,
-            sparsity=settings.sparsity,
-            layers=settings.layers,
-            epochs=1,
-            steps_per_epoch=steps,
-            seed=settings.seed,
-            batches=self._unseen if self._data is None else self._batches,
-            loss=task.loss,
-        )
-        setup.prepare(run, self._method, self._watcher, keep_zeros=True, optimizer=optimizer)
-        if self._data is None:
-            run.batches = _none  # the exact cut can do without
-        for text in run.notes:
-            self._watcher.on_note(text)
-        return run
+            _check_holds(optimizer, self.run.weights)
+        if not has_examples:
+            self.run.batches = missing
+        self._trainer.prepare(optimizer)
+        if not has_examples:
+            self.run.batches = no_batches  # the final pruning can do without
 
     def finish(self) -> Sparse:
         """End the training: check the zeros, let go of the optimizer, and report.
 
-        A loop that ended before the exact cut is cut here, with a warning: nothing recovers then.
+        If the loop ended before the final pruning, it happens here, with a warning: no training
+        recovers from it.
 
         Raises:
-            RunError: weights are not finite, or something else has changed masked ones.
+            RunError: weights are not finite, or something else has changed masked weights.
         """
         run = self.run
-        self._hooks.follow_device()
+        self._hooks.follow_model()
         if run.step < run.final_prune_step:
             warnings.warn(
-                f"training ended after {run.step:,} of {run.total_steps:,} steps: the exact cut "
-                "comes now, and nothing recovers from it",
+                f"training ended after {run.step:,} of {run.total_steps:,} steps: the final "
+                "pruning happens now, and no training recovers from it",
                 stacklevel=2,
             )
-            engine.final_prune(run, self._method, self._watcher)
+            self._trainer.final_prune()
             run.final_prune_step = run.step
         for name, weight in run.weights.items():
             if bool((weight[~run.masks[name]] != 0).any()):
                 raise RunError(
-                    f"{name} is not zero where it is masked: something beside the optimizer's step "
-                    "has changed it",
-                    "load no weights of before the exact cut, and step no other optimizer for them",
+                    f"{name} is not zero where it is masked: something other than the optimizer's "
+                    "step has changed it",
+                    "load no weights from before the final pruning, and step no other optimizer "
+                    "for them",
                 )
-        engine.finish(run)
+        self._trainer.finish()
         self._hooks.remove()
-        return replace(result_of(run.model, run), model=self._given)
+        return replace(result_of(run.model, run), model=self._given_model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that decides how the run goes on, the model and the optimizer included."""
-        return {**self.run.state_dict(), "made": self._made}
+        """Return all that decides how the run continues, with the model and the optimizer."""
+        return {**self.run.state_dict(), "made": self._arguments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state, of a sparsifier that was made with the same arguments.
+        """Restore a saved state, of a sparsifier that was made with the same arguments.
 
         Raises:
-            InputError: it is no such state, or that of another network or of other arguments;
+            InputError: it is not such a state, or it is of another network or of other arguments;
                 nothing has changed then.
         """
         if not isinstance(state.get("masks"), Mapping):
             raise InputError(
-                "this is no state of a Sparsifier", "give what its state_dict() returned"
+                "this is not a state of a Sparsifier", "give what its state_dict() returned"
             )
         shapes = {name: mask.shape for name, mask in state["masks"].items()}
         if shapes != {name: mask.shape for name, mask in self.run.masks.items()}:
             raise InputError(
-                "the saved state has masks of other weights", "make the same network, skip alike"
+                "the saved state has masks of other weights",
+                "make the same network, with the same skip",
             )
-        _check_made(state.get("made", self._made), self._made)
+        _check_arguments(state.get("made", self._arguments), self._arguments)
         self.run.load_state_dict(state)
-        self._hooks.forget_rates()
+        self._hooks.forget_learning_rates()
 
-    def _unseen(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+
+class _StepHooks:
+    """Hooks of the run's optimizer, from now until ``remove``.
+
+    Args:
+        trainer: prepared; does what has to be done around a step.
+        schedule: whether to set the learning rates by the method's schedule before every step.
+    """
+
+    def __init__(self, trainer: Trainer, *, schedule: bool) -> None:
+        self._trainer, self._schedule = trainer, schedule
+        self._optimizer = trainer.run.optimizer
+        self._learning_rates: list[float] | None = None
+        self._handles = [
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def remove(self) -> None:
+        """Let go of the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def forget_learning_rates(self) -> None:
+        """Accept the present learning rates: they may be those of a saved state."""
+        self._learning_rates = None
+
+    def follow_model(self) -> None:
+        """Move masks and optimizer state to the model's device, if it has moved."""
+        if self._trainer.run.follow_model():
+            self._optimizer.load_state_dict(self._optimizer.state_dict())
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self.follow_model()
+        self._set_learning_rates()
+        if not any(map(callable, (*args, *kwargs.values()))):
+            self._handle_gradients()
+            return None
+        # A closure computes the gradients within the step: handle them when it returns.
+        return tuple(map(self._wrap, args)), {k: self._wrap(v) for k, v in kwargs.items()}
+
+    def _wrap(self, argument: Any) -> Any:
+        """Return a closure that also handles the gradients; any other argument as it is."""
+        if not callable(argument):
+            return argument
+
+        def closure() -> Any:
+            loss = argument()
+            self._handle_gradients()
+            return loss
+
+        return closure
+
+    def _handle_gradients(self) -> None:
+        if not self._trainer.before_step():
+            for group in self._optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # a step without gradients changes nothing
+
+    def _after_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._trainer.after_step()
+
+    def _set_learning_rates(self) -> None:
+        """Set the learning rates of the coming step.
+
+        Raises:
+            InputError: something else sets them, too.
+        """
+        run = self._trainer.run
+        if not self._schedule or run.step >= run.total_steps:
+            return
+        groups = self._optimizer.param_groups
+        present = [group["lr"] for group in groups]
+        if self._learning_rates is not None and self._learning_rates != present:
+            raise InputError(
+                "something else changes the learning rates that the method's schedule sets",
+                "pass schedule=False, or leave the other scheduler out",
+            )
+        self._trainer.set_learning_rates()
+        self._learning_rates = [group["lr"] for group in groups]
+
+
+def _method_for(optimizer: Optimizer | None, name: str, options: dict[str, Any]) -> Method:
+    """Return the method of that name; with a user's optimizer, one that works with it.
+
+    Raises:
+        InputError: the method trains with an optimizer of its own, or an option configures the
+            optimizer.
+    """
+    if optimizer is None:
+        return make(name, options)
+    misplaced = [option for option in _OPTIMIZER_OPTIONS if option in options]
+    if misplaced:
         raise InputError(
-            f"the method {self._method.name!r} looks at training examples", "pass train=…"
+            f"the optimizer already sets {', '.join(misplaced)}",
+            "set it there, or leave optimizer out",
         )
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self._data is not None  # else others are asked
-        source, settings = self._data.train, self._settings
-        device = next(self._model.parameters()).device
-        order = epoch_order(len(source), settings.seed, epoch)
-        size = min(settings.batch_size, len(source))
-        return source.batches(size, device=device, order=order, drop_last=True)
-
-
-def _none(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return iter(())
+    method = make(name, {"clip": 0.0, **options})
+    make_optimizer: Callable[..., Optimizer] = type(method).make_optimizer
+    if make_optimizer is not Method.make_optimizer:
+        raise InputError(
+            f"the method {name!r} trains with an optimizer of its own",
+            "leave optimizer out and step sparsifier.optimizer, or pass method='gmp'",
+        )
+    return method
 
 
-def _check_made(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse the state of a sparsifier that was made with other arguments."""
-    others = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+def _check_holds(optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:
+    """Check that an optimizer trains all weights that are pruned; another would revive zeros.
+
+    Raises:
+        InputError: it does not, with the names of the others.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    others = [name for name, weight in weights.items() if id(weight) not in trained]
+    if weights and len(others) == len(weights):
+        raise InputError(
+            "the optimizer trains none of the model's weights",
+            "make it from this model's parameters",
+        )
     if others:
-        was, own = (
-            ", ".join(f"{n}={made[n]}" for n in others if n in made) or "the defaults"
-            for made in (then, now)
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise InputError(
+            f"the optimizer does not train {', '.join(others[:3])}{more}",
+            "give one that holds all weights, in groups if they differ; or leave some out: skip=…",
+        )
+
+
+def _check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse the state of a sparsifier that was made with other arguments.
+
+    Raises:
+        InputError: an argument differs.
+    """
+    names = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
+    if names:
+        then, now = (
+            ", ".join(f"{n}={arguments[n]}" for n in names if n in arguments) or "the defaults"
+            for arguments in (saved, present)
         )
         raise InputError(
-            f"the saved state is of {was}, and this sparsifier of {own}",
+            f"the saved state is of {then}, and this sparsifier of {now}",
             "make it with the same arguments",
         )

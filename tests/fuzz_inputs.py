@@ -57,7 +57,7 @@ def _load(name: Path) -> Any:
 
 
 def _run_onnx(path: Path) -> Any:
-    return runtime.run_foreign(path, torch.zeros(2, 6))
+    return runtime.run_foreign_onnx(path, torch.zeros(2, 6))
 
 
 def _onnx(path: Path) -> None:

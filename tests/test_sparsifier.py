@@ -1,4 +1,4 @@
-"""Exact sparsity in a loop of the user's own: the engine's results, whoever steps."""
+"""Exact sparsity in a loop of the user's own: the trainer's results, whoever steps."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch import nn
 
 from lpss_cli import InputError, RunError, Sparsifier, describe, sparsify
 from lpss_cli.data import epoch_order
-from lpss_cli.training import engine
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.method import make, registry
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 BLOBS = blobs()
 TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)
@@ -19,7 +19,7 @@ STEPS = EPOCHS * len(TRAIN[0]) // SIZE
 
 
 def plain(seed=0):
-    """Linear 12-40-4: no BatchNorm, whose statistics the engine estimates from its own batches."""
+    """Linear 12-40-4: no BatchNorm, whose statistics the trainer estimates from its own batches."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 4))
 
@@ -60,10 +60,10 @@ def accuracy(model):
 
 @pytest.mark.parametrize("closure", [False, True])
 @pytest.mark.parametrize("name", sorted(registry()))
-def test_a_loop_of_ones_own_gives_the_engines_bits(name, closure):
+def test_a_loop_of_ones_own_gives_the_trainers_bits(name, closure):
     theirs, ours = plain(), plain()
-    settings = Settings(EPOCHS, SIZE, sparsity=0.8, keep_zeros=True)
-    run = engine.run(theirs, BLOBS, make(name), settings)
+    settings = TrainingSettings(EPOCHS, SIZE, sparsity=0.8, keep_zeros=True)
+    run = Trainer(theirs, BLOBS, make(name), settings).train()
     torch.manual_seed(0)
     examples = TRAIN if name == "snip" else None
     sparsifier = Sparsifier(ours, STEPS, sparsity=0.8, method=name, train=examples, batch_size=SIZE)
@@ -264,9 +264,9 @@ def test_weights_made_from_others_are_warned_of():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps=0 is no whole number"),
-        ({"steps": 9.5}, r"steps=9\.5 is no whole number"),
-        ({"steps": float("inf")}, "steps=inf is no whole number"),
+        ({"steps": 0}, "steps=0 is not an integer"),
+        ({"steps": 9.5}, r"steps=9\.5 is not an integer"),
+        ({"steps": float("inf")}, "steps=inf is not an integer"),
         ({"sparsity": 1.0}, "outside"),
         ({"sparsity": "most"}, "sparsity 'most' is not a number"),
         ({"method": "lps"}, "unknown method"),
@@ -274,7 +274,7 @@ def test_weights_made_from_others_are_warned_of():
         ({"skip": "nothing*"}, "nothing"),
         ({"p": 1.01}, "1.01"),
         ({"optimizer": "sgd"}, "optimizer of its own"),
-        ({"optimizer": "sgd", "method": "gmp", "lr": 0.1}, "lr is the business"),
+        ({"optimizer": "sgd", "method": "gmp", "lr": 0.1}, "the optimizer already sets lr"),
         ({"optimizer": "other", "method": "gmp"}, "none of the model's weights"),
         # Another optimizer would revive the zeros of the rest.
         ({"optimizer": "part", "method": "gmp"}, r"the optimizer does not train 2\.weight"),
@@ -328,7 +328,7 @@ def test_the_state_of_other_arguments_is_refused_and_changes_nothing(arguments, 
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(InputError, match=message):
         other.load_state_dict(state)
-    with pytest.raises(InputError, match="no state of a Sparsifier"):
+    with pytest.raises(InputError, match="not a state of a Sparsifier"):
         other.load_state_dict(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -339,7 +339,7 @@ def test_a_compiled_network_has_its_own_names():
     sparsifier = Sparsifier(compiled, STEPS, skip="2.*")
     assert list(sparsifier.run.masks) == ["0.weight"]
     assert [layer.name for layer in describe(compiled).layers] == ["0.weight", "2.weight"]
-    with pytest.warns(UserWarning, match="the exact cut comes now"):
+    with pytest.warns(UserWarning, match="the final pruning happens now"):
         assert sparsifier.finish().model is compiled
 
 

@@ -1,8 +1,8 @@
-"""The lpss artefact: ``{"lpss": {...}, "state_dict": ...}`` of plain containers and tensors.
+"""The lpss artifact: ``{"lpss": {...}, "state_dict": ...}``, plain containers and tensors.
 
-On request ``"init"`` holds the tensors that training began from.
+On request, ``"init"`` holds the tensors that training began from.
 
-A person can use it without lpss: ``torch.load(path, weights_only=True)["state_dict"]``.
+Nobody needs lpss to use one: ``torch.load(path, weights_only=True)["state_dict"]``.
 """
 
 from __future__ import annotations
@@ -18,25 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpss_cli.checkpoints.loading import Checkpoint, read
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
 from lpss_cli.sparsity.prunable import without_tied
-from lpss_cli.utils import digest as manifest
+from lpss_cli.utils import digest
 from lpss_cli.utils.files import atomic_write, write_error
 from lpss_cli.version import __version__
 
 # Bytes of a record and of the archive around it, roughly.
-_RECORD = 50_000
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that decide a run's bits."""
-    return {
-        "lpss": __version__,
-        "torch": str(torch.__version__),  # a str subclass, which safe loading refuses
-        "python": platform.python_version(),
-        "threads": str(torch.get_num_threads()),
-    }
+_OVERHEAD = 50_000
 
 
 def save(
@@ -45,20 +35,21 @@ def save(
     meta: dict[str, Any],
     init: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write an artefact in one piece and read it back.
+    """Write an artifact in one piece and read it back.
 
     Args:
-        path: where to; an existing file is replaced.
-        state_dict: on any device; stored contiguous on the CPU.
-        meta: plain containers of numbers, texts and None.
-        init: the tensors that training began from, to be kept beside.
+        path: where to write it; an existing file is replaced.
+        state_dict: tensors on any device; they are stored contiguously on the CPU.
+        meta: the record: plain containers of numbers, texts and None.
+        init: the tensors that training began from, if they are to be kept.
 
     Raises:
-        InputError: the disk is full or the directory went away.
+        InputError: the disk is full, the directory is gone, or the record holds something else
+            than plain containers.
     """
-    parts = {"state_dict": _stored(state_dict), "init": _stored(init) if init else None}
+    parts = {"state_dict": _storable(state_dict), "init": _storable(init) if init else None}
     try:
-        record = manifest.seal_record(meta, parts)
+        record = digest.seal_record(meta, parts)
     except TypeError as error:
         raise InputError(
             f"{path} cannot hold pickled objects: {error}", "give plain containers"
@@ -70,96 +61,81 @@ def save(
     with atomic_write(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # how PyTorch's writer says it
+        except RuntimeError as error:  # what PyTorch's writer raises on a full disk
             raise write_error(path, error) from error
         try:
-            read(temporary)  # compares the manifest, which speaks for every bit
+            read(temporary)  # compares the digest, which covers every bit
         except InputError as error:
             raise InputError(f"{path} reads back differently", "check the disk") from error
 
 
-def size(state_dict: Mapping[str, Tensor]) -> int:
-    """Return about how many bytes a file of these tensors takes; tied ones count once."""
-    tensors = without_tied(state_dict).values()
-    return sum(t.numel() * t.element_size() for t in tensors) + _RECORD
-
-
-def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors as a file should hold them: contiguous, on the CPU, tied ones still tied.
 
-    A view is copied out: with it, ``torch.save`` would write all the memory it looks into.
+    A view is copied: for a view, ``torch.save`` would write the whole storage that it looks into.
     """
-    done: dict[Any, Tensor] = {}
-    stored = {}
+    copies: dict[Any, Tensor] = {}
+    storable = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach()
         key = tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-        if key not in done or not tensor.numel():
-            copied = tensor.cpu().contiguous()
-            whole = copied.untyped_storage().nbytes() == copied.numel() * copied.element_size()
-            done[key] = copied if whole else copied.clone()
-        stored[name] = done[key]
-    return stored
+        if key not in copies or not tensor.numel():
+            copy = tensor.cpu().contiguous()
+            fills_storage = copy.untyped_storage().nbytes() == copy.numel() * copy.element_size()
+            copies[key] = copy if fills_storage else copy.clone()
+        storable[name] = copies[key]
+    return storable
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.sha256()
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-        return digest.hexdigest()
+def estimated_bytes(state_dict: Mapping[str, Tensor]) -> int:
+    """Return roughly how many bytes a file of these tensors takes; tied tensors count once."""
+    tensors = without_tied(state_dict).values()
+    return sum(t.numel() * t.element_size() for t in tensors) + _OVERHEAD
 
 
-def arch_of(checkpoint: Checkpoint, typed: str | None) -> str | None:
-    """Return the network to build: the typed one, else the artefact's own.
+def versions() -> dict[str, str]:
+    """Return the versions, and the number of threads, on which the bits of a run depend."""
+    return {
+        "lpss": __version__,
+        "torch": str(torch.__version__),  # a str subclass, which safe loading refuses
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def newest_artifact(directory: Path) -> Path:
+    """Return the lpss artifact (``*.pt``) in a directory that was written last.
 
     Raises:
-        InputError: the artefact names code to import and nobody typed it; or there is no arch.
+        InputError: the directory holds none.
     """
-    from lpss_cli.models import is_import_path
-
-    own = checkpoint.meta.get("arch")
-    if typed is not None:
-        return typed
-    if not isinstance(own, str):
+    artifacts = [p for p in directory.glob("*.pt") if p.is_file() and is_artifact(p)]
+    if not artifacts:
         raise InputError(
-            f"{checkpoint.path} does not say which network it is",
-            "pass --arch NAME or --arch file.py:factory",
+            f"there is no lpss artifact in {directory}", "name a file, or run `lpss train` first"
         )
-    if is_import_path(own):
-        raise InputError(
-            f"{checkpoint.path} was made with --arch {own}, code that is never imported unasked",
-            f"pass --arch {own} if you trust it",
-        )
-    return own
+    return max(artifacts, key=lambda p: (p.stat().st_mtime_ns, p.name))
 
 
-# MERGED: Artefacts in a directory, found without reading them whole.
 def is_artifact(path: Path) -> bool:
-    """Whether a file is an lpss artefact, by a look at its first bytes of pickled structure."""
+    """Return whether a file is an lpss artifact; only the first bytes of its pickle are read."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
             with archive.open(name) as pickled:
-                return b"X\x04\x00\x00\x00lpss" in pickled.read(64)  # the text, pickled
-    # An archive can be broken in many ways, and none of them makes it an artefact.
+                return b"X\x04\x00\x00\x00lpss" in pickled.read(64)  # the key "lpss", pickled
+    # An archive can be broken in many ways, and none of them makes it an artifact.
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError,
             StopIteration):  # fmt: skip
         return False
 
 
-def newest_artifact(directory: Path) -> Path:
-    """Return the lpss artefact (``*.pt``) that was written last in a directory.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = [p for p in directory.glob("*.pt") if p.is_file() and is_artifact(p)]
-    if not found:
-        raise InputError(
-            f"there is no lpss artefact in {directory}", "name a file, or run `lpss train` first"
-        )
-    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        if found is None:  # Python 3.10
+            found = hashlib.sha256()
+            for block in iter(lambda: file.read(1 << 20), b""):
+                found.update(block)
+        return found.hexdigest()

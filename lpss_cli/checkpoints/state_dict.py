@@ -1,4 +1,9 @@
-"""The names of a foreign state_dict, as the bare network would have them."""
+"""From what people save to the state_dict of the bare network.
+
+:func:`find_state_dict` finds the state_dict in a saved object: people save it beside epochs and
+optimizers. :func:`fold_state_dict` strips the prefixes of wrappers, brings names up to date, and
+folds pruning masks and weight norms into the weights they belong to.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,81 @@ if TYPE_CHECKING:
 #: What DistributedDataParallel and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 _COMPILED = "_orig_mod."
-#: Names that published weights of torchvision still have, and what the networks call them now.
-_FORMER = (
+# Keys under which training programs save the network's state_dict, the most specific one first.
+_USUAL_KEYS = ("state_dict", "model_state_dict", "model")
+# What a module may add to its state_dict by itself; it may be a mapping of tensors.
+_EXTRA_STATE = "_extra_state"
+# Names in published weights of torchvision, and what its networks call these tensors now.
+_FORMER_NAMES = (
     (re.compile(r"(.*\bdenselayer\d+\.(?:norm|conv))\.([12]\.\w+)"), r"\1\2"),
     (re.compile(r"(.*\bencoder_layer_\d+\.mlp)\.linear_1\.(\w+)"), r"\1.0.\2"),
     (re.compile(r"(.*\bencoder_layer_\d+\.mlp)\.linear_2\.(\w+)"), r"\1.3.\2"),
 )
+
+
+def find_state_dict(
+    content: Mapping[Any, Any], path: object
+) -> tuple[Mapping[Any, Any], list[str]]:
+    """Find the mapping that holds a network's tensors.
+
+    It is the value under one of the usual keys; else the only value that is a state_dict, if it
+    holds more numbers than the tensors beside it; else the whole content.
+
+    Args:
+        content: what ``torch.load`` returned.
+        path: name of the file, for messages.
+
+    Returns:
+        The mapping, and a note for the user if its key is unusual.
+
+    Raises:
+        InputError: several values are state_dicts, and none has a usual key.
+    """
+    for key in _USUAL_KEYS:
+        value = content.get(key)
+        if isinstance(value, Mapping):
+            return value, []
+    candidates = {}
+    for key, value in content.items():
+        tensors = _as_state_dict(value) if _may_name_tensors(key) else None
+        if tensors is not None:
+            candidates[key] = tensors
+    if not candidates:
+        return content, []
+    if len(candidates) > 1:
+        keys, first = ", ".join(map(repr, candidates)), next(iter(candidates))
+        raise InputError(
+            f"{path} holds several state_dicts: {keys}",
+            f"save the one that is meant: torch.save(torch.load(FILE)[{first!r}], NEW)",
+        )
+    [(key, state)] = candidates.items()
+    if _count(content) >= _count(state):  # content is a state_dict with something small beside it
+        return content, []
+    return state, [f"took the state_dict under {key!r}"]
+
+
+def _may_name_tensors(key: object) -> bool:
+    return isinstance(key, str) and not key.endswith(_EXTRA_STATE)
+
+
+def _as_state_dict(value: object) -> Mapping[Any, Any] | None:
+    """Return the tensors of a module, or of a mapping that holds tensors and nothing else."""
+    from torch import Tensor, nn
+
+    if isinstance(value, nn.Module):
+        return value.state_dict()
+    if not isinstance(value, Mapping) or not value:
+        return None
+    tensors = {n: t for n, t in value.items() if _may_name_tensors(n)}
+    only_tensors = tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values())
+    return tensors if only_tensors else None
+
+
+def _count(tensors: Mapping[Any, Any]) -> int:
+    """Return how many numbers the tensors among a mapping's values hold."""
+    from torch import Tensor
+
+    return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, Tensor))
 
 
 @dataclass(frozen=True)
@@ -29,93 +103,93 @@ class Fold:
     """How to make one entry of the bare network's state_dict.
 
     Attributes:
-        names: the entries it is made of, as the file calls them.
-        combine: makes its values of theirs; None: the values of the only one.
+        sources: names in the file of the entries that it is made from.
+        combine: computes the entry from these; None for a single source, which is taken as it is.
     """
 
-    names: tuple[str, ...]
+    sources: tuple[str, ...]
     combine: Callable[..., Tensor] | None = None
 
 
-def fold(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Strip wrappers' prefixes, update names, and fold prune masks and weight norms.
+def fold_state_dict(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Strip wrappers' prefixes, update names, and fold pruning masks and weight norms.
 
     Returns:
-        The bare network's state_dict, and a note for people on each thing that was done.
+        The bare network's state_dict, and a note for the user on each change.
     """
-    folds, notes = plan(state)
+    folds, notes = plan_folds(state)
     folded = {}
-    for name, one in folds.items():
-        parts = [state[part] for part in one.names]
-        folded[name] = one.combine(*parts) if one.combine else parts[0]
+    for name, fold in folds.items():
+        sources = [state[source] for source in fold.sources]
+        folded[name] = fold.combine(*sources) if fold.combine else sources[0]
     return folded, notes
 
 
-def plan(state: Mapping[str, TensorSpec]) -> tuple[dict[str, Fold], list[str]]:
-    """Find out what :func:`fold` would do, without any values.
+def plan_folds(state: Mapping[str, TensorSpec]) -> tuple[dict[str, Fold], list[str]]:
+    """Find out what :func:`fold_state_dict` would do, without any values.
 
     Returns:
-        How each entry of the bare network's state_dict is made, and the notes.
+        How to make each entry of the bare network's state_dict, and the notes.
     """
-    own, notes = _renamed(state)
-    forms = {name: state[first] for name, first in own.items()}
+    sources, notes = _bare_names(state)
+    specs = {name: state[source] for name, source in sources.items()}
     folds: dict[str, Fold] = {}
-    for name in own:
-        target, found = _entry(name, forms)
-        if found is None:
+    for name in sources:
+        target, fold = _plan_fold(name, specs)
+        if fold is None:
             continue
         if target != name:
             notes.append(f"folded {target}")
-        folds[target] = Fold(tuple(own[part] for part in found.names), found.combine)
+        folds[target] = Fold(tuple(sources[part] for part in fold.sources), fold.combine)
     return folds, notes
 
 
-def _renamed(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the bare network's name of each entry → the file's, and the notes."""
+def _bare_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the bare network's name of each entry → the file's name, and the notes."""
     notes: list[str] = []
-    own = {name: name for name in names}
+    sources = {name: name for name in names}
     for prefix in (*WRAPPERS, *WRAPPERS):
-        if own and all(name.startswith(prefix) for name in own):
-            own = {name.removeprefix(prefix): first for name, first in own.items()}
+        if sources and all(name.startswith(prefix) for name in sources):
+            sources = {name.removeprefix(prefix): source for name, source in sources.items()}
             notes.append(f"stripped the prefix {prefix!r}")
-    # A compiled part of a network: its prefix stands within the names.
-    bare = {name.replace(_COMPILED, ""): first for name, first in own.items()}
-    if len(bare) == len(own) and list(bare) != list(own):
-        own = bare
+    # The prefix of a part of the network that was compiled by itself stands within the names.
+    stripped = {name.replace(_COMPILED, ""): source for name, source in sources.items()}
+    if len(stripped) == len(sources) and list(stripped) != list(sources):
+        sources = stripped
         notes.append(f"stripped {_COMPILED!r} within names")
-    current = {_current(name): first for name, first in own.items()}
-    if len(current) == len(own) and list(current) != list(own):
-        own = current
-        notes.append("renamed what torchvision calls otherwise now")
-    return own, notes
+    current = {_current_name(name): source for name, source in sources.items()}
+    if len(current) == len(sources) and list(current) != list(sources):
+        sources = current
+        notes.append("renamed tensors to torchvision's current names")
+    return sources, notes
 
 
-def _current(name: str) -> str:
+def _current_name(name: str) -> str:
     """Return the name that torchvision's networks use now."""
-    for former, now in _FORMER:
+    for former, current in _FORMER_NAMES:
         if match := former.fullmatch(name):
-            return match.expand(now)
+            return match.expand(current)
     return name
 
 
-def _entry(name: str, state: Mapping[str, TensorSpec]) -> tuple[str, Fold | None]:
-    """One entry of the folded state_dict; None for the second half of a pair."""
-    base, _, end = name.rpartition("_")
-    if end in ("orig", "mask"):
+def _plan_fold(name: str, specs: Mapping[str, TensorSpec]) -> tuple[str, Fold | None]:
+    """Return the folded entry's name and how to make it; None for the second half of a pair."""
+    base, _, suffix = name.rpartition("_")
+    if suffix in ("orig", "mask"):
         pair = f"{base}_orig", f"{base}_mask"
-        orig, mask = map(state.get, pair)
-        if base not in state and _is_mask_of(mask, orig):
-            return base, Fold(pair, _masked) if end == "orig" else None
-    new = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
-    if new:
+        orig, mask = map(specs.get, pair)
+        if base not in specs and _is_mask_of(mask, orig):
+            return base, Fold(pair, _apply_mask) if suffix == "orig" else None
+    match = re.fullmatch(r"(?:(.*)\.)?parametrizations\.(\w+)\.original([01])", name)
+    if match:
         pair = f"{name[:-1]}0", f"{name[:-1]}1"
-        target = f"{new[1]}.{new[2]}" if new[1] else new[2]
-        if target not in state and _is_norm_of(*map(state.get, pair)):
-            return target, Fold(pair, _weight_norm) if new[3] == "0" else None
-    if end in ("g", "v"):
+        target = f"{match[1]}.{match[2]}" if match[1] else match[2]
+        if target not in specs and _is_norm_of(*map(specs.get, pair)):
+            return target, Fold(pair, _weight_norm) if match[3] == "0" else None
+    if suffix in ("g", "v"):
         pair = f"{base}_g", f"{base}_v"
-        if base not in state and _is_norm_of(*map(state.get, pair)):
-            return base, Fold(pair, _weight_norm) if end == "g" else None
+        if base not in specs and _is_norm_of(*map(specs.get, pair)):
+            return base, Fold(pair, _weight_norm) if suffix == "g" else None
     return name, Fold((name,))
 
 
@@ -124,9 +198,9 @@ def _is_mask_of(mask: TensorSpec | None, orig: TensorSpec | None) -> bool:
 
 
 def _is_norm_of(g: TensorSpec | None, v: TensorSpec | None) -> bool:
-    """Whether g has the shape of v's norms, one number for all or for each index of one dimension.
+    """Return whether g has the shape of v's norms: one number, or one for each index of one dim.
 
-    Other pairs with such names are parameters like any other.
+    Other pairs with such names are ordinary parameters.
     """
     if g is None or v is None or not (g.is_floating_point() and v.is_floating_point()):
         return False
@@ -135,83 +209,15 @@ def _is_norm_of(g: TensorSpec | None, v: TensorSpec | None) -> bool:
     return v.dim() >= 2 and (g.dim() == 0 or (fits and len(kept) <= 1))
 
 
-def _masked(orig: Tensor, mask: Tensor) -> Tensor:
-    return orig * mask.to(orig.dtype)  # PyTorch multiplies some kinds by their own kind alone
+def _apply_mask(orig: Tensor, mask: Tensor) -> Tensor:
+    return orig * mask.to(orig.dtype)  # PyTorch multiplies some dtypes only by their own
 
 
 def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
     """Return ``g v/‖v‖`` with the norm over all dimensions that g does not have."""
     from torch.linalg import vector_norm
 
-    # It has no norms of numbers of 8 bits.
+    # PyTorch computes no norms of 8-bit floating-point numbers.
     g, v = (part.float() if part.element_size() == 1 else part for part in (g, v))
     dims = [d for d in range(v.dim()) if g.dim() == 0 or (g.shape[d] == 1 and v.shape[d] != 1)]
     return g * (v / vector_norm(v, dim=dims, keepdim=True) if dims else v.sign())
-
-
-# MERGED: Where in a saved object the state_dict is: people save it beside epochs and optimizers.
-#: Names that training programs give the network's state_dict, the most telling first.
-_USUAL = ("state_dict", "model_state_dict", "model")
-# What a module may add to its state_dict by itself; it may be a mapping of tensors.
-_EXTRA = "_extra_state"
-
-
-def find_state_dict(
-    content: Mapping[Any, Any], path: object
-) -> tuple[Mapping[Any, Any], list[str]]:
-    """Return the mapping that holds a network's tensors, and a note where its place is unusual.
-
-    It is what has a usual name; else the only part that is a state_dict, if it holds more numbers
-    than the tensors beside it; else all of it.
-
-    Args:
-        content: what ``torch.load`` gave.
-        path: of the file, for messages.
-
-    Raises:
-        InputError: several parts are state_dicts, and none has a usual name.
-    """
-    for name in _USUAL:
-        part = content.get(name)
-        if isinstance(part, Mapping):
-            return part, []
-    parts = {}
-    for name, value in content.items():
-        part = _state_dict(value) if _may_hold(name) else None
-        if part is not None:
-            parts[name] = part
-    if not parts:
-        return content, []
-    if len(parts) > 1:
-        listed, first = ", ".join(map(repr, parts)), next(iter(parts))
-        raise InputError(
-            f"{path} holds several state_dicts: {listed}",
-            f"save the one that is meant: torch.save(torch.load(FILE)[{first!r}], NEW)",
-        )
-    [(name, found)] = parts.items()
-    if _numbers(content) >= _numbers(found):  # a state_dict, and something small beside it
-        return content, []
-    return found, [f"took the state_dict under {name!r}"]
-
-
-def _may_hold(name: object) -> bool:
-    return isinstance(name, str) and not name.endswith(_EXTRA)
-
-
-def _state_dict(value: object) -> Mapping[Any, Any] | None:
-    """Return the tensors of a module, or a mapping that holds tensors and nothing else."""
-    from torch import Tensor, nn
-
-    if isinstance(value, nn.Module):
-        return value.state_dict()
-    if not isinstance(value, Mapping) or not value:
-        return None
-    tensors = {n: t for n, t in value.items() if _may_hold(n)}
-    whole = tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values())
-    return tensors if whole else None
-
-
-def _numbers(tensors: Mapping[Any, Any]) -> int:
-    from torch import Tensor
-
-    return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, Tensor))

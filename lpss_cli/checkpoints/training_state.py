@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.checkpoints import torch_file
-from lpss_cli.checkpoints.read_file import read_whole
+from lpss_cli.checkpoints.read_file import read_bytes
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.utils import digest
 from lpss_cli.utils.files import atomic_write, write_error
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
         InputError: it is damaged, or no such file.
     """
     try:
-        content = dict(torch_file.load(path, read_whole(path)))
+        content = dict(torch_file.load(path, read_bytes(path)))
         claimed = content.pop(digest.MANIFEST_KEY, None)
         if claimed is None:
             raise ValueError("it holds no digest")

@@ -1,4 +1,7 @@
-"""The only printer: results on stdout, for people or as one JSON document; the rest on stderr."""
+"""What commands print with: results on stdout, for people or as JSON; the rest on stderr.
+
+Nothing else in lpss prints. Here are also the numbers and the names of layers as people read them.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,174 @@ if TYPE_CHECKING:
     from rich.measure import Measurement
     from rich.text import Text
 
-# MERGED: Names of layers in tables: on a terminal that is too narrow, long ones lose what tells
-# MERGED: least.
-# MERGED: The end of ``vit.encoder.layer.11.attention.query.weight`` says more than its front.
-# MERGED: Where other
-# MERGED: names have the same end, the parts that differ are shown before it:
-# MERGED: ``…11.…query.weight``. So no two
-# MERGED: names look the same, and one that cannot be shortened so is folded.
-_Parts = tuple[str, ...]
-# Parts that an end may have: names come from files, and each of their ends takes memory.
+# Longest text from a file that is shown, in characters.
+_LONGEST = 2000
+# Most parts that the end of a layer's name may have: names come from files, and each end takes
+# memory.
 _LONGEST_NAME = 20
+# Metrics that are fractions of 1.
+_FRACTIONS = ("accuracy", "balanced_accuracy")
+
+
+class Out:
+    """Prints what a command has to say.
+
+    Args:
+        as_json: Print exactly one JSON document on stdout, and nothing else there.
+        quiet: Print no notes and no progress; warnings and errors stay.
+        silent: Print only errors, because another process of the run prints the rest.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False, silent: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet or silent
+        self._silent = silent
+
+    @cached_property
+    def stderr(self) -> Console:
+        """A console on stderr, without markup: names from files are printed as they are.
+
+        It is always the same one, so that what it prints goes above a panel that moves.
+        """
+        return _console(stderr=True)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether progress is printed at all."""
+        return not self.quiet and not self.as_json
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a panel may move, because a person watches stderr."""
+        return self.shows_progress and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    @property
+    def width(self) -> int:
+        """Columns that a table may take; nothing is folded in a file or a pipe."""
+        return _console().width
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Print a result for people; nothing with ``--json``."""
+        if not (self.as_json or self._silent):
+            console = _console()
+            for item in renderables:
+                console.print(item)
+
+    def text(self, text: str) -> None:
+        """Print a result as it is, unwrapped and unstyled; nothing with ``--json``."""
+        if not (self.as_json or self._silent):
+            print(text, flush=True)
+
+    def document(self, content: Any) -> None:
+        """Print the JSON document when ``--json`` was given."""
+        if self.as_json and not self._silent:
+            text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False)
+            print(_escaped(text), flush=True)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Show a spinner while something takes its time, if a person watches."""
+        if not self.is_live:
+            yield
+            return
+        with self.stderr.status(text):
+            yield
+
+    def note(self, text: str) -> None:
+        """Print something worth knowing."""
+        if not self.quiet:
+            self.stderr.print(plain(text), style="dim", highlight=False)
+
+    def warn(self, text: str) -> None:
+        """Print something that the user should know."""
+        if self._silent:
+            return
+        self.stderr.print(f"Warning: {plain(text)}", style="yellow", highlight=False)
+
+    def error(self, what: str, do: str) -> None:
+        """Print the two lines of an error, or its JSON document."""
+        console = self.stderr
+        console.print(f"Error: {plain(what)}", style="bold red", highlight=False)
+        if do:
+            console.print(f"  {plain(do)}", highlight=False)
+        self.document({"error": what, "do": do})
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    width = None if stderr or sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    return Console(stderr=stderr, markup=False, emoji=False, soft_wrap=stderr, width=width)
+
+
+def plain(text: str) -> str:
+    """Return a text from a file as it may be printed: on one line, and of bounded length.
+
+    Line ends, terminal escapes and characters that change the direction of writing become visible,
+    so that no terminal obeys them.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}… ({len(text):,} characters)"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _escaped(document: str) -> str:
+    """Escape what a terminal would obey, as JSON does; the document means the same."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document)
+
+
+def _jsonable(content: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by null."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(k): _jsonable(v) for k, v in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_jsonable(v) for v in content]
+    return content
+
+
+def is_fraction(name: str) -> bool:
+    """Whether a metric is a fraction of 1, which people read in percent."""
+    return name in _FRACTIONS
+
+
+def metric(name: str, value: float) -> str:
+    """Return a metric for people: accuracies in percent, other metrics with four digits."""
+    return f"{value:.2%}" if is_fraction(name) else f"{value:.4g}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people, in units of 1000."""
+    if count < 10_000:
+        return f"{count:,} B"
+    return f"{count / 1e3:,.1f} kB" if count < 10_000_000 else f"{count / 1e6:,.1f} MB"
+
+
+def share(fraction: float) -> str:
+    """Return a sparsity in percent, with the digits that distinguish it from 100 %."""
+    digits = 2
+    while fraction < 1 and digits < 8 and round(100 * fraction, digits) == 100:
+        digits += 1
+    return f"{fraction:.{digits}%}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many decimals, or a dash if there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+# Parts of a layer's name between its dots.
+_Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Alike:
+class _SameEnd:
     """Names that end alike.
 
     Attributes:
-        count: how many.
-        front, back: how many parts all of them begin with, and end with.
+        count: Number of names.
+        front, back: Number of parts that all of them begin with, and end with.
     """
 
     count: int
@@ -44,19 +196,24 @@ class _Alike:
 
 
 class LayerName:
-    """A cell of a table: a name, as much of it as fits; whole in a file or a pipe.
+    """The name of a layer in a table, shortened on a terminal that is too narrow.
+
+    The end of ``vit.encoder.layer.11.attention.query.weight`` says more than its front. If other
+    names have the same end, the parts that differ are shown before it: ``…11.…query.weight``. So
+    no two names look the same; a name that cannot be shortened so is folded. In a file or a pipe
+    names are whole.
 
     Args:
-        name: as it is printed.
-        ends: some last parts of a name of the column → the names that have them.
+        name: The name as it is printed.
+        ends: For some last parts of a name of the column, the names that have them.
     """
 
-    def __init__(self, name: str, ends: Mapping[_Parts, _Alike]) -> None:
+    def __init__(self, name: str, ends: Mapping[_Parts, _SameEnd]) -> None:
         self.name = name
         self._ends = ends
 
     def within(self, width: int) -> str:
-        """Return what is shown in so many columns: the whole name where nothing shorter will do."""
+        """Return what is shown in so many columns; the whole name if no shorter one fits."""
         from rich.cells import cell_len
 
         if cell_len(self.name) <= width:
@@ -65,18 +222,18 @@ class LayerName:
 
     @cached_property
     def _shortened(self) -> list[str]:
-        """The ways to shorten the name, the longest end first."""
-        parts, found = tuple(self.name.split(".")), []
+        """The ways to shorten the name, the longest first."""
+        parts, shortened = tuple(self.name.split(".")), []
         for start in _starts(parts):
             end = parts[start:]
-            alike = self._ends[end]
-            differing = parts[alike.front : len(parts) - alike.back]
-            if alike.count == 1:
-                found.append("…" + ".".join(end))
-            elif differing and alike.back > len(end):
+            same = self._ends[end]
+            differing = parts[same.front : len(parts) - same.back]
+            if same.count == 1:
+                shortened.append("…" + ".".join(end))
+            elif differing and same.back > len(end):
                 kept = [*differing, "…" + ".".join(end)]
-                found.append(("…" if alike.front else "") + ".".join(kept))
-        return found
+                shortened.append(("…" if same.front else "") + ".".join(kept))
+        return shortened
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """Yield the text that the table prints."""
@@ -100,179 +257,23 @@ def name_column(names: Sequence[str]) -> list[LayerName]:
     for parts in dict.fromkeys(tuple(name.split(".")) for name in shown):
         for start in _starts(parts):
             groups.setdefault(parts[start:], []).append(parts)
-    ends = {end: _alike(names) for end, names in groups.items()}
+    ends = {end: _same_end(members) for end, members in groups.items()}
     return [LayerName(name, ends) for name in shown]
 
 
 def _starts(parts: _Parts) -> range:
-    """Return where the ends of a name begin, the longest first."""
+    """Return where the ends of a name begin, the longest end first."""
     return range(max(1, len(parts) - _LONGEST_NAME), len(parts))
 
 
-def _alike(names: Sequence[_Parts]) -> _Alike:
+def _same_end(names: Sequence[_Parts]) -> _SameEnd:
     if len(names) == 1:  # by far the most
-        return _Alike(1, len(names[0]), len(names[0]))
-    return _Alike(len(names), _shared(names), _shared([name[::-1] for name in names]))
+        return _SameEnd(1, len(names[0]), len(names[0]))
+    return _SameEnd(len(names), _common(names), _common([name[::-1] for name in names]))
 
 
-def _shared(names: Sequence[_Parts]) -> int:
-    """Return how many parts all of them begin with: the first and the last in their order do."""
+def _common(names: Sequence[_Parts]) -> int:
+    """Return how many parts all names begin with: those of the first and the last in order."""
     least, greatest = min(names), max(names)
     pairs = enumerate(zip(least, greatest, strict=False))
-    return next((number for number, (one, other) in pairs if one != other), len(least))
-
-
-# Characters of a text from a file that are shown.
-_LONGEST = 2000
-
-
-class Out:
-    """Where a command's words go.
-
-    Args:
-        as_json: stdout gets exactly one JSON document and nothing else.
-        quiet: no notes, no bars; warnings and errors stay.
-        silent: nothing but errors: another process of the run says the rest.
-    """
-
-    def __init__(self, as_json: bool = False, quiet: bool = False, silent: bool = False) -> None:
-        self.as_json = as_json
-        self.quiet = quiet or silent
-        self._silent = silent
-
-    @cached_property
-    def stderr(self) -> Console:
-        """A console on stderr; markup is off, so names from files are printed as they are.
-
-        Always the same one: what it prints goes above a panel that moves.
-        """
-        return _console(stderr=True)
-
-    @property
-    def talks(self) -> bool:
-        """Whether the progress of a run is told at all."""
-        return not self.quiet and not self.as_json
-
-    @property
-    def live(self) -> bool:
-        """Whether a panel may move: a person watches stderr."""
-        return self.talks and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-    @property
-    def width(self) -> int:
-        """Columns a table may take; what goes to a file or a pipe is not folded."""
-        return _console().width
-
-    def show(self, *renderables: RenderableType) -> None:
-        """Print a result for people; nothing with ``--json``."""
-        if not (self.as_json or self._silent):
-            console = _console()
-            for item in renderables:
-                console.print(item)
-
-    def text(self, text: str) -> None:
-        """Print a result as it is, unwrapped and unstyled; nothing with ``--json``."""
-        if not (self.as_json or self._silent):
-            print(text, flush=True)
-
-    def document(self, content: Any) -> None:
-        """Print the JSON document when ``--json`` was given."""
-        if self.as_json and not self._silent:
-            text = json.dumps(_jsonable(content), indent=2, ensure_ascii=False)
-            print(_escaped(text), flush=True)
-
-    @contextmanager
-    def busy(self, text: str) -> Iterator[None]:
-        """Show a spinner while something takes its time, where a person watches."""
-        if not self.live:
-            yield
-            return
-        with self.stderr.status(text):
-            yield
-
-    def note(self, text: str) -> None:
-        """Say something by the way."""
-        if not self.quiet:
-            self.stderr.print(plain(text), style="dim", highlight=False)
-
-    def warn(self, text: str) -> None:
-        """Say something the user should know."""
-        if self._silent:
-            return
-        self.stderr.print(f"Warning: {plain(text)}", style="yellow", highlight=False)
-
-    def error(self, what: str, do: str) -> None:
-        """Print the two lines of an error, and the JSON document of one."""
-        console = self.stderr
-        console.print(f"Error: {plain(what)}", style="bold red", highlight=False)
-        if do:
-            console.print(f"  {plain(do)}", highlight=False)
-        self.document({"error": what, "do": do})
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    wide = None if stderr or sys.stdout.isatty() or "COLUMNS" in os.environ else 200
-    return Console(stderr=stderr, markup=False, emoji=False, soft_wrap=stderr, width=wide)
-
-
-def plain(text: str) -> str:
-    """Make a text from a file safe to print: on one line, of bounded length, as it is spelled.
-
-    Line ends, terminal escapes and characters that change the direction of writing become visible
-    instead of being obeyed.
-    """
-    if len(text) > _LONGEST:
-        text = f"{text[:_LONGEST]}… ({len(text):,} characters)"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _escaped(document: str) -> str:
-    """Escape what a terminal would obey, as JSON spells it; the document stays the same."""
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document)
-
-
-def _jsonable(content: Any) -> Any:
-    """JSON has no NaN and no infinity: both become null."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {str(k): _jsonable(v) for k, v in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_jsonable(v) for v in content]
-    return content
-
-
-# MERGED: Numbers as people read them.
-_FRACTIONS = ("accuracy", "balanced_accuracy")
-
-
-def is_fraction(name: str) -> bool:
-    """Whether a metric is a part of 1, which people read in percent."""
-    return name in _FRACTIONS
-
-
-def metric(name: str, value: float) -> str:
-    """Return a metric for people: accuracies in percent, the rest with four digits."""
-    return f"{value:.2%}" if is_fraction(name) else f"{value:.4g}"
-
-
-def size(count: int) -> str:
-    """Return bytes for people, in units of 1000."""
-    if count < 10_000:
-        return f"{count:,} B"
-    return f"{count / 1e3:,.1f} kB" if count < 10_000_000 else f"{count / 1e6:,.1f} MB"
-
-
-def share(fraction: float) -> str:
-    """Return a sparsity in percent, with the digits that tell it from 100 %."""
-    digits = 2
-    while fraction < 1 and digits < 8 and round(100 * fraction, digits) == 100:
-        digits += 1
-    return f"{fraction:.{digits}%}"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many decimals, a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return next((index for index, (a, b) in pairs if a != b), len(least))

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: notes, warnings, and how it goes."""
+"""What a person sees while a job runs: notes, warnings and progress, as a panel or as lines."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from lpss_cli.sparsity import layer_info
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.run import Run
 
-# MERGED: How a running training looks: numbers of one moment, as a panel or as a line.
-# Columns of a terminal that the panel takes at most, and those that three columns of it need.
+# Columns of a terminal that the panel takes at most, and those from which on it has three or two
+# columns of numbers.
 _WIDEST, _WIDE, _NARROW = 100, 72, 44
-# Seconds that the pace is taken over.
+# Seconds over which the pace is measured.
 _WINDOW = 20.0
+# Seconds between two pictures of the panel.
+_REFRESH = 0.25
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What there is to say of a run at one moment; what is not known is None.
+    """A run at one moment; what is not known is None.
 
     Attributes:
-        epoch, epochs: finished ones, and all.
-        step, steps: finished ones, and all.
-        loss: mean of the present epoch, or of the last one at its end.
-        sparsity, target: zeros / prunable weights now, and as asked for.
-        hoyer: mean at the end of the last epoch.
-        rate: largest learning rate of the last step.
-        metric: name and value of the last measurement.
-        before: the input's value of it.
-        pace: examples a second; without a batch size, steps a second.
-        left: seconds to the end of training.
+        epoch, epochs: Finished epochs, and all.
+        step, steps: Finished steps, and all.
+        loss: Mean of the current epoch, or of the last one at its end.
+        sparsity, target: Fraction of zeros among the prunable weights now, and as asked for.
+        hoyer: Mean Hoyer sparsity at the end of the last epoch.
+        rate: Largest learning rate of the last step.
+        metric: Name and value of the last measurement.
+        before: Value of that metric for the input.
+        pace: Examples per second; without a batch size, steps per second.
+        left: Seconds to the end of training.
     """
 
     epoch: int
@@ -63,25 +65,28 @@ class Moment:
 
 
 class Observer:
-    """Takes the moments of one run.
+    """Observes one run.
 
     Args:
-        run: about to begin, or to go on.
-        before: the input's value of the metric.
+        run: A run that is about to begin or to be resumed.
+        before: Value of the metric for the input.
+
+    Attributes:
+        measured: Name and value of the last measurement; None before the first.
     """
 
-    def __init__(self, run: RunState, before: float | None = None) -> None:
+    def __init__(self, run: Run, before: float | None = None) -> None:
         self.measured: tuple[str, float] | None = None
         self._before = before
         self._marks = deque([(time.monotonic(), run.step)])
         self._fixed: float | None = None
 
-    def moment(self, run: RunState) -> Moment:
-        """Return what there is to say now; it reads tensors, so it is not for every step."""
+    def moment(self, run: Run) -> Moment:
+        """Return the run as it is now. It reads tensors, so it is not for every step."""
         done = run.step - run.epoch * run.steps_per_epoch
         last = run.history[-1] if run.history else None
         loss = float(run.loss_sum) / done if done else last["loss"] if last else None
-        found = Moment(
+        moment = Moment(
             epoch=run.epoch,
             epochs=run.epochs,
             step=run.step,
@@ -94,9 +99,9 @@ class Observer:
             metric=self.measured,
             before=self._before,
         )
-        return self._paced(found, run.batch_size)
+        return self._with_pace(moment, run.batch_size)
 
-    def _sparsity(self, run: RunState) -> float:
+    def _sparsity(self, run: Run) -> float:
         if self._fixed is not None:
             return self._fixed
         now = run.masked / run.total if run.total else 0.0
@@ -104,8 +109,8 @@ class Observer:
             self._fixed = now
         return now
 
-    def _paced(self, moment: Moment, batch_size: int) -> Moment:
-        """Add how fast it goes, over the last seconds."""
+    def _with_pace(self, moment: Moment, batch_size: int) -> Moment:
+        """Add the pace of the last seconds."""
         now = time.monotonic()
         self._marks.append((now, moment.step))
         while len(self._marks) > 2 and now - self._marks[1][0] > _WINDOW:
@@ -148,41 +153,37 @@ def panel(moment: Moment, width: int) -> Panel:
     ]
     for begin in range(0, len(cells), columns):
         body.add_row(*cells[begin : begin + columns])
-    whole = Table.grid(expand=True)
-    whole.add_row(head)
-    whole.add_row(body)
-    return Panel(whole, title="training", title_align="left", width=width)
+    content = Table.grid(expand=True)
+    content.add_row(head)
+    content.add_row(body)
+    return Panel(content, title="training", title_align="left", width=width)
 
 
 def _values(moment: Moment) -> dict[str, str]:
-    """Return name → ``name value`` of what is known, in the order of a panel's cells."""
-    found = {"loss": "-" if moment.loss is None else f"{moment.loss:.4g}"}
+    """Return ``name value`` of what is known by name, in the order of the cells of a panel."""
+    values = {"loss": "-" if moment.loss is None else f"{moment.loss:.4g}"}
     if moment.metric is not None:
         name, value = moment.metric
         was = "" if moment.before is None else f"{metric(name, moment.before)} → "
-        found[name.replace("_", " ")] = f"{was}{metric(name, value)}"
-    found["sparsity"] = share(moment.sparsity)
+        values[name.replace("_", " ")] = f"{was}{metric(name, value)}"
+    values["sparsity"] = share(moment.sparsity)
     if moment.target:
-        found["sparsity"] += f" → {share(moment.target)}"
-    found["Hoyer"] = number(moment.hoyer)
-    found["lr"] = f"{moment.rate:.3g}"
+        values["sparsity"] += f" → {share(moment.target)}"
+    values["Hoyer"] = number(moment.hoyer)
+    values["lr"] = f"{moment.rate:.3g}"
     if moment.pace is not None:
-        found["examples/s"] = f"{moment.pace:,.0f}" if moment.pace >= 10 else f"{moment.pace:.2g}"
-    return {name: f"{name} {value}" for name, value in found.items()}
+        values["examples/s"] = f"{moment.pace:,.0f}" if moment.pace >= 10 else f"{moment.pace:.2g}"
+    return {name: f"{name} {value}" for name, value in values.items()}
 
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-# Seconds between two pictures of the panel.
-_REFRESH = 0.25
-
-
 class Printer(JobCallback):
-    """Prints a job's notes and shows how it goes; use as a context manager.
+    """Prints the notes of a job and shows its progress; use it as a context manager.
 
-    Where a person watches that is a panel that moves, else a line now and then, about ten a run.
+    If a person watches, that is a panel that moves, else about ten lines per run.
     """
 
     def __init__(self, out: Out) -> None:
@@ -203,7 +204,7 @@ class Printer(JobCallback):
         self._out.note(text)
 
     def on_warning(self, text: str) -> None:
-        """Print it, whatever the verbosity."""
+        """Print it, even with --quiet."""
         self._out.warn(text)
 
     def busy(self, text: str) -> AbstractContextManager[None]:
@@ -211,38 +212,38 @@ class Printer(JobCallback):
         return self._out.busy(text)
 
     def on_before(self, metrics: dict[str, float], primary: str) -> None:
-        """Print the input's metrics first."""
+        """Print the metrics of the input."""
         values = ", ".join(f"{k.replace('_', ' ')} {metric(k, v)}" for k, v in metrics.items())
         self._out.note(f"before: {values}")
         self._before = metrics[primary]
 
     def on_measured(self, metrics: dict[str, float], primary: str) -> None:
-        """Keep it, to show it."""
+        """Keep them for the progress."""
         if self._observer is not None:
             self._observer.measured = primary, metrics[primary]
 
-    def on_start(self, run: RunState) -> None:
-        """Say what was chosen for layers, and start the panel where a person watches."""
+    def on_start(self, run: Run) -> None:
+        """Print what was chosen for the layers, and start the panel if a person watches."""
         for text in layer_info.announcements(run.layer_info):
             self._out.note(text)
         self._stop()
-        if not self._out.talks or not run.total_steps:
+        if not self._out.shows_progress or not run.total_steps:
             return
 
         self._observer = Observer(run, self._before)
-        if self._out.live:
+        if self._out.is_live:
             from rich.live import Live
 
-            # Drawn by the steps themselves: no thread, so nothing moves when nothing happens.
+            # The steps draw it, without a thread: nothing moves when nothing happens.
             self._live = Live(console=self._out.stderr, transient=True, auto_refresh=False)
             self._live.start()
 
-    def on_step(self, run: RunState) -> None:
-        """Draw the panel anew when it is time."""
+    def on_step(self, run: Run) -> None:
+        """Redraw the panel when it is time."""
         if self._live is not None and time.monotonic() - self._drawn >= _REFRESH:
             self._draw(run)
 
-    def on_epoch(self, run: RunState) -> None:
+    def on_epoch(self, run: Run) -> None:
         """Draw the end of an epoch, or print its line when it is time."""
         if self._live is not None:
             self._draw(run)
@@ -253,10 +254,9 @@ class Printer(JobCallback):
             if run.epoch % interval(run.epochs, None) == 0 or run.epoch == run.epochs:
                 self._out.note(line(moment))
 
-    def _draw(self, run: RunState) -> None:
-
+    def _draw(self, run: Run) -> None:
         if self._live is not None and self._observer is not None:
-            # The terminal writes ^C after it: on the next line the panel would not be wiped whole.
+            # A terminal writes ^C after the panel, which would be folded and not wiped away.
             width = self._out.stderr.width - 3
             self._live.update(panel(self._observer.moment(run), width), refresh=True)
             self._drawn = time.monotonic()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +22,33 @@ Batch = tuple[Tensor, Tensor]
 """Inputs (B, ...) and targets (B, ...)."""
 
 
-@runtime_checkable
-class Source(Protocol):
+@dataclass(frozen=True)
+class BatchOptions:
+    """The arguments of :meth:`Source.batches`, with its augmentation ready for numbered batches."""
+
+    batch_size: int
+    device: torch.device
+    order: Tensor | None
+    drop_last: bool
+    seed: tuple[int, ...]
+    augment: _Augmenter
+
+
+class Source(ABC):
     """One split of the data."""
 
     @property
+    @abstractmethod
     def labels(self) -> Tensor | None:
         """(N,) targets of all examples on the CPU, None if they are not known in advance."""
 
-    def __len__(self) -> int: ...
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> Source:
+        """Return a source of those examples alone: indices (n,) int64."""
 
     def batches(
         self,
@@ -58,12 +78,16 @@ class Source(Protocol):
         Raises:
             InputError: an impossible batch size, or an example that cannot be read.
         """
+        device = torch.device(device)
+        augmenter = _Augmenter(augment, device, seed)
+        return self._iterate(BatchOptions(batch_size, device, order, drop_last, seed, augmenter))
 
-    def subset(self, indices: Tensor) -> Source:
-        """Return a source of those examples alone: indices (n,) int64."""
+    @abstractmethod
+    def _iterate(self, options: BatchOptions) -> Iterator[Batch]:
+        """Iterate over the examples once, see :meth:`batches`."""
 
 
-class TensorSource:
+class TensorSource(Source):
     """Examples held as tensors; an accelerator gets them once and keeps them.
 
     Args:
@@ -96,36 +120,22 @@ class TensorSource:
         """Copy those examples: indices (n,) int64."""
         return TensorSource(self.x[indices], self.y[indices], self.prepare)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        device: torch.device | str = "cpu",
-        order: Tensor | None = None,
-        drop_last: bool = False,
-        augment: Augment | None = None,
-        seed: tuple[int, ...] = (0,),
-    ) -> Iterator[Batch]:
-        """Iterate over the examples once, see :meth:`Source.batches`."""
-        _check_batch_size(batch_size)
-        device = torch.device(device)
-        augmenter = _Augmenter(augment, device, seed)
-        indices = torch.arange(len(self)) if order is None else order
-        return self._iterate(indices.to(device), batch_size, drop_last, augmenter)
+    def _iterate(self, options: BatchOptions) -> Iterator[Batch]:
+        _check_batch_size(options.batch_size)
+        indices = torch.arange(len(self)) if options.order is None else options.order
+        return self._select(indices.to(options.device), options)
 
-    def _iterate(
-        self, indices: Tensor, batch_size: int, drop_last: bool, augmenter: _Augmenter
-    ) -> Iterator[Batch]:
+    def _select(self, indices: Tensor, options: BatchOptions) -> Iterator[Batch]:
         x, y = self._tensors_on(indices.device)
-        for number, batch in enumerate(torch.split(indices, batch_size)):
-            if not len(batch) or (drop_last and len(batch) < batch_size):
+        for number, batch in enumerate(torch.split(indices, options.batch_size)):
+            if not len(batch) or (options.drop_last and len(batch) < options.batch_size):
                 return
             # index_select copies even in natural order: a network that starts with an in-place
             # operation must not write into the data set.
             inputs = x.index_select(0, batch)
             if self.prepare is not None:
                 inputs = self.prepare(inputs)
-            yield augmenter(inputs, number), y.index_select(0, batch)
+            yield options.augment(inputs, number), y.index_select(0, batch)
 
     def _tensors_on(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -135,7 +145,7 @@ class TensorSource:
         return self._moved[1], self._moved[2]
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """A map-style dataset streamed through a DataLoader.
 
     Args:
@@ -168,46 +178,33 @@ class DatasetSource:
         """Return a source of those examples alone, without a copy: indices (n,) int64."""
         return DatasetSource(self.dataset, self.workers, self._labels, self._rows[indices])
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        device: torch.device | str = "cpu",
-        order: Tensor | None = None,
-        drop_last: bool = False,
-        augment: Augment | None = None,
-        seed: tuple[int, ...] = (0,),
-    ) -> Iterator[Batch]:
-        """Iterate over the examples once, see :meth:`Source.batches`."""
-        _check_batch_size(batch_size)
-        device = torch.device(device)
-        rows = self._rows if order is None else self._rows[order.cpu()]
+    def _iterate(self, options: BatchOptions) -> Iterator[Batch]:
+        _check_batch_size(options.batch_size)
+        rows = self._rows if options.order is None else self._rows[options.order.cpu()]
         loader: DataLoader[Any] = DataLoader(
             ErrorCapturingDataset(self.dataset),  # type: ignore[arg-type]  # map-style by its methods
-            batch_size=batch_size,
+            batch_size=options.batch_size,
             sampler=rows.tolist(),
             num_workers=self.workers,
             collate_fn=collate,
-            drop_last=drop_last,
-            pin_memory=device.type == "cuda",
+            drop_last=options.drop_last,
+            pin_memory=options.device.type == "cuda",
             worker_init_fn=init_worker,
             multiprocessing_context=worker_start_method() if self.workers else None,
             # Its own generator: an epoch of evaluation must not move torch's global one.
-            generator=torch.Generator().manual_seed(derive_seed("workers", *seed)),
+            generator=torch.Generator().manual_seed(derive_seed("workers", *options.seed)),
         )
-        return self._iterate(loader, device, _Augmenter(augment, device, seed))
+        return self._read(loader, options)
 
-    def _iterate(
-        self, loader: DataLoader[Any], device: torch.device, augmenter: _Augmenter
-    ) -> Iterator[Batch]:
+    def _read(self, loader: DataLoader[Any], options: BatchOptions) -> Iterator[Batch]:
         for number, batch in enumerate(loader):
             if isinstance(batch, LpssError):
                 raise batch
-            x, y = (t.to(device, non_blocking=True) for t in batch)
-            yield augmenter(x, number), y
+            x, y = (t.to(options.device, non_blocking=True) for t in batch)
+            yield options.augment(x, number), y
 
 
-class LoaderSource:
+class LoaderSource(Source):
     """A user's own DataLoader, taken as it is: its batches, its order, its workers.
 
     The seed of a run therefore does not decide the order; a seeded ``generator`` of the loader
@@ -252,26 +249,17 @@ class LoaderSource:
         """Raise an error: a loader cannot be split."""
         raise InputError("a loader cannot be split", "give the Dataset, or a pair of tensors")
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        device: torch.device | str = "cpu",
-        order: Tensor | None = None,
-        drop_last: bool = False,
-        augment: Augment | None = None,
-        seed: tuple[int, ...] = (0,),
-    ) -> Iterator[Batch]:
+    def _iterate(self, options: BatchOptions) -> Iterator[Batch]:
         """Iterate over the loader once; it decides on batch size, order and last batch itself.
 
         A sampler for several processes is told the epoch, the last number of the seed.
         """
         set_epoch = getattr(self.loader.sampler, "set_epoch", None)
         if set_epoch is not None:
-            set_epoch(seed[-1])
-        augmenter = _Augmenter(augment, torch.device(device), seed)
+            set_epoch(options.seed[-1])
+        device = options.device
         for number, (x, y) in enumerate(self.loader):
-            yield augmenter(x.to(device, non_blocking=True), number), y.to(device)
+            yield options.augment(x.to(device, non_blocking=True), number), y.to(device)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Options of an export, declared once; without PyTorch, so that help is instant."""
+"""Options of an export. This module does not import PyTorch, so that help is instant."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from lpss_cli.utils import options as declarations
 from lpss_cli.utils.options import comma_separated, option
 
-#: Files that can be written.
+#: The formats that a checkpoint can be exported to.
 FORMATS = ("safetensors", "onnx", "pack")
-#: Ways to store the weights in an ONNX file.
+#: How an ONNX file stores weights: all of them, or the gaps between nonzero ones.
 ENCODINGS = ("dense", "gaps")
 
 
@@ -18,10 +18,10 @@ class OnnxOptions:
     """How a network is written as ONNX.
 
     Attributes:
-        compact: Remove units without input or use first.
-        encoding: One of ``ENCODINGS``.
-        int8: Also write a quantized file.
-        latency: Measure the latency of every file.
+        compact: first remove units that have no input or that nothing reads.
+        encoding: one of ``ENCODINGS``.
+        int8: write a quantized file too.
+        latency: measure the latency of every file.
     """
 
     compact: bool = option(
@@ -41,7 +41,7 @@ class OnnxOptions:
         """Check the encoding.
 
         Raises:
-            InputError: It is not a choice.
+            InputError: it is not a choice.
         """
         declarations.check(self)
 
@@ -51,10 +51,10 @@ class ExportOptions:
     """Which files are written, and how.
 
     Attributes:
-        formats: Some of ``FORMATS``.
-        values: Type of the packed values, one of ``packed.CHOICES``.
-        onnx: How the ONNX file is made, and which files beside it.
-        clean: Zero what reaches no output first, in all files.
+        formats: some of ``FORMATS``.
+        values: type of the packed values, one of ``packed.CHOICES``.
+        onnx: how the ONNX file is made, and which files beside it.
+        clean: first zero weights and biases that reach no output, in all files.
     """
 
     formats: tuple[str, ...] = option(
@@ -77,7 +77,7 @@ class ExportOptions:
         """Check the formats, the type of the values and the encoding.
 
         Raises:
-            InputError: One of them is not a choice.
+            InputError: one of them is not a choice.
         """
         declarations.check(self)
         self.onnx.check()

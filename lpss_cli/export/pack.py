@@ -1,7 +1,7 @@
-"""Packed files: written, read back from disk and compared; and back to safetensors.
+"""Packed files: written, read back from disk and compared; and unpacked to safetensors.
 
-The comparison computes what each tensor must be from the network, with PyTorch's rounding, and not
-from what the encoder did.
+The comparison computes what each tensor must be from the network, with PyTorch's rounding, and does
+not rely on the encoder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.checkpoints.packed import DEFAULT_VALUES, Entry, Unpacked, pack, unpack
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.export.safetensors import Exported, export_safetensors, provenance
+from lpss_cli.export.result import ExportedFile
+from lpss_cli.export.safetensors import export_safetensors, provenance, same_bits
+from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import weights_of
 from lpss_cli.sparsity.patterns import bias_names
 from lpss_cli.training.evaluation import evaluate
@@ -30,10 +32,18 @@ _COMPARED = 256
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a packed network is tried on: the network before, its data, and where to compute."""
+class Reference:
+    """What a packed network is compared with.
+
+    Attributes:
+        model: the network before packing.
+        info: what is known about it.
+        data: its data; the test split is used.
+        device: where to evaluate.
+    """
 
     model: nn.Module
+    info: ModelInfo
     data: Data
     device: torch.device | str = "cpu"
 
@@ -43,96 +53,99 @@ def export_pack(
     path: Path,
     *,
     values: str = DEFAULT_VALUES,
-    trial: Trial | None = None,
-) -> Exported:
-    """Write a packed file and prove it.
+    reference: Reference | None = None,
+) -> ExportedFile:
+    """Write a packed file and prove that it holds the network.
 
     Args:
-        checkpoint: finite; its history and its first weights stay behind.
+        checkpoint: the network, with finite tensors. Its training history and its initial weights
+            are left out.
         path: the file to write.
         values: type of the kept values: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        trial: the network and its data, where they are at hand.
+        reference: the network and its data, if they are available: outputs and test metrics are
+            compared then.
 
     Raises:
         InputError: the checkpoint cannot be packed.
         RunError: the file reads back differently; no file is left.
     """
     prunable = list(weights_of(checkpoint))
-    meta = metadata.exported(checkpoint.meta)
+    meta = metadata.for_export(checkpoint.meta)
     about = {k: v for k, v in provenance(checkpoint).items() if k == "source_sha256"}
     biases = bias_names(checkpoint.state_dict, prunable)
     content = pack(checkpoint.state_dict, meta, prunable, values, biases=biases, about=about)
     difference, metrics = 0.0, None
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-        back = unpack(temporary.read_bytes())
-        compare(checkpoint, back, path)
-        if trial is not None:
-            reread = read(temporary)
-            difference, metrics = _try(trial, reread, exact=values == "fp32")
+        unpacked = unpack(temporary.read_bytes())
+        check_tensors(checkpoint, unpacked, path)
+        if reference is not None:
+            exact = values == "fp32"
+            difference, metrics = _compare_networks(reference, read(temporary), exact=exact)
         if values == "fp32" and difference:
             raise RunError(f"{path} gives other outputs", "no file was left; please report it")
-    codes = sorted({entry.values for entry in back.entries} - {"raw"})
-    rounding = f"{', '.join(codes)} as rounded" if codes else "bit for bit"
+    codes = sorted({entry.values for entry in unpacked.entries} - {"raw"})
+    rounding = f"rounded to {', '.join(codes)}" if codes else "bit for bit"
     checked = f"every tensor, {rounding}, and every zero"
     size = path.stat().st_size
-    return Exported(str(path), "pack", size, checked, difference, measured=metrics, values=values)
+    return ExportedFile(
+        str(path), "pack", size, checked, difference, measured=metrics, values=values
+    )
 
 
-def _try(
-    trial: Trial, packed: Checkpoint, exact: bool
+def _compare_networks(
+    reference: Reference, packed: Checkpoint, exact: bool
 ) -> tuple[float, dict[str, tuple[float, float]] | None]:
-    """Compare outputs on real inputs and, unless the weights are the same, all test metrics."""
-    before = copy.deepcopy(trial.model).cpu().eval()
+    """Compare outputs on real inputs and, unless the weights are exact, all test metrics."""
+    before = copy.deepcopy(reference.model).cpu().eval()
     after = copy.deepcopy(before)
-    load_into(after, packed, str(packed.meta.get("arch")))
-    x = next(iter(trial.data.test.batches(_COMPARED)))[0]
+    load_into(after, packed, reference.info)
+    test = reference.data.test
+    inputs = next(iter(test.batches(_COMPARED)))[0]
     with torch.no_grad():
-        expected, got = before(x), after(x)
+        expected, outputs = before(inputs), after(inputs)
     scale = float(expected.abs().max()) or 1.0
-    difference = float((expected - got).abs().max()) / scale
+    difference = float((expected - outputs).abs().max()) / scale
     if exact:
         return difference, None
-    task = trial.data.task
-    pairs = [evaluate(m, trial.data.test, task, device=trial.device) for m in (before, after)]
-    return difference, {name: (value, pairs[1][name]) for name, value in pairs[0].items()}
+    old, new = (
+        evaluate(model, test, reference.data.task, device=reference.device)
+        for model in (before, after)
+    )
+    return difference, {name: (value, new[name]) for name, value in old.items()}
 
 
-def compare(checkpoint: Checkpoint, back: Unpacked, path: Path) -> None:
+def check_tensors(checkpoint: Checkpoint, unpacked: Unpacked, path: Path) -> None:
     """Check every tensor of a packed file against its source, bit for bit after rounding.
 
     Raises:
-        RunError: names, order, types, shapes, zeros or values differ.
+        RunError: names, order, dtypes, shapes, zeros or values differ.
     """
-    if list(back.state_dict) != list(checkpoint.state_dict):
+    if list(unpacked.state_dict) != list(checkpoint.state_dict):
         raise RunError(f"{path} reads back with other tensors", "no file was left")
-    lines = {entry.name: _first(entry, back.entries) for entry in back.entries}
-    pruned = {lines[name].name for name in weights_of(checkpoint)}
+    originals = {entry.name: _original(entry, unpacked.entries) for entry in unpacked.entries}
+    pruned = {originals[name].name for name in weights_of(checkpoint)}
     for name, tensor in checkpoint.state_dict.items():
-        got, line = back.state_dict[name], lines[name]
-        wanted = rounded(tensor.detach().cpu(), line.values)
-        if line.name in pruned:
-            wanted = torch.where(wanted == 0, torch.zeros_like(wanted), wanted)
-        same = got.dtype == wanted.dtype and got.shape == wanted.shape
-        if not same or not torch.equal(_bits(got), _bits(wanted)):
+        stored, entry = unpacked.state_dict[name], originals[name]
+        source = tensor.detach().cpu()
+        expected = round_to_code(source, entry.values)
+        if entry.name in pruned:  # of these, the sign of zeros is not kept
+            expected = torch.where(expected == 0, torch.zeros_like(expected), expected)
+        if not same_bits(stored, expected):
             raise RunError(f"{path} reads back differently at {name}", "no file was left")
-        if not torch.equal(got == 0, tensor.detach().cpu() == 0):
+        if not torch.equal(stored == 0, source == 0):
             raise RunError(f"{path} does not hold the zeros of {name}", "no file was left")
 
 
-def _first(entry: Entry, entries: list[Entry]) -> Entry:
-    return entry if entry.same is None else entries[entry.same]
+def _original(entry: Entry, entries: list[Entry]) -> Entry:
+    return entry if entry.copy_of is None else entries[entry.copy_of]
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def rounded(tensor: Tensor, code: str) -> Tensor:
+def round_to_code(tensor: Tensor, code: str) -> Tensor:
     """Return what a tensor must be after it was stored under a code of docs/format.md.
 
     Args:
-        tensor: of a floating type for every code but ``raw``.
+        tensor: the source, of a floating-point dtype for every code but ``raw``.
         code: ``raw``, ``fp16``, ``bf16``, ``fp16-rows`` or ``int8-rows``.
     """
     if code == "raw" or not tensor.numel():
@@ -146,29 +159,31 @@ def rounded(tensor: Tensor, code: str) -> Tensor:
     largest = rows.abs().amax(dim=1, keepdim=True)
     if code == "fp16-rows":
         scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 14)
-        got = (rows / scale).half().float() * scale
+        rounded = (rows / scale).half().float() * scale
     else:
         scale = largest / 127
         steps = (rows / scale).round().clamp(-127, 127)
-        got = torch.where(steps == 0, rows.sign(), steps) * scale
-    got = torch.where(rows == 0, torch.zeros(()), got)
-    return got.reshape(tensor.shape).to(tensor.dtype)
+        rounded = torch.where(steps == 0, rows.sign(), steps) * scale
+    rounded = torch.where(rows == 0, torch.zeros(()), rounded)
+    return rounded.reshape(tensor.shape).to(tensor.dtype)
 
 
-def unpack_file(path: Path, out: Path | None = None, *, force: bool = False) -> Exported:
-    """Write a packed file's tensors and facts as masked safetensors, read back and compared.
+def unpack_file(path: Path, out: Path | None = None, *, force: bool = False) -> ExportedFile:
+    """Write a packed file's tensors and metadata as masked safetensors, read back and compared.
 
     Args:
         path: the packed file.
-        out: where to; None is beside it.
+        out: the file to write; None for the same name with ``.safetensors``.
         force: replace an existing file.
 
     Raises:
-        InputError: no packed file, a damaged one, or ``out`` exists.
+        InputError: the file is damaged or is not a packed file, or ``out`` exists.
     """
     checkpoint = read(path)
     if checkpoint.kind != "pack":
-        raise InputError(f"{path} is no packed file", "`lpss export` writes and reads other kinds")
+        raise InputError(
+            f"{path} is not a packed file", "`lpss export` reads checkpoints of other kinds"
+        )
     return export_safetensors(
         checkpoint, check_writable(out or path.with_suffix(".safetensors"), force=force)
     )

@@ -1,13 +1,9 @@
-"""From a checkpoint to files for other programs, each read back from disk and compared."""
+"""Masked safetensors: written, read back from disk and compared bit for bit."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,97 +11,67 @@ from torch import Tensor
 from lpss_cli.checkpoints import metadata, safetensors_file
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import RunError
-from lpss_cli.report.flops import Savings
-from lpss_cli.report.latency import Latency
+from lpss_cli.export.result import ExportedFile
 from lpss_cli.report.report import exported_facts, weights_of
 from lpss_cli.utils.files import atomic_write
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A written file and the proof that it holds the model.
+def export_safetensors(checkpoint: Checkpoint, path: Path) -> ExportedFile:
+    """Write all tensors, pruned weights as zeros, and compare what is read back.
 
-    Attributes:
-        path: the file.
-        kind: one of ``options.FORMATS``.
-        bytes: its size on disk.
-        checked: what was compared, for people.
-        largest_difference: of the outputs, relative to the largest |logit|; 0 for exact copies.
-        compared: inputs whose outputs were compared.
-        changed: how many of them are classified otherwise; None where nothing is classified.
-        metrics: of the task on these inputs, computed with onnxruntime; None where not measured.
-        savings: what removing dead units saved; None where that was not tried.
-        latency: of the file, and of the network as it was where units were removed.
-        measured: of a pack, on the test split, where it was at hand: name -> (before, in the file).
-        values: type of the kept values in it.
-    """
-
-    path: str
-    kind: str
-    bytes: int
-    checked: str
-    largest_difference: float
-    compared: int = 0
-    changed: int | None = None
-    metrics: Mapping[str, float] | None = None
-    savings: Savings | None = None
-    latency: tuple[Latency, ...] = ()
-    measured: dict[str, tuple[float, float]] | None = None
-    values: str = "fp32"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers for JSON."""
-        savings = self.savings.to_dict() if self.savings else None
-        return {**asdict(self), "savings": savings}
-
-
-def export_safetensors(checkpoint: Checkpoint, path: Path) -> Exported:
-    """Write all tensors, masked weights as zeros, and read them back with NumPy.
+    Args:
+        checkpoint: the network; its training history is left out.
+        path: the file to write.
 
     Raises:
         RunError: a tensor reads back with other bits; no file is left.
     """
     state = {n: t.detach().clone().contiguous() for n, t in checkpoint.state_dict.items()}
-    described = metadata.exported(checkpoint.meta)
+    record = metadata.for_export(checkpoint.meta)
+    texts = {"lpss": json.dumps(record), "format": "pt", **provenance(checkpoint)}
     with atomic_write(path) as temporary:
-        facts = {"lpss": json.dumps(described), "format": "pt", **provenance(checkpoint)}
-        safetensors_file.write(temporary, state, facts)
-        _compare_tensors(state, temporary, path)
-    return Exported(str(path), "safetensors", path.stat().st_size, "every tensor, bit for bit", 0.0)
+        safetensors_file.write(temporary, state, texts)
+        _compare(state, temporary, path)
+    checked = "every tensor, bit for bit"
+    return ExportedFile(str(path), "safetensors", path.stat().st_size, checked, 0.0)
 
 
 def provenance(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return texts for programs that look at an exported file alone.
+    """Return texts for programs that see only an exported file.
 
-    ``sparsity`` is counted, zeros / prunable weights; ``method`` and ``p`` (JSON, by weight) are
-    there if the checkpoint knows them; ``source_sha256`` is of the file it was read from.
+    ``sparsity`` is counted: zeros / prunable weights. ``method`` and ``p`` (JSON, by weight) are
+    there if the checkpoint has them. ``source_sha256`` is the hash of the file it was read from.
     """
     weights = weights_of(checkpoint)
     total = sum(weight.tensor.numel() for weight in weights.values())
     zeros = sum(int((weight.tensor == 0).sum()) for weight in weights.values())
-    facts = {"sparsity": f"{zeros / total:.10g}"} if total else {}
+    texts = {"sparsity": f"{zeros / total:.10g}"} if total else {}
     if isinstance(checkpoint.meta.get("method"), str):
-        facts["method"] = checkpoint.meta["method"]
-    facts |= {name: json.dumps(values) for name, values in exported_facts(checkpoint).items()}
+        texts["method"] = checkpoint.meta["method"]
+    texts |= {name: json.dumps(values) for name, values in exported_facts(checkpoint).items()}
     if checkpoint.sha256:
-        facts["source_sha256"] = checkpoint.sha256
-    return facts
+        texts["source_sha256"] = checkpoint.sha256
+    return texts
 
 
-def _compare_tensors(state: dict[str, Tensor], written: Path, path: Path) -> None:
+def _compare(state: dict[str, Tensor], written: Path, path: Path) -> None:
+    """Compare every tensor of the file ``written``, which will be called ``path``."""
     from safetensors import safe_open
 
     with safe_open(written, framework="pt") as file:
-        names = set(file.keys())
-        if names != set(state):
-            raise RunError(f"{path} reads back with other tensors", "nothing was left on disk")
+        if set(file.keys()) != set(state):
+            raise RunError(f"{path} reads back with other tensors", "no file was left")
         for name, tensor in state.items():
-            back = file.get_tensor(name)
-            kind = back.dtype, back.shape
-            if kind != (tensor.dtype, tensor.shape) or _bits(back) != _bits(tensor):
+            if not same_bits(file.get_tensor(name), tensor):
                 raise RunError(f"{path} reads back differently at {name}", "no file was left")
 
 
-def _bits(tensor: Tensor) -> bytes:
-    flat = tensor.detach().contiguous().flatten()
-    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).digest()
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors on the CPU have the same dtype, shape and bytes."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    return torch.equal(_bytes(first), _bytes(second))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().flatten().view(torch.uint8)

@@ -28,10 +28,10 @@ from lpss_cli.jobs.resolve import (
     load_data,
     output_beside,
     preprocessing_notes,
-    restore,
     settings_for,
     sparsity_of,
 )
+from lpss_cli.jobs.restore import restore, untrained
 from lpss_cli.jobs.sparsity_search import search
 from lpss_cli.jobs.training_job import Job, Outcome
 from lpss_cli.report.report import weights_of
@@ -62,15 +62,13 @@ def train(request: Request, callback: JobCallback | None = None) -> Outcome:
     method = make(request.method_name(is_sparse), request.options)
     with _sharing(request) as (request, distributed):
         data = distributed.local_main_first(lambda: load_data(request))
-        arch = models.resolve(request.arch, data.input_shape, data.outputs)
-        torch.manual_seed(request.seed)
-        model = models.build(arch, data.input_shape, data.outputs)
+        model, info = untrained(request, data)
         sparsity = sparsity_of(request, trainable_weights(model), 0.0)
         settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
         job = Job(
             request,
             callback or JobCallback(),
-            arch,
+            info,
             data,
             method,
             settings,
@@ -103,7 +101,7 @@ def sparsify(path: Path, request: Request, callback: JobCallback | None = None) 
     with _sharing(request) as (request, distributed):
         for note in checkpoint.notes:
             callback.on_note(note)
-        model, arch, data = distributed.local_main_first(
+        model, info, data = distributed.local_main_first(
             lambda: restore(checkpoint, request, callback.on_note)
         )
         sparsity = sparsity_of(request, trainable_weights(model), SPARSITY)
@@ -115,12 +113,12 @@ def sparsify(path: Path, request: Request, callback: JobCallback | None = None) 
                 lambda: (
                     _earlier_search(request)
                     or search(
-                        model, arch, data, checkpoint, request, settings, callback.on_note
+                        model, info, data, checkpoint, request, settings, callback.on_note
                     ).to_dict()
                 )
             )
             notes, settings = {"search": found}, replace(settings, sparsity=found["sparsity"])
-        job = Job(request, callback, arch, data, method, settings, checkpoint, notes, distributed)
+        job = Job(request, callback, info, data, method, settings, checkpoint, notes, distributed)
         return job.run(model)
 
 
@@ -196,9 +194,9 @@ def plan_for(
 def _untrained(request: Request) -> tuple[str, nn.Module]:
     """Build the network that was asked for; known data sets need not be there for it."""
     shape: tuple[int, ...]
-    if request.data is None and (request.arch or "").startswith("mlp:"):
-        widths = models.mlp_widths(request.arch or "")
-        shape, outputs, data = (widths[0],), widths[-1], None
+    sizes = models.sizes_of(request.arch) if request.data is None else None
+    if sizes is not None:
+        shape, outputs, data = sizes[:1], sizes[1], None
     elif request.data is None or request.data in SHAPES:
         data = request.data or "digits"
         shape, outputs = SHAPES[data]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lpss_cli.data.spec import KNOWN as DATA_SETS
 from lpss_cli.data.spec import DataSpec
 from lpss_cli.errors import InputError, nearest
+from lpss_cli.models import FAMILIES, usages
 from lpss_cli.models import KNOWN as NETWORKS
 from lpss_cli.training import method as methods
 from lpss_cli.training.options import TrainingOptions
@@ -40,10 +41,11 @@ _DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def _architectures() -> tuple[str, ...]:
-    """Return the networks that a shell completes: those of lpss and those of torchvision."""
+    """Return the networks that a shell completes: those of lpss and torchvision, and prefixes."""
     from lpss_cli.models.signatures import table
 
-    return ("mlp:", *(signature.arch for signature in table()), "timm:")
+    prefixes = (family.prefix for family in FAMILIES if family.prefix)
+    return (*(signature.arch for signature in table()), *prefixes)
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ class NetworkOptions:
     )
     arch: str | None = option(
         None,
-        f"network: {', '.join(NETWORKS)}, mlp:A-B-C, torchvision:NAME, timm:NAME, hf:FOLDER, or "
-        "file.py:factory",
+        f"network: {', '.join((*NETWORKS, *usages()[:-1]))}, or {usages()[-1]}",
         group=NETWORK,
         default_text={
             "": "that of the checkpoint, else recognized",

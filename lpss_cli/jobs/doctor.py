@@ -1,4 +1,4 @@
-"""Whether this environment can do the work: packages, devices, room to write."""
+"""Whether this environment can do the work: packages, devices, disk space."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lpss_cli.errors import one_line
+from lpss_cli.models import FAMILIES
 from lpss_cli.version import __version__
 
-#: What lpss needs: distribution → module.
-NEEDED = {
+#: What lpss requires: distribution → module.
+REQUIRED = {
     "torch": "torch",
     "torchvision": "torchvision",
     "safetensors": "safetensors",
@@ -28,24 +29,23 @@ NEEDED = {
     "numpy": "numpy",
     "scikit-learn": "sklearn",
 }
-#: What some options need: distribution → (module, what it is for).
+#: What some options require: package → (the option, the extra of lpss that installs it).
 OPTIONAL = {
-    "timm": ("timm", "--arch timm:NAME"),
-    "transformers": ("transformers", "folders of the Hugging Face Hub"),
-    "tensorboard": ("tensorboard", "--tensorboard DIR"),
+    **{f.library: (f"--arch {f.usage}", f.extra) for f in FAMILIES if f.extra},
+    "tensorboard": ("--tensorboard DIR", "tensorboard"),
 }
-# Less free room than this will not hold the files of a large network.
-_ROOM = 1 << 30
+# Bytes that the files of a large network need.
+_MIN_FREE = 1 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what it is.
-        state: ``fine``, ``note`` or ``wrong``; only the last keeps lpss from working.
-        text: what was found, and what to do about it if it is not fine.
+        name: what was checked.
+        state: ``fine``, ``note`` or ``wrong``; only ``wrong`` keeps lpss from working.
+        text: what was found and, if it is not fine, what to do about it.
     """
 
     name: str
@@ -58,35 +58,28 @@ class Finding:
 
 
 def examine(directory: Path) -> list[Finding]:
-    """Look at the environment and at a directory that files would be written to."""
+    """Check the environment, and a directory that files would be written to."""
     findings = [Finding("lpss", "fine", f"{__version__}, Python {platform.python_version()}")]
-    for name, module in NEEDED.items():
-        findings.append(_guarded(name, partial(_package, name, module)))
-    for name, (module, use) in OPTIONAL.items():
-        findings.append(_optional(name, module, use))
-    findings += _guarded_all("devices", _devices)
-    findings.append(_guarded("compiler", _compiler))
-    findings.append(_guarded("loading", _safe_loading))
-    findings.append(_guarded("files", partial(_room, directory)))
+    for name, module in REQUIRED.items():
+        findings.append(_guarded(name, partial(_check_package, name, module)))
+    for name, (use, extra) in OPTIONAL.items():
+        findings.append(_check_optional(name, use, extra))
+    findings += _check_devices()
+    findings.append(_guarded("compiler", _check_compiler))
+    findings.append(_guarded("loading", _check_loading))
+    findings.append(_guarded("files", partial(_check_directory, directory)))
     return findings
 
 
-def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
-    """Look, and let whatever a broken installation raises be the finding."""
+def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+    """Run a check, and report whatever a broken installation raises as its finding."""
     try:
-        return look()
+        return check()
     except Exception as error:
         return Finding(name, "wrong", f"{one_line(error)}; install it again")
 
 
-def _guarded_all(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    try:
-        return list(look())
-    except Exception as error:
-        return [Finding(name, "wrong", one_line(error))]
-
-
-def _package(name: str, module: str) -> Finding:
+def _check_package(name: str, module: str) -> Finding:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -96,10 +89,18 @@ def _package(name: str, module: str) -> Finding:
     return Finding(name, "fine", metadata.version(name))
 
 
-def _optional(name: str, module: str, use: str) -> Finding:
-    if importlib.util.find_spec(module) is None:
-        return Finding(name, "note", f"not installed; {use} needs it: pip install lpss-cli[{name}]")
-    return _guarded(name, partial(_package, name, module))
+def _check_optional(name: str, use: str, extra: str) -> Finding:
+    if importlib.util.find_spec(name) is None:
+        text = f"not installed; {use} requires it: pip install lpss-cli[{extra}]"
+        return Finding(name, "note", text)
+    return _guarded(name, partial(_check_package, name, name))
+
+
+def _check_devices() -> list[Finding]:
+    try:
+        return list(_devices())
+    except Exception as error:  # whatever a broken installation raises
+        return [Finding("devices", "wrong", one_line(error))]
 
 
 def _devices() -> Iterator[Finding]:
@@ -108,17 +109,17 @@ def _devices() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     yield Finding("CPU", "fine", f"{os.cpu_count()} cores, PyTorch uses up to {threads} threads")
     for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        memory = f"{facts.total_memory / 2**30:.0f} GiB"
-        torch.ones(8, device=f"cuda:{index}").sum().item()  # a driver can be too old for it
-        yield Finding(f"cuda:{index}", "fine", f"{facts.name}, {memory}")
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        torch.ones(8, device=f"cuda:{index}").sum().item()  # fails if the driver is too old
+        yield Finding(f"cuda:{index}", "fine", f"{properties.name}, {memory}")
     if torch.backends.mps.is_available():
         yield Finding("mps", "fine", "Apple GPU")
     if not torch.cuda.device_count() and not torch.backends.mps.is_available():
         yield Finding("GPU", "note", "none found; training runs on the CPU")
 
 
-def _compiler() -> Finding:
+def _check_compiler() -> Finding:
     from lpss_cli.optim import native
 
     if native.library() is None:
@@ -127,38 +128,38 @@ def _compiler() -> Finding:
     return Finding("compiler", "fine", f"{native.compiler()}, for LpSGD's steps on the CPU")
 
 
-def _safe_loading() -> Finding:
+def _check_loading() -> Finding:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") not in ("", "0"):
         return Finding(
             "loading", "note",
-            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: lpss refuses pickled code all the same, "
-            "other programs will run it",
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: lpss still refuses pickled code, but other "
+            "programs will run it",
         )  # fmt: skip
     return Finding("loading", "fine", "pickled code is refused")
 
 
-def _room(directory: Path) -> Finding:
+def _check_directory(directory: Path) -> Finding:
     if not os.access(directory, os.W_OK):
-        return Finding("files", "wrong", f"{directory} cannot be written; work elsewhere")
+        return Finding("files", "wrong", f"cannot write to {directory}; work in another directory")
     free = shutil.disk_usage(directory).free
     text = f"{free / 2**30:.1f} GiB free in {directory}"
-    if free < _ROOM:
+    if free < _MIN_FREE:
         return Finding("files", "note", f"{text}; large networks will not fit")
     return Finding("files", "fine", text)
 
 
 def versions() -> str:
-    """Return what ``lpss --version`` says: what a report of a fault should name."""
+    """Return the line of ``lpss --version``, which names what a bug report should name."""
     python = platform.python_version()
     try:
         import torch
     except Exception as error:  # whatever a broken installation raises
         return f"lpss {__version__}, Python {python}, no torch: {one_line(error)}"
-    return f"lpss {__version__}, torch {torch.__version__}, Python {python}, {_device()}"
+    return f"lpss {__version__}, torch {torch.__version__}, Python {python}, {_device_name()}"
 
 
-def _device() -> str:
-    """Return the name of what ``--device auto`` takes."""
+def _device_name() -> str:
+    """Return the name of the device that ``--device auto`` chooses."""
     import torch
 
     if torch.cuda.is_available():

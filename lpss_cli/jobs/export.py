@@ -1,4 +1,4 @@
-"""A checkpoint in other formats, without any printing: every file read back and compared."""
+"""Exporting a checkpoint: every file that is written is read back and compared with the network."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from torch import nn
 from lpss_cli.checkpoints import artifact, metadata
 from lpss_cli.checkpoints.load_weights import load_into, refuse_not_finite
 from lpss_cli.checkpoints.loading import Checkpoint, read
-from lpss_cli.checkpoints.packed import check as check_packable
+from lpss_cli.checkpoints.packed import check_packable
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.export.compaction.compact import dead_ends
-from lpss_cli.export.onnx.pipeline import targets as onnx_targets
+from lpss_cli.export.compaction.compact import redundant_weights
+from lpss_cli.export.onnx.pipeline import output_paths as onnx_paths
 from lpss_cli.export.onnx.pipeline import write_onnx
 from lpss_cli.export.options import FORMATS, ExportOptions
-from lpss_cli.export.pack import Trial, export_pack
-from lpss_cli.export.safetensors import Exported, export_safetensors
+from lpss_cli.export.pack import Reference, export_pack
+from lpss_cli.export.result import ExportedFile
+from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
-from lpss_cli.jobs.resolve import input_file, restore
+from lpss_cli.jobs.resolve import input_file
+from lpss_cli.jobs.restore import restore
+from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import packed_values, weights_of
 from lpss_cli.report.sizes import Size, table
 from lpss_cli.utils import digest
@@ -33,9 +36,9 @@ from lpss_cli.utils.files import check_space, reserve_output
 
 # Inputs on which the outputs before and after cleaning are compared.
 _COMPARED = 256
-# Formats whose files end in another name.
+# Suffixes of formats that do not have their own name.
 _SUFFIXES = {"pack": "lpss"}
-# What a program that runs the ONNX file needs beside the network.
+# Entries of the record that a program needs to run the ONNX file.
 _ONNX_METADATA = ("arch", "classes", "preprocessing", "sparsity", "method")
 _OPTION = "--out-dir"
 
@@ -51,7 +54,7 @@ class Export:
     """
 
     source: Path
-    files: list[Exported]
+    files: list[ExportedFile]
     sizes: list[Size]
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,19 +98,19 @@ def export_file(
     options: ExportOptions | None = None,
     directory: Path | None = None,
     callback: JobCallback | None = None,
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write a checkpoint in other formats beside it, each file read back and compared.
 
     Args:
-        path: the checkpoint; ``model.pt`` becomes ``model.safetensors``, ``model.onnx``, ….
-        request: how to rebuild the network where the file does not say.
-        options: which files, and how they are made.
-        directory: where to write instead.
-        callback: told what was folded or renamed on the way in.
+        path: The checkpoint; ``model.pt`` becomes ``model.safetensors``, ``model.onnx``, ….
+        request: How to rebuild the network where the file does not say.
+        options: Which files to write, and how.
+        directory: Folder to write to; None: that of the checkpoint.
+        callback: Told what was folded or renamed when the file was read.
 
     Raises:
-        InputError: the file does not exist or fit, or an output exists.
-        RunError: a written file is not the model; it has been removed.
+        InputError: The file does not exist or fit, or an output exists.
+        RunError: A written file is not the model; it has been removed.
     """
     options, callback = options or ExportOptions(), callback or JobCallback()
     options.check()
@@ -119,11 +122,11 @@ def export_file(
     targets = {name: to for name, to in targets.items() if to.resolve() != path.resolve()}
     if not targets:
         raise InputError(f"{path} is all that was asked for", f"pass --format {','.join(FORMATS)}")
-    beside = onnx_targets(targets["onnx"], options.onnx)[1:] if "onnx" in targets else []
+    beside = onnx_paths(targets["onnx"], options.onnx)[1:] if "onnx" in targets else []
     with contextlib.ExitStack() as held:
         for to in (*targets.values(), *beside):
             held.enter_context(reserve_output(to, force=request.force, option=_OPTION))
-            check_space(to, artifact.size(checkpoint.state_dict), _OPTION)
+            check_space(to, artifact.estimated_bytes(checkpoint.state_dict), _OPTION)
         written = _export(checkpoint, request, targets, options, callback)
     return sorted(written, key=lambda file: formats.index(file.kind))
 
@@ -134,66 +137,73 @@ def _export(
     targets: Mapping[str, Path],
     options: ExportOptions,
     callback: JobCallback,
-) -> list[Exported]:
-    # Everything that can be refused is, before the first file is written.
+) -> list[ExportedFile]:
+    # Whatever has to be refused is refused before the first file is written.
     if "pack" in targets:
         refuse_not_finite(checkpoint.state_dict, checkpoint.path)
         check_packable(checkpoint.state_dict)
-    needed = {*targets, *(["onnx"] if options.clean else [])}
-    restored = _restored(checkpoint, request, needed, callback)
+    restored = _restore(checkpoint, request, targets, callback, is_needed=options.clean)
     if options.clean and restored is not None:
-        checkpoint, count = clean(checkpoint, restored[0], restored[2])
+        checkpoint, count = clean(checkpoint, *restored)
         callback.on_note(f"{count:,} more weights are zero: they reached no output")
-    written: list[Exported] = []
+    written: list[ExportedFile] = []
     if restored is not None and "onnx" in targets:
-        model, _, data = restored
+        model, info, data = restored
         texts = {key: json.dumps(checkpoint.meta.get(key)) for key in _ONNX_METADATA}
-        written += write_onnx(model, data, targets["onnx"], texts, options.onnx)
+        written += write_onnx(model, data, targets["onnx"], texts, options.onnx, info.flops)
     if "safetensors" in targets:
         written.append(export_safetensors(_sealed(checkpoint), targets["safetensors"]))
     if "pack" in targets:
-        trial = restored and Trial(restored[0], restored[2], device_of(request.device))
-        written.append(export_pack(checkpoint, targets["pack"], values=options.values, trial=trial))
+        reference = restored and Reference(*restored, device_of(request.device))
+        path = targets["pack"]
+        written.append(export_pack(checkpoint, path, values=options.values, reference=reference))
     return written
 
 
-def _restored(
-    checkpoint: Checkpoint, request: Request, formats: Collection[str], callback: JobCallback
-) -> tuple[nn.Module, str, Data] | None:
-    """Return the network and its data: for ONNX always, for a pack's proof where they are at hand.
+def _restore(
+    checkpoint: Checkpoint,
+    request: Request,
+    formats: Collection[str],
+    callback: JobCallback,
+    is_needed: bool,
+) -> tuple[nn.Module, ModelInfo, Data] | None:
+    """Restore the network and its data, if a format needs them.
+
+    ONNX cannot do without. A pack is also compared by its outputs, if network and data are there.
 
     Raises:
-        InputError: a network or data that are needed, or were typed, do not exist or fit.
+        InputError: A network or data that are needed, or were asked for, do not exist or fit.
     """
-    if not {"onnx", "pack"} & set(formats):
+    is_needed = is_needed or "onnx" in formats
+    if not is_needed and "pack" not in formats:
         return None
     try:
         return restore(checkpoint, request, callback.on_note)
     except InputError as error:
-        if "onnx" in formats or request.arch or request.data:
+        if is_needed or request.arch or request.data:
             raise
         callback.on_note(f"outputs are not compared: {error.what}")
         return None
 
 
 def _sealed(checkpoint: Checkpoint) -> Checkpoint:
-    """Put the manifest into the record that a file of tensors alone will hold."""
-    # The history stays in the artefact, and so do the weights that training began from.
-    kept = metadata.exported(checkpoint.meta)
+    """Put the digest into the record, which the exported file holds as a text."""
+    # The training history and the initial weights stay in the artifact.
+    record = metadata.for_export(checkpoint.meta)
     parts = {"state_dict": checkpoint.state_dict, "init": None}
-    return replace(checkpoint, meta=digest.seal_record(kept, parts))
+    return replace(checkpoint, meta=digest.seal_record(record, parts))
 
 
-def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[Size]:
-    """Set the sizes of a checkpoint's written files beside the dense and the masked ones.
+def sizes_of(path: Path, request: Request, written: Sequence[ExportedFile]) -> list[Size]:
+    """Return the sizes of a checkpoint's files, with those of the dense and the masked network.
 
     Args:
-        path: the checkpoint that was exported.
-        request: whether pickles are trusted.
-        written: the files.
+        path: The checkpoint that was exported.
+        request: Whether pickles are trusted.
+        written: The files.
 
     Raises:
-        InputError: the checkpoint cannot be read.
+        InputError: The checkpoint cannot be read.
     """
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     files = [(x.kind, x.bytes, x.values) for x in written]
@@ -202,31 +212,34 @@ def sizes_of(path: Path, request: Request, written: Sequence[Exported]) -> list[
     return table(checkpoint.state_dict, list(weights_of(checkpoint)), files)
 
 
-def clean(checkpoint: Checkpoint, model: nn.Module, data: Data) -> tuple[Checkpoint, int]:
-    """Zero what reaches no output, and say how many weights became zero by it.
+def clean(
+    checkpoint: Checkpoint, model: nn.Module, info: ModelInfo, data: Data
+) -> tuple[Checkpoint, int]:
+    """Set weights that reach no output to zero.
 
     Args:
-        checkpoint: of the network.
-        model: the network with its weights; they are changed in place.
-        data: its data; outputs are compared on the test part.
+        checkpoint: The checkpoint.
+        model: Its network with its weights, which are changed in place.
+        info: What is known about the network.
+        data: Its data; outputs are compared on the test split.
 
     Returns:
-        The checkpoint with its tensors as they are now, and the number of new zeros among its
-        prunable weights.
+        The checkpoint with the changed tensors, and the number of new zeros among its prunable
+        weights.
 
     Raises:
-        RunError: the network names its tensors otherwise than the file.
+        RunError: The network's names of its tensors are not those of the file.
     """
     example = next(iter(data.test.batches(_COMPARED)))[0]
-    found = dead_ends(model, example)
-    if found.keys() - checkpoint.state_dict.keys():
+    changed = redundant_weights(model, example)
+    if changed.keys() - checkpoint.state_dict.keys():
         raise RunError(
-            f"the network of {checkpoint.path} names its weights otherwise than the file",
+            f"the network of {checkpoint.path} has other names for its weights than the file",
             "leave out --clean",
         )
-    state = {**checkpoint.state_dict, **{name: t.clone() for name, t in found.items()}}
+    state = {**checkpoint.state_dict, **{name: t.clone() for name, t in changed.items()}}
     cleaned = replace(checkpoint, state_dict=state)
-    load_into(model, cleaned, str(checkpoint.meta.get("arch")))
+    load_into(model, cleaned, info)
     return cleaned, _zeros(cleaned) - _zeros(checkpoint)
 
 

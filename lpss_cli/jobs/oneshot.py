@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lpss_cli.checkpoints.read_file import opened
+from lpss_cli.checkpoints.read_file import open_regular
 from lpss_cli.checkpoints.safetensors_file import read_header
 from lpss_cli.distributed import launch
 from lpss_cli.errors import InputError, RunError
@@ -167,7 +167,7 @@ def compare_parts(
         RunError: it is something else.
     """
     parts, same = [], True
-    with opened(written) as file:
+    with open_regular(written) as file:
         header, _, _ = read_header(written, file)
         for tensor in tensors:
             if tensor.name not in chosen:
@@ -390,7 +390,7 @@ def _refuse_training(request: Request) -> None:
 def _is_bare(path: Path) -> bool:
     """Whether a file is a safetensors file that no lpss run has written."""
     try:
-        with opened(path) as file:
+        with open_regular(path) as file:
             if file.read(9)[8:] != b"{":
                 return False
             _, _, texts = read_header(path, file)
@@ -424,7 +424,7 @@ def cut(
     total = sum(tensor.count for tensor in plan.pruned)
     check_sparsity(sparsity, total)
     wanted = zero_count(total, sparsity)
-    with reserve_output(out, force=force), opened(path) as source:
+    with reserve_output(out, force=force), open_regular(path) as source:
         check_space(out, path.stat().st_size)
         threshold = find_threshold(path, source, plan.pruned, wanted)
         parts = _rewrite(source, plan, threshold, sparsity, out)
@@ -439,7 +439,7 @@ def cut(
 
 
 def _plan(path: Path, skip: Sequence[str]) -> _Plan:
-    with opened(path) as file:
+    with open_regular(path) as file:
         header, start, texts = read_header(path, file)
     tensors = [
         Entry(name, entry["dtype"], start + entry["data_offsets"][0], prod(entry["shape"]))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lpss_cli.checkpoints.loading import Checkpoint
-    from lpss_cli.export.safetensors import Exported
+    from lpss_cli.export.result import ExportedFile
     from lpss_cli.report.flops import Savings
     from lpss_cli.report.report import Report
 
@@ -101,9 +101,9 @@ def _measure(
     paths: Sequence[Path], request: Request, sizes: bool, callback: JobCallback | None
 ) -> tuple[list[Checkpoint], list[Report]]:
     """Read and measure every file; what its files would cost only where that is wanted."""
-    from lpss_cli.checkpoints.safetensors_file import streams
+    from lpss_cli.checkpoints.safetensors_file import can_stream
 
-    if sizes or not all(map(streams, paths)):
+    if sizes or not all(map(can_stream, paths)):
         _load_torch()
     from lpss_cli.checkpoints.identify import introduce
     from lpss_cli.checkpoints.loading import browse
@@ -172,7 +172,7 @@ def with_files(report: Report, request: Request, callback: JobCallback | None = 
 
 def _exported(
     path: Path, request: Request, wanted: ExportOptions, folder: Path, callback: JobCallback
-) -> list[Exported]:
+) -> list[ExportedFile]:
     """Write every format that is possible, each file read back and compared."""
     from lpss_cli.jobs.export import export_file
 
@@ -241,23 +241,22 @@ def _network(checkpoint: Checkpoint, typed: str | None) -> tuple[nn.Module, Tens
     import torch
 
     from lpss_cli import models
-    from lpss_cli.checkpoints import artifact
+    from lpss_cli.checkpoints.identify import identify
     from lpss_cli.checkpoints.load_weights import check_fits, load_into
 
-    arch = artifact.arch_of(checkpoint, typed)
-    shape, outputs = checkpoint.meta.get("input_shape"), checkpoint.meta.get("outputs")
-    if not shape or not outputs or math.prod(shape) > _LARGEST_INPUT:
+    info = identify(checkpoint, typed) if checkpoint.meta else None
+    shape, outputs = (info.input_shape, info.outputs) if info else (None, None)
+    if not info or not shape or not outputs or math.prod(shape) > _LARGEST_INPUT:
         raise InputError(
             f"{checkpoint.path} does not say what inputs its network takes",
             "`lpss report --sizes --data` tries it on its data",
         )
-    shape = tuple(shape)
-    arch = models.resolve(arch, shape, outputs)
+    info = replace(info, arch=models.resolve(info.arch, shape, outputs))
     if typed is None:
-        check_fits(arch, shape, outputs, checkpoint)
+        check_fits(checkpoint, info)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = models.build(arch, shape, outputs)
+        model = models.build(info.arch, shape, outputs)
         example = torch.randn(2, *shape)
-    load_into(model, checkpoint, arch)
+    load_into(model, checkpoint, info)
     return model, example

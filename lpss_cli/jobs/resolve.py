@@ -1,30 +1,26 @@
-"""From a request to what a job works on: input file, network, data, sparsity and settings."""
+"""From a request to what a job works on: input file, data, sparsity and settings."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from lpss_cli import models
-from lpss_cli.checkpoints import artifact, identify
-from lpss_cli.checkpoints.load_weights import check_fits, load_into, part_of
-from lpss_cli.checkpoints.loading import Checkpoint
+from lpss_cli.checkpoints import artifact
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
-from lpss_cli.errors import InputError, LpssError, one_line
+from lpss_cli.errors import InputError
 from lpss_cli.jobs.config import Request
 from lpss_cli.sparsity import layer_targets
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.training.distillation import check_task
 from lpss_cli.training.options import TEMPERATURE, Budget, suitable_batch_size, suitable_epochs
-from lpss_cli.training.setup import Settings
-from lpss_cli.utils import torch_utils
+from lpss_cli.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from lpss_cli.checkpoints.loading import Checkpoint
 
 # What else helps where the data are not known and nothing is trained.
 _WITHOUT_DATA = "; the same tensors as a .safetensors file are pruned without data"
@@ -51,45 +47,6 @@ def output_beside(path: Path, suffix: str) -> Path:
     if not path.name:
         return Path(path.absolute().name + suffix)
     return path.with_name((path.name if path.is_dir() else path.stem) + suffix)
-
-
-def restore(
-    checkpoint: Checkpoint, request: Request, note: Callable[[str], None] = lambda _: None
-) -> tuple[nn.Module, str, Data]:
-    """Return the checkpoint's network with its weights, the network's spec, and its data.
-
-    Args:
-        checkpoint: ours, or one of other origin: its network is recognised, if nobody typed it, and
-            of a file of a whole training program it holds the network's part from now on.
-        request: what was typed.
-        note: told what was found out or assumed.
-
-    Raises:
-        InputError: the network or the data are unknown, or do not fit the weights or each other.
-    """
-    fit = None
-    if checkpoint.meta:
-        arch = artifact.arch_of(checkpoint, request.arch)
-        spec = data_spec(request, checkpoint)
-    else:
-        arch, fit = identify.identify(checkpoint, request.arch, note)
-        # A network of other origin has seen its arrays as they are.
-        spec = data_spec(request, checkpoint).unstandardised()
-        spec = identify.as_published(spec, checkpoint, arch, fit, note)
-    data = _loaded(spec, request)
-    if fit is not None:
-        identify.check_data(fit, data, checkpoint)
-    arch = models.resolve(arch, data.input_shape, data.outputs)
-    # The networks of torchvision and timm are as large as their names say, no larger.
-    if request.arch is None and not arch.startswith(("torchvision:", "timm:")):
-        check_fits(arch, data.input_shape, data.outputs, checkpoint)
-    torch.manual_seed(request.seed)
-    model = models.build(arch, data.input_shape, data.outputs)
-    if not checkpoint.meta:
-        checkpoint.state_dict = part_of(checkpoint.state_dict, model.state_dict(), note)
-    load_into(model, checkpoint, arch)
-    dry_run(model, data, arch)  # says in words where they do not fit
-    return model, arch, data
 
 
 def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float) -> float:
@@ -126,10 +83,15 @@ def load_data(request: Request) -> Data:
     Raises:
         InputError: They cannot be loaded.
     """
-    return _loaded(data_spec(request), request)
+    return load_spec(data_spec(request), request)
 
 
-def _loaded(spec: DataSpec, request: Request) -> Data:
+def load_spec(spec: DataSpec, request: Request) -> Data:
+    """Load data; a held-out part replaces the test split if one was asked for.
+
+    Raises:
+        InputError: They cannot be loaded.
+    """
     data = load(spec)
     return data if request.holdout is None else data.holdout(request.holdout, request.seed)
 
@@ -173,7 +135,7 @@ def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
 
 def settings_for(
     request: Request, data: Data, sparsity: float, budget: Budget, keep_zeros: bool = False
-) -> Settings:
+) -> TrainingSettings:
     """Return the settings of a training; what the request leaves open suits the size of the data.
 
     Raises:
@@ -185,7 +147,7 @@ def settings_for(
         raise InputError("--temperature needs --distill", "give --distill 0.5 too")
     examples, batch_size, epochs = len(data.train), request.batch_size, request.epochs
     batch_size = suitable_batch_size(examples) if batch_size is None else batch_size
-    return Settings(
+    return TrainingSettings(
         epochs=suitable_epochs(budget, examples, batch_size) if epochs is None else epochs,
         batch_size=batch_size,
         seed=request.seed,
@@ -218,49 +180,3 @@ def preprocessing_notes(data: Data) -> list[str]:
     shown = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(mean[:3], std[:3], strict=True))
     more = f", … ({len(mean)} in total)" if len(mean) > 3 else ""
     return [f"{what} standardized by mean/std {shown}{more}; {options}"]
-
-
-def dry_run(model: nn.Module, data: Data, arch: str) -> float:
-    """Try the network on two examples, and return the floating-point operations of one.
-
-    Args:
-        model: The network; left in training mode.
-        data: Its data; only the training part is touched.
-        arch: Name of the network in messages.
-
-    Raises:
-        InputError: The network does not take the data, or has too few outputs or other ones.
-    """
-    x, y = next(iter(data.train.batches(2)))
-    returned: Any = x
-    try:
-        count = torch_utils.forward_flops(model, x)
-        with torch.no_grad():
-            returned = model.eval()(x)
-            data.task.loss(returned, y)
-        _check_outputs(model(x), data, arch)
-    except LpssError:
-        raise
-    except Exception as error:  # whatever a user's network raises
-        if not isinstance(returned, Tensor):
-            raise InputError(
-                f"{arch} returns a {type(returned).__name__}, and the loss cannot take it: "
-                f"{one_line(error)}",
-                "let its forward return the outputs alone, or give data with a loss of its own: "
-                "--data file.py:factory",
-            ) from error
-        raise InputError(
-            f"{arch} does not take inputs of shape {tuple(x.shape[1:])}: {one_line(error)}",
-            "give an --arch and --data that fit",
-        ) from error
-    finally:
-        model.train()
-    return count
-
-
-def _check_outputs(outputs: Tensor, data: Data, arch: str) -> None:
-    if data.task.name == "classification" and outputs.shape[-1] < data.outputs:
-        raise InputError(
-            f"{arch} has {outputs.shape[-1]} outputs for {data.outputs} classes",
-            "give the last layer one output per class",
-        )

@@ -22,9 +22,8 @@ from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import InputError, StoppedError, one_line
 from lpss_cli.optim import native
-from lpss_cli.training.callbacks import Callback, CallbackWrapper
-from lpss_cli.training.engine import check_loss
-from lpss_cli.training.state import RunState
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.run import Run
 from lpss_cli.utils.signals import Interrupts
 
 #: Seconds between two saves at least; what a killed run loses at most, to the end of an epoch.
@@ -136,15 +135,15 @@ def resume_command(command: str) -> str:
     return shlex.join(words)
 
 
-class TrainingCheckpointer(CallbackWrapper):
-    """Saves a run at the ends of its epochs, every so many steps, and when a signal stops it.
+class TrainingCheckpointer(Callback):
+    """Saves a run after its epochs, every so many steps, and when a signal stops it.
 
     Args:
-        saved: where to save to.
-        record: what is saved beside the state.
-        inner: sees everything first.
-        interrupts: asked after every step.
-        every: steps between two saves; None: at ends of epochs alone.
+        saved: the files to save to.
+        record: saved with the state.
+        interrupts: checked after every step.
+        warn: called if a state could not be saved.
+        every: steps between two saves; None: only after epochs.
         command: the run's command line.
         distributed: the processes of the run; the first one writes.
     """
@@ -153,69 +152,66 @@ class TrainingCheckpointer(CallbackWrapper):
         self,
         saved: TrainingStateFiles,
         record: Record,
-        inner: Callback,
         interrupts: Interrupts,
+        warn: Callable[[str], None],
         *,
         every: int | None = None,
         command: str = "",
         distributed: DistributedContext | None = None,
     ) -> None:
-        super().__init__(inner)
-        self.record = record
-        self._saved, self._interrupts = saved, interrupts
-        self._every, self._command = every, command
+        self._saved, self._record, self._interrupts = saved, record, interrupts
+        self._warn, self._every, self._command = warn, every, command
         self._distributed = distributed or DistributedContext()
         self._kept = saved.kept
         self._started = False
-        self._last = time.monotonic()
+        self._last_save = time.monotonic()
 
-    def on_start(self, run: RunState) -> None:
-        """Pass it on; from here on there is something to keep."""
-        super().on_start(run)
+    def on_start(self, run: Run) -> None:
+        """Let a signal wait from now on: there is something to save."""
         self._started = True
         self._kept = self._distributed.run_on_main(lambda: self._saved.kept)
         self._interrupts.defer()
 
-    def on_step(self, run: RunState) -> None:
-        """Pass it on; save if it is time, and stop if a signal has come."""
-        super().on_step(run)
+    def on_step(self, run: Run) -> None:
+        """Stop if a signal has come, and save if it is time."""
         # A signal reaches the processes in different steps; they stop after the same one.
         pending = self._distributed.all_reduce_max(self._interrupts.pending or 0)
         if pending:
             self.stop(run, pending)
         if self._every and run.step % self._every == 0 and run.step < run.total_steps:
-            self._try(run)
+            self._save(run)
 
-    def on_epoch(self, run: RunState) -> None:
-        """Pass it on, then save if it is time; after the last epoch the artefact follows."""
-        super().on_epoch(run)
-        due = self._distributed.run_on_main(lambda: time.monotonic() - self._last >= SAVE_EVERY)
-        if due and run.step < run.total_steps:
-            self._try(run)
+    def on_epoch(self, run: Run) -> None:
+        """Save if it is time; after the last epoch the artifact follows."""
+        is_due = self._distributed.run_on_main(
+            lambda: time.monotonic() - self._last_save >= SAVE_EVERY
+        )
+        if is_due and run.step < run.total_steps:
+            self._save(run)
 
-    def stop(self, run: RunState, number: int) -> NoReturn:
+    def stop(self, run: Run, number: int) -> NoReturn:
         """Save the run between two steps, and end it.
 
         Raises:
-            StoppedError: always; it says how to go on.
+            StoppedError: always; it says how to resume.
             RunError: the loss is not finite.
         """
         where = f"after step {run.step:,} of {run.total_steps:,}"
-        if self._try(run):
+        if self._save(run):
             where += f": its state is in {self._saved.newest}"
         raise self._stopped(number, where)
 
-    def at_once(self, number: int) -> StoppedError:
-        """Return the error of a signal that nothing was saved for."""
+    def stopped_at_once(self, number: int) -> StoppedError:
+        """Return the error for a signal after which nothing was saved."""
         where = "a second time, at once" if self._started else "before the first step"
         return self._stopped(number, where)
 
     def lost(self, error: LostError) -> LostError:
-        """Return the error of a run that has lost one of its processes."""
+        """Return the error for a run that has lost one of its processes."""
         return LostError(error.what, self._remedy())
 
     def _stopped(self, number: int, where: str) -> StoppedError:
-        """Return the error that says which signal came, and how to go on from what was saved."""
+        """Return the error that says which signal came, and how to resume."""
         what = f"interrupted by {signal.Signals(number).name} {where}"
         return StoppedError(what, self._remedy(), number)
 
@@ -224,34 +220,30 @@ class TrainingCheckpointer(CallbackWrapper):
             return "nothing was saved"
         return f"go on with: {resume_command(self._command)}"
 
-    def _try(self, run: RunState) -> bool:
-        """Save, and say whether that worked: a full disk is no reason to stop a good run."""
-        check_loss(run)
+    def _save(self, run: Run) -> bool:
+        """Save, and return whether that worked: a full disk is no reason to stop a good run."""
+        run.check_loss()
         state = run.state_dict()
-        failure, self._kept = self._distributed.run_on_main(lambda: self._written(state))
+        failure, self._kept = self._distributed.run_on_main(lambda: self._write(state))
         if failure is not None:
-            self.on_warning(f"{self._saved.newest} could not be saved: {failure}")
-        self._last = time.monotonic()
+            self._warn(f"{self._saved.newest} could not be saved: {failure}")
+        self._last_save = time.monotonic()
         return failure is None
 
-    def _written(self, state: Mapping[str, Any]) -> tuple[str | None, Path | None]:
-        """Write a state; note what is kept before the others are told: they may be lost by then."""
-        failure = self._write(state)
-        self._kept = self._saved.kept
-        return failure, self._kept
-
-    def _write(self, state: Mapping[str, Any]) -> str | None:
-        """Write a state; return what went wrong, if anything did."""
-        record = self.record
+    def _write(self, state: Mapping[str, Any]) -> tuple[str | None, Path | None]:
+        """Write a state; return what went wrong, if anything did, and the newest sound state."""
+        failure = None
         try:
             self._saved.write(
                 {
-                    "identity": dict(record.identity),
-                    "circumstances": dict(record.circumstances),
-                    "measured": record.measured,
+                    "identity": dict(self._record.identity),
+                    "circumstances": dict(self._record.circumstances),
+                    "measured": self._record.measured,
                     "state": state,
                 }
             )
         except (OSError, RuntimeError, InputError) as error:
-            return error.what if isinstance(error, InputError) else one_line(error)
-        return None
+            failure = error.what if isinstance(error, InputError) else one_line(error)
+        # Known here before the other processes are told: they may be lost by then.
+        self._kept = self._saved.kept
+        return failure, self._kept

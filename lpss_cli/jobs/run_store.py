@@ -27,7 +27,7 @@ from lpss_cli.utils.signals import Interrupts, SignalError
 
 if TYPE_CHECKING:
     from lpss_cli.jobs.training_job import Outcome
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.run import Run
 
 _OTHER = "give another --out-dir"
 # What a run that did not fail says of itself; the last ones may be unknown.
@@ -171,7 +171,7 @@ class _Listener(JobCallback):
         self._interrupts = interrupts
         self.warnings: list[str] = []
 
-    def on_start(self, run: RunState) -> None:
+    def on_start(self, run: Run) -> None:
         """From here on the job takes signals; what follows the training is short."""
         self._interrupts.defer()
 

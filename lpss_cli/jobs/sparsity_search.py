@@ -25,20 +25,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpss_cli import models
 from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.jobs.config import TRIES, Request, device_of, read_options
-from lpss_cli.jobs.resolve import dry_run
+from lpss_cli.jobs.restore import build
+from lpss_cli.models import ModelInfo
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import trainable_weights
-from lpss_cli.training import engine
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import Method, get, make
 from lpss_cli.training.options import TRAIN_BUDGET
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 from lpss_cli.utils import seeds, torch_utils
 from lpss_cli.utils.signals import SignalError, handle_signals, kill_children
 
@@ -143,7 +143,7 @@ class WarmStartSearch:
         model: nn.Module,
         data: Data,
         request: Request,
-        settings: Settings,
+        settings: TrainingSettings,
         note: Callable[[str], None],
     ) -> None:
         self.model, self.data, self.request = model, data, request
@@ -156,7 +156,7 @@ class WarmStartSearch:
         # Where there is distillation, it is from the dense network, not from the last one.
         self._dense = copy.deepcopy(model) if settings.distill else None
 
-    def begin(self, origin: TrainingRecipe | None, arch: str) -> None:
+    def begin(self, origin: TrainingRecipe | None, info: ModelInfo) -> None:
         """Find what the search starts from, and what drops are counted from.
 
         Raises:
@@ -175,17 +175,14 @@ class WarmStartSearch:
         elif origin.settings is None:
             self.note(f"held out in its own training too: {self._said(self.given)}")
         else:
-            self._again(origin.method, origin.settings, arch)
+            self._again(origin.method, origin.settings, info)
             self.reference = self._metric()
             self.note(f"trained without the held-out examples: {self._said(self.reference)}")
 
-    def _again(self, method: Method, settings: Settings, arch: str) -> None:
-        torch.manual_seed(settings.seed)
-        data = self.data
-        fresh = models.build(arch, data.input_shape, data.outputs).state_dict()
-        self.model.load_state_dict(fresh)
+    def _again(self, method: Method, settings: TrainingSettings, info: ModelInfo) -> None:
+        self.model.load_state_dict(build(info, self.data, settings.seed).state_dict())
         seeds.seed_everything(settings.seed)
-        engine.run(self.model, self.data, method, settings, device=self.device)
+        Trainer(self.model, self.data, method, settings, device=self.device).train()
         self.accept()
         if self._dense is not None:
             self._dense = copy.deepcopy(self.model)
@@ -213,7 +210,7 @@ class WarmStartSearch:
         settings = replace(self.settings, sparsity=sparsity)
         method = make(self.request.method_name(), self.request.options)
         try:
-            engine.run(
+            trainer = Trainer(
                 self.model,
                 self.data,
                 method,
@@ -221,6 +218,7 @@ class WarmStartSearch:
                 device=self.device,
                 teacher=self._dense,
             )
+            trainer.train()
         except RunError:
             return None
         return self._metric()
@@ -237,7 +235,7 @@ def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def present_zeros(model: nn.Module, settings: Settings) -> tuple[float, int]:
+def present_zeros(model: nn.Module, settings: TrainingSettings) -> tuple[float, int]:
     """Return zeros / prunable weights as they are, and the number of prunable weights.
 
     Raises:
@@ -260,18 +258,18 @@ _SHORTER = 0.5
 
 def search(
     model: nn.Module,
-    arch: str,
+    info: ModelInfo,
     data: Data,
     checkpoint: Checkpoint,
     request: Request,
-    settings: Settings,
+    settings: TrainingSettings,
     note: Callable[[str], None],
 ) -> Search:
     """Find the largest sparsity whose drop is within ``request.target_drop``.
 
     Args:
         model: with the checkpoint's weights, which it has again at the end.
-        arch: names it in messages.
+        info: what is known about the model.
         data: of the final run; with ``request.holdout`` its test part is the held-out one.
         checkpoint: where the weights come from.
         request: what was typed.
@@ -293,13 +291,13 @@ def search(
     low, high = _range(model, settings)
     tries = TRIES if request.tries is None else request.tries
     _announce(walk, tries, origin, len(data.train), settings.epochs)
-    flops = dry_run(model, held, arch) * settings.batch_size
+    flops = info.flops * settings.batch_size
     try:
         with (
             handle_signals(),
             torch_utils.limit_threads(request.threads or torch_utils.suitable_threads(flops)),
         ):
-            walk.begin(origin, arch)
+            walk.begin(origin, info)
             _warn_of_noise(walk)
             curve = bisect(walk.measure, walk.accept, tries, low, high)
     except SignalError as signalled:
@@ -312,11 +310,11 @@ def search(
         ) from None
     found = _result(walk, curve)
     note(f"found {found.sparsity:.2%} zeros")
-    load_into(model, checkpoint, arch)
+    load_into(model, checkpoint, info)
     return found
 
 
-def _range(model: nn.Module, settings: Settings) -> tuple[float, float]:
+def _range(model: nn.Module, settings: TrainingSettings) -> tuple[float, float]:
     present, total = present_zeros(model, settings)
     low, high = max(LOW, present), min(HIGH, 1 - 1 / total)
     if low >= high:
@@ -392,11 +390,11 @@ class TrainingRecipe:
     """
 
     method: Method
-    settings: Settings | None = None
+    settings: TrainingSettings | None = None
 
 
 def training_recipe_of(
-    checkpoint: Checkpoint, data: Data, held: Data, settings: Settings
+    checkpoint: Checkpoint, data: Data, held: Data, settings: TrainingSettings
 ) -> TrainingRecipe | None:
     """Find out how the input was trained, as far as a network can be trained like it again.
 

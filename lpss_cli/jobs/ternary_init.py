@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lpss_cli.checkpoints import safetensors_file
-from lpss_cli.checkpoints.read_file import read_whole
+from lpss_cli.checkpoints.read_file import read_bytes
 from lpss_cli.errors import InputError, one_line
 from lpss_cli.utils.files import atomic_write
 
@@ -115,7 +115,7 @@ def load(path: Path) -> TernaryInit:
         InputError: it is none, or damaged.
     """
     try:
-        stored, texts = safetensors_file.load(path, read_whole(path))
+        stored, texts = safetensors_file.load(path, read_bytes(path))
         described = json.loads(texts[_KEY])
         shapes = {name: tuple(map(int, shape)) for name, shape in described["layers"].items()}
         sizes = [math.prod(shape) for shape in shapes.values()]

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpss_cli import models
 from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.checkpoints.training_state import TrainingStateFiles, paths_of
@@ -25,8 +24,10 @@ from lpss_cli.errors import InputError
 from lpss_cli.jobs import ternary_init
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, TicketOptions, check, device_of
-from lpss_cli.jobs.resolve import output_beside, restore, settings_for
+from lpss_cli.jobs.resolve import output_beside, settings_for
+from lpss_cli.jobs.restore import build, restore
 from lpss_cli.jobs.training_job import Job, Outcome, outcome_of
+from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import weights_of
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import make
@@ -95,17 +96,17 @@ def ticket(
     begun = halfway or (request.resume and bool(TrainingStateFiles(request.output).found))
     held = (*paths_of(request.output), second, *paths_of(second))
     with reserve_output(request.output, *held, force=request.force or halfway):
-        trained, arch, data = restore(checkpoint, request, callback.on_note)
+        trained, info, data = restore(checkpoint, request, callback.on_note)
         weights, zeros, total = _sparse(checkpoint, trained)
         source = evaluate(trained, data.test, data.task, device=device_of(request.device))
         callback.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
         settings = settings_for(request, data, zeros / total, TRAIN_BUDGET, keep_zeros=True)
-        fresh = _untrained(arch, data, start, request.seed)
-        stored = _begin(fresh, start, checkpoint, weights, arch, request, begun)
+        fresh = _untrained(info, data, start, request.seed)
+        stored = _begin(fresh, start, checkpoint, weights, info, request, begun)
         began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
         # Without its record: the start is not what the checkpoint's metrics speak of.
         anonymous = replace(checkpoint, meta={})
-        job = Job(request, callback, arch, data, method, settings, anonymous, {"ticket": start})
+        job = Job(request, callback, info, data, method, settings, anonymous, {"ticket": start})
         outcome = _finished(request.output, checkpoint, start) if halfway else job.run(fresh)
         after = _control(job, fresh, began, weights, second) if control else None
         file, size = (str(stored), stored.stat().st_size) if stored else (None, None)
@@ -171,10 +172,9 @@ def _control(
     return after
 
 
-def _untrained(arch: str, data: Data, start: str, seed: int) -> nn.Module:
+def _untrained(info: ModelInfo, data: Data, start: str, seed: int) -> nn.Module:
     # Not the stream the source itself began from, or random would be rewind.
-    torch.manual_seed(seed + (start == "random"))
-    return models.build(arch, data.input_shape, data.outputs)
+    return build(info, data, seed + (start == "random"))
 
 
 @torch.no_grad()
@@ -183,7 +183,7 @@ def _begin(
     start: str,
     checkpoint: Checkpoint,
     weights: Mapping[str, Tensor],
-    arch: str,
+    info: ModelInfo,
     request: Request,
     begun: bool,
 ) -> Path | None:
@@ -197,7 +197,7 @@ def _begin(
             check_writable(path, force=request.force)
             keys = ("arch", "input_shape", "outputs", "data", "preprocessing", "classes", "task")
             meta = {key: checkpoint.meta[key] for key in keys if key in checkpoint.meta}
-            ternary_init.save(path, ternary_init.derive(weights, {"arch": arch, **meta}))
+            ternary_init.save(path, ternary_init.derive(weights, {"arch": info.arch, **meta}))
         ternary_init.load(path).apply(model)  # from the file: what is on disk is what is trained
         return path
     if start == "rewind":
@@ -206,7 +206,7 @@ def _begin(
                 f"{checkpoint.path} does not hold the weights its training began from",
                 "make it with --keep-init, or pass --init centroids or --init random",
             )
-        load_into(model, replace(checkpoint, state_dict=checkpoint.init), arch)
+        load_into(model, replace(checkpoint, state_dict=checkpoint.init), info)
     parameters = _parameters(model)
     for name, weight in weights.items():
         first, kept = parameters[name], weight != 0

@@ -9,7 +9,7 @@ from lpss_cli.sparsity.schedules import logistic_ramp
 from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 # Cuts of a run that has not as many epochs: an epoch is too coarse a grid for its sigmoid.
 _CUTS = 100
@@ -50,7 +50,7 @@ class ASNI(Method):
         second_tau: float = option(0.78, "the second sigmoid's middle", low=0, high=1)
         second_width: float = option(0.022, "the second sigmoid's width", low=0.01, high=1)
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the sum of the sigmoids at the steps of cuts."""
         config = self.config
         frequency = config.frequency or min(run.steps_per_epoch, max(1, run.total_steps // _CUTS))

@@ -8,7 +8,7 @@ from lpss_cli.sparsity.schedules import cubic_sparsity
 from lpss_cli.training.method import Method
 
 if TYPE_CHECKING:
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 
 class GMP(Method):
@@ -17,7 +17,7 @@ class GMP(Method):
     name: ClassVar[str] = "gmp"
     paper: ClassVar[str] = "Zhu & Gupta 2017, arXiv:1710.01878"
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the cubic path's sparsity at the steps of updates."""
         config = self.config
         if not run.is_update_step(config.begin, config.frequency):

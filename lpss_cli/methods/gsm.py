@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 # MERGED: How fast decay and momentum make a weight fade that sees no gradient: pure numbers.
 # MERGED: Such a weight w and its momentum Z follow ``Z ← βZ + ηw, w ← w - αZ``, that is [Z; w] is
@@ -206,7 +206,7 @@ class GSM(Method):
             high=1,
         )
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Choose momentum, decay and learning rate for the steps there are before the cut."""
         config, official = self.config, self._rates(run, _PEAK)
         too_short = remaining(official, _SPEED * (1 - MOMENTUM), MOMENTUM, DECAY) > LEFT
@@ -231,7 +231,7 @@ class GSM(Method):
                 f"{solved.decay:.3g}: a redundant weight fades to {solved.left:.1g} of its start"
             )
 
-    def make_optimizer(self, run: RunState) -> Optimizer:
+    def make_optimizer(self, run: MethodContext) -> Optimizer:
         """Return momentum SGD: its own update, with the decay before the momentum."""
         from torch.optim import SGD
 
@@ -245,11 +245,11 @@ class GSM(Method):
             nesterov=self.config.nesterov and memory["momentum"] > 0,
         )
 
-    def lr_scale(self, run: RunState) -> float:
+    def lr_scale(self, run: MethodContext) -> float:
         """Return the factor of a peak and three drops, equally long."""
         return self._factor((run.step + 0.5) / run.total_steps, run.method_state["peak"])
 
-    def on_gradients(self, run: RunState) -> bool:
+    def on_gradients(self, run: MethodContext) -> bool:
         """Zero the gradients of all but the Q most salient weights."""
         from lpss_cli.sparsity.masks import apply_mask_, to_float32
 
@@ -266,7 +266,7 @@ class GSM(Method):
                 apply_mask_(gradient, ~(score < threshold))
         return True
 
-    def _settle(self, run: RunState) -> None:
+    def _settle(self, run: MethodContext) -> None:
         """Let the Q weights that are largest now see their gradients from here on, no others."""
         from lpss_cli.sparsity.masks import apply_mask_
 
@@ -281,17 +281,17 @@ class GSM(Method):
         drops = [peak + part * (1 - peak) / 3 for part in range(3)]
         return warmup_step_decay(progress, self.config.warmup, drops)
 
-    def _rates(self, run: RunState, peak: float) -> Rates:
+    def _rates(self, run: MethodContext, peak: float) -> Rates:
         """Return the learning-rate factors of the steps before the cut."""
         steps = range(min(run.final_prune_step, run.total_steps))
         factors = [self._factor((k + 0.5) / run.total_steps, peak) for k in steps]
         return [(factor, len(list(same))) for factor, same in groupby(factors)]
 
-    def _fades(self, run: RunState) -> bool:
+    def _fades(self, run: MethodContext) -> bool:
         """Whether any weight is to go beside those that were zero from the start."""
         return run.sparsity > run.start_sparsity
 
-    def _threshold(self, run: RunState, scores: Sequence[Tensor]) -> Tensor:
+    def _threshold(self, run: MethodContext, scores: Sequence[Tensor]) -> Tensor:
         """Return the score that about Q of all scores reach; exactly Q in a small network."""
         import torch
 
@@ -312,7 +312,7 @@ class GSM(Method):
         return sample.kthvalue(sample.numel() - rank + 1).values
 
 
-def _places(run: RunState, size: int, count: int, device: torch.device) -> Tensor:
+def _places(run: MethodContext, size: int, count: int, device: torch.device) -> Tensor:
     """Draw so many places out of ``size``; out of pinned memory a GPU gets them without a wait."""
     import torch
 

@@ -10,7 +10,7 @@ from lpss_cli.sparsity.schedules import warmup_cosine
 from lpss_cli.training.method import Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 
 class Lottery(Method):
@@ -37,14 +37,14 @@ class Lottery(Method):
             high=0.99,
         )
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Move the exact cut to the start of the last round, and keep the start."""
         if run.total_steps:
             run.final_prune_step = max(1, self._ends(run)[-2])
         if self._rewind_step(run) == 0:
             self._keep(run)
 
-    def lr_scale(self, run: RunState) -> float:
+    def lr_scale(self, run: MethodContext) -> float:
         """Return the factor of the present round's own warm-up and cosine."""
         ends = self._ends(run)
         index = bisect_right(ends, run.step)
@@ -52,7 +52,7 @@ class Lottery(Method):
         progress = (run.step - begin + 0.5) / (ends[index] - begin)
         return warmup_cosine(progress, self.config.warmup)
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the sparsity that a round ends with: densities fall by equal factors."""
         ends, cuts = self._ends(run), self.config.rounds - 1
         if run.step not in ends[:-1] or run.sparsity <= run.start_sparsity:
@@ -62,12 +62,12 @@ class Lottery(Method):
         whole, kept = 1 - run.start_sparsity, 1 - run.sparsity
         return float(1 - whole * (kept / whole) ** (done / cuts))
 
-    def on_weights(self, run: RunState) -> None:
+    def on_weights(self, run: MethodContext) -> None:
         """Keep the weights to go back to, once they are reached."""
         if run.step == self._rewind_step(run):
             self._keep(run)
 
-    def on_prune(self, run: RunState) -> None:
+    def on_prune(self, run: MethodContext) -> None:
         """Rewind after a cut: the survivors' early values, no momentum, early statistics."""
         import torch
 
@@ -78,17 +78,17 @@ class Lottery(Method):
             for name, tensor in run.model.state_dict().items():
                 tensor.copy_(start[name])
         run.optimizer.state.clear()
-        run.enforce()
+        run.apply_masks()
 
-    def _keep(self, run: RunState) -> None:
+    def _keep(self, run: MethodContext) -> None:
         run.method_state["start"] = {
             n: t.detach().clone() for n, t in run.model.state_dict().items()
         }
 
-    def _ends(self, run: RunState) -> list[int]:
+    def _ends(self, run: MethodContext) -> list[int]:
         """Return the steps that the rounds end with."""
         rounds = self.config.rounds
         return [round(r * run.total_steps / rounds) for r in range(1, rounds + 1)]
 
-    def _rewind_step(self, run: RunState) -> int:
+    def _rewind_step(self, run: MethodContext) -> int:
         return int(self.config.rewind * self._ends(run)[0])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lpss_cli.optim.lpsgd import LpSGD
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 #: Chooses p by the target sparsity and the fan-in.
 AUTO = "auto"
@@ -40,25 +40,25 @@ class SparsityPath:
     def __init__(self, config: LpSS.Config) -> None:
         self.config = config
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Set the first masks, before the optimizer exists."""
 
-    def scores(self, run: RunState, scores: dict[str, Tensor]) -> Mapping[str, Tensor]:
+    def scores(self, run: MethodContext, scores: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the scores that weights are ranked by, from the log-magnitudes of the latents."""
         return scores
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the sparsity to prune to after this step; None leaves the masks alone."""
         return None
 
-    def on_gradients(self, run: RunState) -> None:
+    def on_gradients(self, run: MethodContext) -> None:
         """See dense gradients before they are masked."""
 
 
 class CubicPath(SparsityPath, name="cubic"):
     """Rank all latents again at every update, at a sparsity that rises by a cubic schedule."""
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the sparsity of the schedule at updates."""
         config = self.config
         if not run.is_update_step(config.begin, config.frequency):
@@ -218,13 +218,13 @@ class LpSS(Method):
             exponents = {name: p_for(hoyer, fan_ins[name] or 0, name) for name in exponents}
         return {name: {"p": p} for name, p in exponents.items()}
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Choose the p of every weight on a sphere, and let the path set the first masks."""
         for name, p in self.exponents(run.fan_ins, run.targets).items():
             run.layer_info[name]["p"] = p
         self._path.prepare(run)
 
-    def make_optimizer(self, run: RunState) -> LpSGD:
+    def make_optimizer(self, run: MethodContext) -> LpSGD:
         """Return LpSGD with one group per p and dimension of rows."""
         from lpss_cli.optim.lpsgd import LpSGD
 
@@ -254,22 +254,22 @@ class LpSS(Method):
         optimizer.take_latents()  # the engine enforces the masks next
         return optimizer
 
-    def scores(self, run: RunState) -> Mapping[str, Tensor]:
+    def scores(self, run: MethodContext) -> Mapping[str, Tensor]:
         """Return ``log|γŵ|`` of the latents, so that pruned weights go on competing."""
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
         scores = {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
         return self._path.scores(run, scores)
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the sparsity that the path has at this step."""
         return self._path.sparsity_at(run)
 
-    def on_gradients(self, run: RunState) -> bool:
+    def on_gradients(self, run: MethodContext) -> bool:
         """Show the dense gradients to the path."""
         self._path.on_gradients(run)
         return True
 
-    def on_weights(self, run: RunState) -> None:
+    def on_weights(self, run: MethodContext) -> None:
         """Add up how far rows may have moved, which the prediction of Hoyer sparsity needs."""
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
         run.method_state["travel"] = run.method_state.get("travel", 0.0) + optimizer.lr_ratio()

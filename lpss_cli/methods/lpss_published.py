@@ -15,7 +15,7 @@ from lpss_cli.training.method import option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 # Learning-rate factors of the published schedule at epochs 0, E/6, E/3, E-3 and E, relative to
 # its peak: 0.04, 2, 0.5, 0.004 and 0.0002 on the summed loss of 256 examples.
@@ -32,13 +32,13 @@ class ControllerPath(SparsityPath, name="controller"):
     target. The final pruning step makes the count exact.
     """
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Mask weights at random, if training starts from scratch."""
         # A random mask would destroy what a checkpoint has learned.
         if run.sparsity > 0 and not run.from_checkpoint:
             run.random_masks(min(self.config.initial_sparsity, run.sparsity), "uniform")
 
-    def scores(self, run: RunState, scores: dict[str, Tensor]) -> Mapping[str, Tensor]:
+    def scores(self, run: MethodContext, scores: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """Rank every active connection before every inactive one: the gradient grows, not the rank.
 
         Those without a latent come last: a layer with a target of its own may need them.
@@ -48,13 +48,13 @@ class ControllerPath(SparsityPath, name="controller"):
         ranked = {name: s.where(run.masks[name], s - RANK_OFFSET) for name, s in scores.items()}
         return {name: s.clamp_min(-2 * RANK_OFFSET) for name, s in ranked.items()}
 
-    def on_gradients(self, run: RunState) -> None:
+    def on_gradients(self, run: MethodContext) -> None:
         """Drop and grow at updates."""
         config = self.config
         if run.sparsity > 0 and run.is_update_step(config.begin, config.frequency):
             self._drop_and_grow(run)
 
-    def _drop_and_grow(self, run: RunState) -> None:
+    def _drop_and_grow(self, run: MethodContext) -> None:
         from lpss_cli.sparsity import drop_grow
         from lpss_cli.sparsity.lp_geometry import row_dims
 
@@ -78,7 +78,7 @@ class ControllerPath(SparsityPath, name="controller"):
             self._seed_latents(run, weight, grown)
         run.set_masks(masks)
 
-    def _seed_latents(self, run: RunState, weight: Tensor, grown: Tensor) -> None:
+    def _seed_latents(self, run: MethodContext, weight: Tensor, grown: Tensor) -> None:
         """Give grown weights without a latent one of half the mean size, against the gradient.
 
         Under the signed-power rule, a latent of exactly zero has no gradient of its own; under both
@@ -134,7 +134,7 @@ class PublishedLpSS(LpSS):
             for i, (name, (first, others)) in enumerate(by_name.items())
         }
 
-    def lr_scale(self, run: RunState) -> float:
+    def lr_scale(self, run: MethodContext) -> float:
         """Return the factor of the published piecewise linear schedule at the present epoch."""
         epochs = run.epochs
         epoch = run.progress * epochs

@@ -9,7 +9,7 @@ from lpss_cli.methods.set import SET
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 
 class RigL(SET):
@@ -22,10 +22,10 @@ class RigL(SET):
     name: ClassVar[str] = "rigl"
     paper: ClassVar[str] = "Evci et al. 2020, arXiv:1911.11134"
 
-    def on_gradients(self, run: RunState) -> bool:
+    def on_gradients(self, run: MethodContext) -> bool:
         """Move connections where an update is due, instead of the gradient step."""
         return not self.update(run)
 
-    def growth(self, run: RunState, weight: Tensor) -> Tensor:
+    def growth(self, run: MethodContext, weight: Tensor) -> Tensor:
         """Return ``|∂L/∂w|`` of one layer, inactive connections included."""
         return weight.new_zeros(weight.shape) if weight.grad is None else weight.grad.abs()

@@ -10,7 +10,7 @@ from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 # Steps between updates, and the least number of updates in a run too short for them: below it
 # the topology hardly moves.
@@ -49,19 +49,19 @@ class SET(Method):
             0.3, "part of the connections that the first update moves, annealed to 0", low=0, high=1
         )
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Set the mask of the first step: its layer budgets are those of the last one."""
         if run.from_checkpoint:
             run.prune_to_sparsity(run.sparsity, self.scores(run), self.config.ranking)
         else:
             run.random_masks(run.sparsity, self.config.ranking)
 
-    def on_gradients(self, run: RunState) -> bool:
+    def on_gradients(self, run: MethodContext) -> bool:
         """Move connections where an update is due; the step is taken all the same."""
         self.update(run)
         return True
 
-    def update(self, run: RunState) -> bool:
+    def update(self, run: MethodContext) -> bool:
         """Move connections if an update is due, and say whether it was."""
         frequency = self.config.frequency or min(
             _INTERVAL, max(1, run.final_prune_step // _UPDATES)
@@ -79,6 +79,6 @@ class SET(Method):
         run.set_masks(masks)
         return True
 
-    def growth(self, run: RunState, weight: Tensor) -> Tensor:
+    def growth(self, run: MethodContext, weight: Tensor) -> Tensor:
         """Return the score by which connections of one layer are grown: random numbers."""
         return run.random_like(weight)

@@ -12,7 +12,7 @@ from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 
 class SNIP(Method):
@@ -32,12 +32,12 @@ class SNIP(Method):
         ranking: str = option("magnitude", "how scores of layers compare", choices=RANKINGS)
         snip_batches: int = option(1, "batches that connections are scored on", low=1)
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Score every connection on the first batches and set the final mask."""
         if run.sparsity > 0:
             run.prune_to_sparsity(run.sparsity, self._sensitivity(run), self.config.ranking)
 
-    def _sensitivity(self, run: RunState) -> Mapping[str, Tensor]:
+    def _sensitivity(self, run: MethodContext) -> Mapping[str, Tensor]:
         """Return ``log|w · Σg|``, equation 4 of the paper without its normalising constant."""
         import torch
 
@@ -56,7 +56,7 @@ class SNIP(Method):
                 )
                 for sum_, gradient in zip(total, gradients, strict=True):
                     sum_ += gradient
-        run.distributed.average(total)
+        run.average(total)
         with torch.no_grad():
             for name, buffer in run.model.named_buffers():
                 buffer.copy_(buffers[name])  # looking must not move BatchNorm's statistics

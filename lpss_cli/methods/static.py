@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 
 class Static(Method):
@@ -28,6 +28,6 @@ class Static(Method):
 
         ranking: str = option("erk", "how the layers share the budget", choices=RANKINGS)
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Draw the mask."""
         run.random_masks(run.sparsity, self.config.ranking)

@@ -1,4 +1,4 @@
-"""What is said when a network and the data do not fit. Imports no torch."""
+"""Checks of networks against data, and the words of their messages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from lpss_cli.errors import InputError
 
 
 def size_text(shape: tuple[int, ...]) -> str:
-    """``(3, 32, 32)`` -> ``"3x32x32"``, for messages."""
+    """Return ``"3x32x32"`` for ``(3, 32, 32)``, for messages."""
     return "x".join(map(str, shape)) if shape else "a single number"
 
 
 def image_shape(name: str, input_shape: tuple[int, ...], smallest: int = 1) -> tuple[int, int, int]:
-    """Check that samples are images: ``(channels, height, width)``.
+    """Check that samples are images and return their shape ``(channels, height, width)``.
 
     Args:
-        name: the network that wants images, for the message.
+        name: the network that takes images, for the message.
         input_shape: shape of one sample.
-        smallest: fewest pixels the network can take per side.
+        smallest: fewest pixels per side that the network can take.
 
     Raises:
-        InputError: not an image, or one that is too small.
+        InputError: samples are not images, or the images are too small.
     """
     if len(input_shape) != 3:
         raise InputError(
@@ -35,3 +35,8 @@ def image_shape(name: str, input_shape: tuple[int, ...], smallest: int = 1) -> t
             f"use a network for small images (wrn12, vgg11, mlp), or --image-size {smallest}",
         )
     return channels, height, width
+
+
+def plural(count: int, word: str) -> str:
+    """Return ``1 output`` or ``2 outputs`` for words that take an s."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

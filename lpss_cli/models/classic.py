@@ -1,4 +1,8 @@
-"""Multilayer perceptrons of any widths."""
+"""Feed-forward networks of the pruning literature: MLPs, LeNets, Conv-2/4/6 and VGGs.
+
+They are plain chains of layers. The builders return ``(batch, *input_shape)`` -> ``(batch,
+outputs)`` networks with PyTorch's default initialization unless they say otherwise.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,24 @@ from math import prod
 from torch import nn
 
 from lpss_cli.models.checks import image_shape
-from lpss_cli.models.residual import kaiming
-from lpss_cli.models.spec import mlp_widths
 
-
-def build_mlp(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """Make the MLP of a resolved ``mlp:A-B-…-Z``: its ends are known to fit the data."""
-    return mlp(mlp_widths(spec))
+# Channels of each stage of two convolutions.
+_CONV_STAGES = {"conv2": (64,), "conv4": (64, 128), "conv6": (64, 128, 256)}
+# Channels and number of convolutions of each of the five stages.
+_VGG_WIDTHS = (64, 128, 256, 512, 512)
+_VGG_CONVS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 
 
 def mlp(widths: list[int]) -> nn.Sequential:
-    """Stack linear layers ``fc1``, ``fc2``, … with ReLU between them; PyTorch's default init.
+    """Stack linear layers ``fc1``, ``fc2``, … with ReLU between them.
 
     Args:
-        widths: inputs, hidden layers, outputs: two numbers or more.
+        widths: of the input, the hidden layers and the output: two numbers or more.
 
     Returns:
         ``(batch, …)`` with ``widths[0]`` numbers per sample -> ``(batch, widths[-1])``.
@@ -36,17 +44,47 @@ def mlp(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-# MERGED: Conv-2, Conv-4 and Conv-6: the small VGG-like networks of the lottery tickets.
-# MERGED: Frankle, Carbin, "The lottery ticket hypothesis" (ICLR 2019). On CIFAR-10 they have
-# MERGED: 4,301,642,
-# MERGED: 2,425,930 and 2,262,602 parameters. The paper starts from Glorot's normal; here it is
-# MERGED: PyTorch's
-# MERGED: default.
-_CONV_STAGES = {"conv2": (64,), "conv4": (64, 128), "conv6": (64, 128, 256)}
+def build_lenet(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Build ``lenet300`` for any inputs, or ``lenet5`` for images.
+
+    LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (Proc.
+    IEEE 1998), in the variants that pruning papers count: on MNIST, LeNet-300-100 has 266,610
+    parameters, and LeNet-5 as Caffe ships it, 20-50-500, has 431,080.
+    """
+    if name == "lenet300":
+        return mlp([prod(input_shape), 300, 100, outputs])
+    return _lenet5(input_shape, outputs)
+
+
+def _lenet5(input_shape: tuple[int, ...], outputs: int) -> nn.Sequential:
+    """``(batch, channels, H, W)`` -> ``(batch, outputs)``, for H and W of 16 or more.
+
+    As in Caffe, only pooling follows the convolutions; the one ReLU is after fc1.
+    """
+    # ((16 - 4) / 2 - 4) / 2 = 1: 16 pixels leave one.
+    channels, height, width = image_shape("lenet5", input_shape, smallest=16)
+    pooled = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 20, 5),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(20, 50, 5),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(50 * prod(pooled), 500),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(500, outputs),
+        )
+    )
 
 
 def build_conv(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """``(batch, channels, H, W)`` -> ``(batch, outputs)``; every pair of convs halves H and W."""
+    """Build ``conv2``, ``conv4`` or ``conv6``; every pair of convolutions halves H and W.
+
+    The small VGG-like networks of Frankle, Carbin, "The lottery ticket hypothesis" (ICLR 2019). On
+    CIFAR-10 they have 4,301,642, 2,425,930 and 2,262,602 parameters. The paper initializes them
+    with Glorot's normal distribution; here the initialization is PyTorch's default.
+    """
     widths = _CONV_STAGES[name]
     shrink = 2 ** len(widths)
     fan_in, height, width = image_shape(name, input_shape, smallest=shrink)
@@ -66,65 +104,21 @@ def build_conv(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Modu
     return nn.Sequential(layers)
 
 
-# MERGED: The two LeNets of the pruning literature.
-# MERGED: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition"
-# MERGED: (Proc. IEEE 1998), in the variants every pruning paper counts: LeNet-300-100 with 266,610
-# MERGED: parameters, and the LeNet-5 that Caffe ships, 20-50-500, with 431,080.
-def build_lenet(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """Make ``lenet300`` or ``lenet5``; PyTorch's default init in both."""
-    if name == "lenet300":
-        return mlp([prod(input_shape), 300, 100, outputs])
-    return _lenet5(input_shape, outputs)
-
-
-def _lenet5(input_shape: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """``(batch, channels, height, width)`` -> ``(batch, outputs)``, sides of 16 or more.
-
-    As in Caffe, the convolutions are followed by pooling alone: the one ReLU is after fc1.
-    """
-    # ((16 - 4) / 2 - 4) / 2 = 1: sixteen pixels leave one.
-    channels, height, width = image_shape("lenet5", input_shape, smallest=16)
-    left = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(channels, 20, 5),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(20, 50, 5),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(50 * prod(left), 500),
-            relu1=nn.ReLU(),
-            fc2=nn.Linear(500, outputs),
-        )
-    )
-
-
-# MERGED: VGG with batch normalisation, in its usual form for small images.
-# MERGED: Simonyan, Zisserman, "Very deep convolutional networks for large-scale image recognition"
-# MERGED: (ICLR 2015). As is usual on CIFAR, global average pooling and one linear layer take the
-# MERGED: place
-# MERGED: of the three wide layers, and every convolution is followed by batch normalisation.
-_VGG_WIDTHS = (64, 128, 256, 512, 512)
-_CONVS_PER_STAGE = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
-
-
 def build_vgg(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """``(batch, channels, H, W)`` -> ``(batch, outputs)``, for any H and W.
+    """Build ``vgg11``, ``vgg13``, ``vgg16`` or ``vgg19`` for images of any H and W.
 
-    A pooling that would leave less than one pixel is left out, so that 8x8 digits fit too.
-    Convolutions have no bias and start from Kaiming's normal, fan-out; the classifier from
-    PyTorch's default.
+    Simonyan, Zisserman, "Very deep convolutional networks for large-scale image recognition" (ICLR
+    2015), in the usual form for CIFAR: batch normalization follows every convolution, and global
+    average pooling with one linear layer replaces the three wide layers. A pooling that would leave
+    less than one pixel is left out, so that 8x8 digits fit as well.
+
+    Convolutions have no bias and are initialized with :func:`kaiming`.
     """
     fan_in, height, width = image_shape(name, input_shape)
     side = min(height, width)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     depth = 0
-    for stage, count in enumerate(_CONVS_PER_STAGE[name]):
+    for stage, count in enumerate(_VGG_CONVS[name]):
         for _ in range(count):
             depth += 1
             conv = nn.Conv2d(fan_in, _VGG_WIDTHS[stage], 3, padding=1, bias=False)
@@ -138,3 +132,9 @@ def build_vgg(name: str, input_shape: tuple[int, ...], outputs: int) -> nn.Modul
     layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     layers["fc"] = nn.Linear(fan_in, outputs)
     return nn.Sequential(layers)
+
+
+def kaiming(conv: nn.Conv2d) -> nn.Conv2d:
+    """Redraw the weight from Kaiming's normal distribution, std = sqrt(2 / fan-out); return it."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

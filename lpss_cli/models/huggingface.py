@@ -1,7 +1,7 @@
-"""Image classifiers of the library transformers, from a local folder: ``hf:FOLDER``.
+"""Image classifiers of transformers from a local folder: ``hf:FOLDER``.
 
-Never from the network: the library is told that it is offline before it is loaded, and code that a
-folder may hold is not run.
+Nothing is ever downloaded: the library is told that it is offline before it is imported. Code that
+a folder may hold is not run.
 """
 
 from __future__ import annotations
@@ -21,41 +21,42 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """Make the network that a folder's ``config.json`` describes, with random weights.
+    """Build the network that a folder's ``config.json`` describes, with random weights.
 
     Raises:
-        InputError: transformers is not installed, or the folder holds no network that it knows.
+        InputError: transformers is not installed, or the folder does not hold a network that it
+            knows.
     """
-    folder = Path(spec.removeprefix("hf:"))
-    if not os.path.isfile(folder / "config.json"):  # of any name, impossible ones too
+    folder = Path(spec.partition(":")[2])
+    if not os.path.isfile(folder / "config.json"):  # for any name, impossible ones too
         raise InputError(
-            f"{folder} is no folder with a config.json", "pass --arch hf:FOLDER, where it is now"
+            f"{folder} is not a folder with a config.json", "pass --arch hf:FOLDER, where it is now"
         )
-    with _offline(folder) as library:
-        config = library.AutoConfig.from_pretrained(folder, **_LOCAL)
-        network = library.AutoModelForImageClassification.from_config(config)
+    with _offline(folder) as transformers:
+        config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
+        network = transformers.AutoModelForImageClassification.from_config(config)
     if config.num_labels != outputs:
         raise InputError(
-            f"{folder} has {config.num_labels} outputs, and the data ask for {outputs}",
+            f"{folder} has {config.num_labels} outputs, and the data require {outputs}",
             "give the data it was trained on",
         )
-    return _with_scores(network.float())
+    return _returning_scores(network.float())
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """Return a folder's weights under the names that :func:`build`'s network has for them.
+    """Return a folder's weights under the names that the network of :func:`build` has.
 
     Older files have other names, which the library knows.
 
     Raises:
-        InputError: see :func:`build`; or tensors are missing, or do not fit.
+        InputError: see :func:`build`; or tensors are missing or do not fit.
     """
-    with _offline(folder) as library:
-        network, found = library.AutoModelForImageClassification.from_pretrained(
+    with _offline(folder) as transformers:
+        network, loading = transformers.AutoModelForImageClassification.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **_LOCAL
         )
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        names = sorted(map(str, found.get(kind) or ()))
+        names = sorted(map(str, loading.get(kind) or ()))
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise InputError(
@@ -68,7 +69,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _offline(folder: Path) -> Iterator[Any]:
-    """Give the library, quiet and without a network, and turn its errors into ours."""
+    """Provide transformers, silent and offline, and turn its errors into ours."""
     before = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
@@ -83,7 +84,7 @@ def _offline(folder: Path) -> Iterator[Any]:
         else:
             os.environ["HF_HUB_OFFLINE"] = before
     logging: Any = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, progress_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -92,23 +93,23 @@ def _offline(folder: Path) -> Iterator[Any]:
         raise
     except Exception as error:  # whatever a damaged folder makes the library raise
         raise InputError(
-            f"transformers cannot make a network of {folder}: {one_line(error)[:300]}",
+            f"transformers cannot make a network from {folder}: {one_line(error)[:300]}",
             "take another copy, or another version of transformers",
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if progress_bars:
             logging.enable_progress_bar()
 
 
-def _with_scores(network: nn.Module) -> nn.Module:
+def _returning_scores(network: nn.Module) -> nn.Module:
     """Let a network return its class scores alone; names and modules stay as they are."""
     original = type(network)
-    # The library's own forward is typed by every class anew.
-    answer: Callable[..., Any] = original.forward
+    # The library annotates the forward of every class differently.
+    original_forward: Callable[..., Any] = original.forward
 
     def forward(self: nn.Module, pixel_values: Tensor) -> Tensor:
-        scores: Tensor = answer(self, pixel_values=pixel_values, return_dict=True).logits
+        scores: Tensor = original_forward(self, pixel_values=pixel_values, return_dict=True).logits
         return scores
 
     network.__class__ = type(original.__name__, (original,), {"forward": forward})

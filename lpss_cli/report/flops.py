@@ -1,4 +1,11 @@
-"""What each layer of a network costs: the shape of its weight, parameters and multiply-adds."""
+"""The cost of each layer of a network: the shape of its weight, parameters and multiply-adds.
+
+Multiply-adds are those of the weight alone, in closed form, from the sizes that hooks see.
+PyTorch's ``FlopCounterMode``, which counts whole networks in ``utils.torch_utils.forward_flops``,
+does not give the same numbers per layer: it misses the layers of a ``TransformerEncoder``, whose
+fused kernel it does not know, adds the products of a parametrization to its layer, and counts a
+module that is registered twice under one of its names.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +20,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 @dataclass(frozen=True)
 class LayerSize:
-    """The cost of one Linear or convolution.
+    """The cost of a linear layer or convolution.
 
     Attributes:
-        name: the module.
-        shape: of its weight.
-        parameters: weight and bias.
-        multiply_adds: per example, of the weight alone; half of what counters of floating-point
-            operations say.
+        name: name of the module.
+        shape: shape of its weight.
+        parameters: number of entries of weight and bias.
+        multiply_adds: multiply-adds of the weight per example, two floating-point operations each.
     """
 
     name: str
@@ -31,11 +37,12 @@ class LayerSize:
 
 @dataclass(frozen=True)
 class Savings:
-    """What removing dead units saved.
+    """What the removal of dead units saves.
 
     Attributes:
         before, after: the layers, in order.
-        parameters: of the whole network, before and after, BatchNorm's included.
+        parameters: number of parameters of the whole network before and after, including those of
+            BatchNorm.
         reason: why nothing was removed, or which operations kept their channels; empty otherwise.
     """
 
@@ -46,18 +53,18 @@ class Savings:
 
     @property
     def changed(self) -> bool:
-        """Whether any layer became smaller."""
+        """Return whether any layer became smaller."""
         return [x.shape for x in self.before] != [x.shape for x in self.after]
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
-        """Multiply-adds of all layers per example, before and after."""
-        before, after = (sum(x.multiply_adds for x in part) for part in (self.before, self.after))
+        """Return the multiply-adds of all layers per example, before and after."""
+        before, after = (sum(x.multiply_adds for x in sizes) for sizes in (self.before, self.after))
         return before, after
 
     @property
     def flops(self) -> tuple[int, int]:
-        """Floating-point operations of these layers per example: two for each multiply-add."""
+        """Return the floating-point operations of these layers per example, before and after."""
         before, after = self.multiply_adds
         return 2 * before, 2 * after
 
@@ -77,19 +84,19 @@ class Savings:
 
 @torch.no_grad()
 def layer_sizes(model: nn.Module, example: Tensor) -> tuple[LayerSize, ...]:
-    """Measure every Linear and convolution in the order of the modules.
+    """Measure every linear layer and convolution, in the order of the modules.
 
     Args:
-        model: on the CPU; it is left as it is.
-        example: (N ≥ 1, …) inputs; only their shape matters.
+        model: a network on the CPU; it is not changed.
+        example: inputs of shape (N ≥ 1, …); their values do not matter.
     """
     model = copy.deepcopy(model).eval()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
-    counted = dict.fromkeys(layers, 0)
+    multiply_adds = dict.fromkeys(layers, 0)
     for name, layer in layers.items():
 
         def count(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-            counted[name] += _multiply_adds(module, inputs[0], output) // len(example)
+            multiply_adds[name] += _multiply_adds(module, inputs[0], output) // len(example)
 
         layer.register_forward_hook(count)
     model(example)
@@ -98,16 +105,18 @@ def layer_sizes(model: nn.Module, example: Tensor) -> tuple[LayerSize, ...]:
             name,
             tuple(layer.weight.shape),
             sum(p.numel() for p in layer.parameters()),
-            counted[name],
+            multiply_adds[name],
         )
         for name, layer in layers.items()
     )
 
 
-def _multiply_adds(module: nn.Module, source: Tensor, output: Tensor) -> int:
-    """Every weight is used once at every position; positions include the batch."""
+def _multiply_adds(module: nn.Module, input: Tensor, output: Tensor) -> int:
+    """Return the multiply-adds of a call that uses every weight once at every position.
+
+    Positions are those of the output, or of the input of a transposed convolution, batch included.
+    """
     assert isinstance(module, nn.Linear | _ConvNd)
     if isinstance(module, _ConvTransposeNd):
-        return module.weight.numel() * source.numel() // module.in_channels
-    outputs = len(module.weight)
-    return module.weight.numel() * output.numel() // outputs
+        return module.weight.numel() * input.numel() // module.in_channels
+    return module.weight.numel() * output.numel() // len(module.weight)

@@ -1,4 +1,4 @@
-"""Time of a batch through one network."""
+"""The time that a batch takes through a network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one batch through one network on this machine.
+    """The time that one batch takes through one network on this machine.
 
     Attributes:
-        network: which one.
-        batch: examples.
+        network: name of the network.
+        batch: number of examples.
         median, low, high: median and quartiles over the runs, in milliseconds.
-        runs: how many were measured.
-        runtime: its name and version.
-        threads: it may use.
+        runs: number of runs that were measured.
+        runtime: name and version of the runtime.
+        threads: how many threads the runtime may use.
     """
 
     network: str

@@ -124,7 +124,7 @@ def report(source: Path | Checkpoint) -> Report:
         InputError: the file cannot be read.
     """
     checkpoint = source if isinstance(source, Checkpoint) else browse(source)
-    specs = checkpoint.forms
+    specs = checkpoint.specs
     infos = _layer_infos(checkpoint)
     row_dims = {name: info.get("row_dim") or 0 for name, info in infos.items() if name in specs}
     values = packed_values(checkpoint)
@@ -203,5 +203,5 @@ def _layer_infos(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     listed = checkpoint.meta.get("weights")
     if isinstance(listed, dict):
         return listed
-    specs = checkpoint.forms
+    specs = checkpoint.specs
     return {n: {} for n in prunable_names({n: specs[n] for n in _untied_names(checkpoint)})}

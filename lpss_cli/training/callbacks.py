@@ -1,65 +1,72 @@
-"""Seeing a run go by, without taking part in it."""
+"""Callbacks: they watch a run, and take no part in it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.run import Run
 
 
 class Callback:
-    """Sees a run go by; every method does nothing by default."""
+    """Watches a run; every method does nothing by default."""
 
-    def on_start(self, run: RunState) -> None:
-        """Before the first step."""
+    def on_start(self, run: Run) -> None:
+        """Called before the first step."""
 
-    def on_step(self, run: RunState) -> None:
-        """After every step; reading tensors here slows a GPU down."""
+    def on_step(self, run: Run) -> None:
+        """Called after every step; reading a tensor here makes a GPU wait."""
 
-    def on_epoch(self, run: RunState) -> None:
-        """After every epoch; ``run.history[-1]`` is its record."""
+    def on_epoch(self, run: Run) -> None:
+        """Called after every epoch; ``run.history[-1]`` is its record."""
 
-    def on_prune(self, run: RunState) -> None:
-        """Before the exact cut: the weights are as trained so far."""
+    def on_prune(self, run: Run) -> None:
+        """Called before the final pruning: the weights are as trained so far."""
 
     def on_note(self, text: str) -> None:
-        """A choice that was made for the user: network, data, a method's settings."""
+        """Called with a choice made for the user: network, data, a method's settings."""
 
     def on_warning(self, text: str) -> None:
-        """Something the user should know that is no error."""
+        """Called with what the user should know although it is not an error."""
 
 
-class CallbackWrapper(Callback):
-    """Passes on all it sees; override what is to be added.
+class CallbackList(Callback):
+    """Calls several callbacks, in order.
 
     Args:
-        inner: the callback that sees everything.
+        callbacks: the first one is called first.
     """
 
-    def __init__(self, inner: Callback) -> None:
-        self._inner = inner
+    def __init__(self, callbacks: Iterable[Callback]) -> None:
+        self._callbacks = list(callbacks)
 
-    def on_start(self, run: RunState) -> None:
-        """Pass it on."""
-        self._inner.on_start(run)
+    def on_start(self, run: Run) -> None:
+        """Call every callback."""
+        for callback in self._callbacks:
+            callback.on_start(run)
 
-    def on_step(self, run: RunState) -> None:
-        """Pass it on."""
-        self._inner.on_step(run)
+    def on_step(self, run: Run) -> None:
+        """Call every callback."""
+        for callback in self._callbacks:
+            callback.on_step(run)
 
-    def on_epoch(self, run: RunState) -> None:
-        """Pass it on."""
-        self._inner.on_epoch(run)
+    def on_epoch(self, run: Run) -> None:
+        """Call every callback."""
+        for callback in self._callbacks:
+            callback.on_epoch(run)
 
-    def on_prune(self, run: RunState) -> None:
-        """Pass it on."""
-        self._inner.on_prune(run)
+    def on_prune(self, run: Run) -> None:
+        """Call every callback."""
+        for callback in self._callbacks:
+            callback.on_prune(run)
 
     def on_note(self, text: str) -> None:
-        """Pass it on."""
-        self._inner.on_note(text)
+        """Call every callback."""
+        for callback in self._callbacks:
+            callback.on_note(text)
 
     def on_warning(self, text: str) -> None:
-        """Pass it on."""
-        self._inner.on_warning(text)
+        """Call every callback."""
+        for callback in self._callbacks:
+            callback.on_warning(text)

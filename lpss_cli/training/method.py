@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from lpss_cli.training.state import RunState
+    from lpss_cli.training.context import MethodContext
 
 
 #: How weights of different layers compare when they are ranked; see ``masks.RANKINGS``.
@@ -131,10 +131,10 @@ class Method:
             )
         return {}
 
-    def prepare(self, run: RunState) -> None:
+    def prepare(self, run: MethodContext) -> None:
         """Set initial masks or weights, before the optimizer exists."""
 
-    def make_optimizer(self, run: RunState) -> Optimizer:
+    def make_optimizer(self, run: MethodContext) -> Optimizer:
         """Return the optimizer; momentum SGD unless overridden."""
         from torch.optim import SGD
 
@@ -145,32 +145,32 @@ class Method:
             nesterov=self.config.momentum > 0,
         )
 
-    def lr_scale(self, run: RunState) -> float:
+    def lr_scale(self, run: MethodContext) -> float:
         """Return the factor on every group's peak learning rate for the coming step."""
         # In the middle of the step, so that neither the first nor the last one is lost.
         return warmup_cosine((run.step + 0.5) / run.total_steps, self.config.warmup)
 
-    def scores(self, run: RunState) -> Mapping[str, Tensor]:
+    def scores(self, run: MethodContext) -> Mapping[str, Tensor]:
         """Return the log-saliency of every prunable weight; -inf for one that stays zero."""
         from lpss_cli.sparsity.masks import log_magnitude
 
         return {name: log_magnitude(w) for name, w in run.weights.items()}
 
-    def sparsity_at(self, run: RunState) -> float | None:
+    def sparsity_at(self, run: MethodContext) -> float | None:
         """Return the sparsity to cut to after this step; None leaves the masks alone.
 
         Asked after every step before the exact cut; ``run.due`` tells the steps of updates.
         """
         return None
 
-    def on_prune(self, run: RunState) -> None:
+    def on_prune(self, run: MethodContext) -> None:
         """See the masks that a cut has left, along the path or at its end: a place to rewind."""
 
-    def on_gradients(self, run: RunState) -> bool:
+    def on_gradients(self, run: MethodContext) -> bool:
         """See dense gradients before they are masked; False skips this optimizer step."""
         return True
 
-    def on_weights(self, run: RunState) -> None:
+    def on_weights(self, run: MethodContext) -> None:
         """See the weights after the step and its enforcement."""
 
 

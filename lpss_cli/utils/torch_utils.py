@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,18 @@ def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
 
 def forward_flops(model: nn.Module, examples: Tensor) -> float:
     """Count the FLOPs per example of a forward pass of examples (N, ...)."""
+    return counted_forward(model, examples)[1]
+
+
+def counted_forward(model: nn.Module, examples: Tensor) -> tuple[Any, float]:
+    """Run a forward pass of examples (N, ...) in evaluation mode, without gradients.
+
+    Returns:
+        What the model returns, and the FLOPs per example, those of attention products included.
+    """
     with preserve_training_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(examples)
-    return float(counter.get_total_flops()) / len(examples)
+        returned = model.eval()(examples)
+    return returned, float(counter.get_total_flops()) / len(examples)
 
 
 def suitable_threads(flops: float) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lpss_cli.checkpoints import artifact
-from lpss_cli.checkpoints.loading import Checkpoint, read
+from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
 
 
@@ -98,23 +98,3 @@ def test_sha256_equals_the_standards_example(tmp_path, monkeypatch, modern):
     (tmp_path / "big").write_bytes(b"x" * (2**20 + 1))
     expected = hashlib.sha256(b"x" * (2**20 + 1)).hexdigest()
     assert artifact.sha256(tmp_path / "big") == expected
-
-
-def test_the_arch_is_the_typed_one_else_the_artifacts_own(tmp_path):
-    ours = Checkpoint(tmp_path / "m.pt", {}, {"arch": "lenet5"})
-    assert artifact.arch_of(ours, None) == "lenet5"
-    assert artifact.arch_of(ours, "wrn12") == "wrn12"
-    bare = Checkpoint(tmp_path / "m.pt", {})
-    assert artifact.arch_of(bare, "wrn12") == "wrn12"
-    with pytest.raises(InputError, match="does not say which network") as error:
-        artifact.arch_of(bare, None)
-    assert "--arch" in error.value.do
-
-
-@pytest.mark.parametrize("code", ["net.py:make", "package.module:make", "/abs/net.py:make"])
-def test_code_named_by_an_artifact_is_imported_only_when_typed(tmp_path, code):
-    ours = Checkpoint(tmp_path / "m.pt", {}, {"arch": code})
-    with pytest.raises(InputError, match="never imported unasked") as error:
-        artifact.arch_of(ours, None)
-    assert code in error.value.do
-    assert artifact.arch_of(ours, code) == code

@@ -113,7 +113,7 @@ def test_a_file_that_grows_or_shrinks_while_it_is_read_is_refused(tmp_path, monk
     for change in (whole + b"more", whole[:-50], b""):
         path.write_bytes(whole)
         monkeypatch.setattr(os, "fstat", disturbed(change))
-        with pytest.raises(InputError, match="it changed meanwhile"):
+        with pytest.raises(InputError, match="it changed while it was being read"):
             read(path)
         monkeypatch.undo()
 

@@ -112,7 +112,7 @@ def test_its_outputs_are_those_of_the_library_bit_for_bit(vit):
     model, folder = vit
     checkpoint = read(folder)
     network = models.build(f"hf:{folder}", (3, 32, 32), 3).eval()
-    load_into(network, checkpoint, f"hf:{folder}")
+    load_into(network, checkpoint, models.ModelInfo(f"hf:{folder}"))
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(network(x), model(pixel_values=x).logits)
@@ -132,9 +132,9 @@ def test_a_damaged_folder_is_refused_in_words(vit, lpss):
     for text, what in (
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
-        (json.dumps(config | {"architectures": ["ViTModel"]}), "classifies no images"),
+        (json.dumps(config | {"architectures": ["ViTModel"]}), "does not classify images"),
         (json.dumps(config | {"model_type": "unheard-of"}), "transformers cannot make"),
-        (json.dumps(config | {"id2label": 3}), "not as it should be"),
+        (json.dumps(config | {"id2label": 3}), "is malformed"),
     ):
         (folder / "config.json").write_text(text)
         code, out, err = lpss("report", folder.name)
@@ -206,6 +206,6 @@ def test_the_sizes_of_images_in_their_spellings(tmp_path, images, resize, crop):
     text = json.dumps({"image_mean": [0.5] * 3, "image_std": [1.0] * 3, **images})
     (tmp_path / "preprocessor_config.json").write_text(text)
     found = describe(tmp_path)
-    assert (found.view.resize, found.view.crop) == (resize, crop)
-    assert (found.view.interpolation, found.fit.outputs) == ("bilinear", 2)
+    assert (found.preprocessing.resize, found.preprocessing.crop) == (resize, crop)
+    assert (found.preprocessing.interpolation, found.fit.outputs) == ("bilinear", 2)
     assert Path(found.fit.arch.removeprefix("hf:")) == tmp_path

@@ -31,7 +31,7 @@ from safetensors.torch import save as to_safetensors
 
 from lpss_cli.checkpoints import pickle_scan
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.checkpoints.metadata import checked
+from lpss_cli.checkpoints.metadata import drop_invalid
 from lpss_cli.errors import InputError
 
 
@@ -140,7 +140,7 @@ def test_one_changed_byte_of_a_tensor_is_noticed(tmp_path):
     ],
 )
 def test_pickles_that_cost_more_than_they_are(tmp_path, monkeypatch, pickled, said):
-    monkeypatch.setattr(pickle_scan, "_MOST_INSTRUCTIONS", 50_000)
+    monkeypatch.setattr(pickle_scan, "_MAX_INSTRUCTIONS", 50_000)
     (tmp_path / "f.pt").write_bytes(archive(pickled))
     code, _, err = lpss("report", tmp_path / "f.pt")
     assert (code, two_lines(err)) == (2, True), err
@@ -172,16 +172,16 @@ HEADERS = {
     "rows of nothing": (header({"w": entry([2**40, 0], 0, 0)}), "impossible shape"),
     "unknown dtype": (header({"w": entry([2], 0, 8, "X9")}, bytes(8)), "unknown dtype"),
     "dtype no text": (header({"w": entry([2], 0, 8, [])}, bytes(8)), "unknown dtype"),
-    "negative": (header({"w": entry([-2], 0, 8)}, bytes(8)), "no whole numbers"),
-    "fraction": (header({"w": entry([2.0], 0, 8)}, bytes(8)), "no whole numbers"),
-    "truth": (header({"w": entry([True], 0, 4)}, bytes(4)), "no whole numbers"),
-    "no tensor": (header({"w": 1}), "describes no tensor"),
-    "more keys": (header({"w": {**W, "x": 1}}, bytes(8)), "describes no tensor"),
+    "negative": (header({"w": entry([-2], 0, 8)}, bytes(8)), "not whole numbers"),
+    "fraction": (header({"w": entry([2.0], 0, 8)}, bytes(8)), "not whole numbers"),
+    "truth": (header({"w": entry([True], 0, 4)}, bytes(4)), "not whole numbers"),
+    "no tensor": (header({"w": 1}), "does not describe a tensor"),
+    "more keys": (header({"w": {**W, "x": 1}}, bytes(8)), "does not describe a tensor"),
     "no object": (struct.pack("<Q", 2) + b"{]", "damaged"),
     "nested": (header('{"w":' + "[" * 100_000), "damaged"),
     "not text": (struct.pack("<Q", 3) + b"{\xff}", "damaged"),
-    "metadata no texts": (header({"__metadata__": {"a": 1}, "w": W}, bytes(8)), "no texts"),
-    "metadata no object": (header({"__metadata__": 3, "w": W}, bytes(8)), "no texts"),
+    "metadata no texts": (header({"__metadata__": {"a": 1}, "w": W}, bytes(8)), "not text"),
+    "metadata no object": (header({"__metadata__": 3, "w": W}, bytes(8)), "not text"),
     "no tensors": (header({}), "no state_dict"),
     "100,001 tensors": (
         header({f"t{i}": entry([0], 0, 0) for i in range(100_001)}), "100,001 tensors",
@@ -328,8 +328,8 @@ def test_a_record_of_any_kind_never_fails_a_command(tmp_path, key):
     ],
 )  # fmt: skip
 def test_what_a_report_walks_through_is_checked(key, good, bad):
-    assert checked({key: good}) == ({key: good}, [])
-    assert checked({key: bad}) == ({}, [key])
+    assert drop_invalid({key: good}) == ({key: good}, [])
+    assert drop_invalid({key: bad}) == ({}, [key])
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,18 @@ from PIL import Image
 from torch import nn
 from torchvision import models as torchvision_models
 
-from lpss_cli.checkpoints import identify
+from lpss_cli.checkpoints.identify import (
+    check_data,
+    complete_data_spec,
+    identify,
+    model_info,
+)
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import DataSpec, load
 from lpss_cli.errors import InputError
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.resolve import restore
-from lpss_cli.models import build, libraries
-from lpss_cli.models.signatures import Fit
+from lpss_cli.jobs.restore import restore
+from lpss_cli.models import Fit, ImagePreprocessing, build, family_of
 from lpss_cli.training.evaluation import outputs
 
 CLASSES = ("ant", "bee", "cat")
@@ -67,7 +71,7 @@ def test_a_resnet_becomes_sparse_in_three_commands(lpss, pictures):
     options = ("--data", pictures, "--image-size", "32")
     code, out, err = lpss("sparsify", "weights.pt", *options, "--epochs", "1")
     assert code == 0, err
-    assert "recognised as torchvision:resnet18: all 102 names and shapes fit, 3 outputs" in err
+    assert "recognized as torchvision:resnet18: all 102 names and shapes fit, 3 outputs" in err
     assert "images: as torchvision evaluates its IMAGENET1K_V1" in err
     assert "shorter side to 37 (bilinear), center of 32x32, standardized by mean/std 0.485/" in err
     assert "90.00%" in out
@@ -91,11 +95,11 @@ def test_what_only_reads_a_file_says_what_it_is(lpss):
     for command in ("report", "plan"):
         code, _, err = lpss(command, "weights.pt")
         assert code == 0
-        assert "recognised as resnet20: all 107 names and shapes fit, 10 outputs" in err
+        assert "recognized as resnet20: all 107 names and shapes fit, 10 outputs" in err
     torch.save({"x": torch.ones(4, 4)}, "other.pt")
     for command in ("report", "plan"):
         code, _, err = lpss(command, "other.pt")
-        assert (code, "recognised" in err) == (0, False)
+        assert (code, "recognized" in err) == (0, False)
 
 
 def test_own_networks_without_a_record(lpss):
@@ -112,7 +116,7 @@ def test_own_networks_without_a_record(lpss):
     torch.save({"epoch": 2, "net": state}, "bare.pt")
     code, out, err = lpss("eval", "bare.pt", "--data", "digits")
     assert code == 0, err
-    assert "recognised as mlp:64-300-100-10" in err
+    assert "recognized as mlp:64-300-100-10" in err
     assert "inputs are standardized by mean/std 0.3054/0.3761" in err
     assert float(out) == pytest.approx(facts["lpss"]["metrics"]["after"]["accuracy"], abs=1e-6)
     refused(lpss("eval", "bare.pt"), "does not say which data", "--data")
@@ -139,17 +143,18 @@ def test_what_does_not_fit_is_said_with_both_numbers(lpss, pictures):
     save(build("lenet5", (3, 28, 28), 3), "lenet.pt")
     refused(lpss("eval", "lenet.pt", *data), "fc1.weight has shape (500, 800), not", "")
     save(torchvision_models.get_model("squeezenet1_1", num_classes=3).features, "part.pt")
-    refused(lpss("eval", "part.pt", *data), "part.pt is no network that lpss knows", "file.py")
+    refused(lpss("eval", "part.pt", *data), "part.pt is not a network that lpss knows", "file.py")
 
 
 def test_a_transformer_takes_the_images_it_was_made_for(tmp_path, pictures):
     spec = DataSpec(str(pictures))
     fit, file = Fit("torchvision:vit_b_16", 3, 3, 384), Checkpoint(tmp_path / "w.pt", {})
-    chosen = identify.as_published(spec, file, fit.arch, fit, lambda _: None)
+    info = model_info(fit.arch, fit, file)
+    chosen = complete_data_spec(spec, info, lambda _: None)
     assert (chosen.image_size, chosen.resize, chosen.interpolation) == (384, 384, "bicubic")
     data = load(replace(spec, image_size=32))
     with pytest.raises(InputError, match="takes images of 384x384 pixels, not 32x32") as error:
-        identify.check_data(fit, data, file)
+        check_data(info, data, file)
     assert error.value.do == "pass --image-size 384"
 
 
@@ -157,10 +162,12 @@ def test_what_was_typed_wins(tmp_path, pictures):
     notes: list[str] = []
     fit, file = Fit("torchvision:efficientnet_b0", 3, 3), Checkpoint(tmp_path / "w.pt", {})
     given = DataSpec(str(pictures), image_size=56, mean=(0.1,), std=(0.2,))
-    chosen = identify.as_published(given, file, fit.arch, fit, notes.append)
+    chosen = complete_data_spec(given, model_info(fit.arch, fit, file), notes.append)
     assert (chosen.image_size, chosen.resize, chosen.mean, chosen.std) == (56, 64, (0.1,), (0.2,))
     assert chosen.interpolation == "bicubic"
-    assert notes == ["images: as torchvision evaluates its IMAGENET1K_V1, but for what was typed"]
+    assert notes == [
+        "images: as torchvision evaluates its IMAGENET1K_V1, except for what was given"
+    ]
     # Nothing is assumed for other data, other channels and other networks.
     for spec, other in (
         (DataSpec("cifar10"), fit),
@@ -169,7 +176,7 @@ def test_what_was_typed_wins(tmp_path, pictures):
         (given, None),
     ):
         arch = other.arch if other else "net.py:make"
-        assert identify.as_published(spec, file, arch, other, notes.append) is spec
+        assert complete_data_spec(spec, model_info(arch, other, file), notes.append) is spec
     assert len(notes) == 1
 
 
@@ -179,7 +186,7 @@ def test_images_are_those_of_torchvisions_own_transforms(pictures, tmp_path, nam
     """Bilinear and bicubic, with crops and resizes of their own, on images of several sizes."""
     arch, spec = f"torchvision:{name}", DataSpec(str(pictures))
     fit, file = Fit(arch, 3, 3), Checkpoint(tmp_path / "w.pt", {})
-    data = load(identify.as_published(spec, file, arch, fit, lambda _: None))
+    data = load(complete_data_spec(spec, model_info(arch, fit, file), lambda _: None))
     theirs = torchvision_models.get_model_weights(name).DEFAULT.transforms()
     paths = sorted((pictures / "val").glob("*/*.png"))
     expected = torch.stack([theirs(Image.open(path)) for path in paths])
@@ -192,7 +199,8 @@ def test_networks_that_rescale_their_inputs_get_them_rescaled(pictures, tmp_path
     """Published weights of these two are built with ``transform_input``; ours are not."""
     arch, spec = f"torchvision:{name}", DataSpec(str(pictures))
     file = Checkpoint(tmp_path / "w.pt", {})
-    data = load(identify.as_published(spec, file, arch, Fit(arch, 3, 3), lambda _: None))
+    info = model_info(arch, Fit(arch, 3, 3), file)
+    data = load(complete_data_spec(spec, info, lambda _: None))
     theirs = torchvision_models.get_model_weights(name).DEFAULT.transforms()
     network = torchvision_models.get_model(name, init_weights=False, transform_input=True)
     path = min((pictures / "val").glob("*/*.png"))
@@ -205,8 +213,8 @@ def test_the_answers_are_torchvisions_own(pictures, tmp_path):
     torch.manual_seed(0)
     network = torchvision_models.squeezenet1_1(num_classes=3).eval()
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    model, arch, data = restore(read(tmp_path / "w.pt"), Request(data=str(pictures)))
-    assert arch == "torchvision:squeezenet1_1"
+    model, info, data = restore(read(tmp_path / "w.pt"), Request(data=str(pictures)))
+    assert info.arch == "torchvision:squeezenet1_1"
     answers, targets = outputs(model, data.test)
     theirs = torchvision_models.get_model_weights("squeezenet1_1").DEFAULT.transforms()
     paths = sorted((pictures / "val").glob("*/*.png"))
@@ -219,13 +227,18 @@ def test_the_answers_are_torchvisions_own(pictures, tmp_path):
 def test_a_file_of_torchvision_is_known_by_its_hash():
     weights = torchvision_models.ResNet50_Weights.IMAGENET1K_V1
     begin = weights.url.rpartition("-")[2].removesuffix(".pth")
-    view = libraries.view("torchvision:resnet50", begin + "0" * 56)
-    assert view is not None
-    assert (view.weights, view.is_file, view.resize) == ("IMAGENET1K_V1", True, 256)
-    other = libraries.view("torchvision:resnet50", hashlib.sha256(b"").hexdigest())
+
+    def preprocessing(arch: str, sha256: str = "") -> ImagePreprocessing | None:
+        return family_of(arch).preprocessing(arch, sha256)
+
+    published = preprocessing("torchvision:resnet50", begin + "0" * 56)
+    assert published is not None
+    assert (published.weights, published.is_file) == ("IMAGENET1K_V1", True)
+    assert published.resize == 256
+    other = preprocessing("torchvision:resnet50", hashlib.sha256(b"").hexdigest())
     assert other is not None
     assert (other.weights, other.is_file, other.resize) == ("IMAGENET1K_V2", False, 232)
-    assert libraries.view("resnet20") is None
+    assert preprocessing("resnet20") is None
 
 
 def test_the_images_stay_those_of_the_artefact(lpss, pictures):
@@ -244,3 +257,23 @@ def test_the_images_stay_those_of_the_artefact(lpss, pictures):
         read(Path("weights.sparse.pt")), Request(data_overrides={"image_size": 28})
     )
     assert data.preprocessing["resize_shorter_side"] == 32
+
+
+def test_the_arch_is_the_typed_one_else_the_artifacts_own(tmp_path):
+    ours = Checkpoint(tmp_path / "m.pt", {}, {"arch": "lenet5"})
+    assert identify(ours).arch == "lenet5"
+    assert identify(ours, "wrn12").arch == "wrn12"
+    nameless = Checkpoint(tmp_path / "m.pt", {}, {"outputs": 3})
+    assert identify(nameless, "wrn12").arch == "wrn12"
+    with pytest.raises(InputError, match="does not say which network") as error:
+        identify(nameless)
+    assert "--arch" in error.value.do
+
+
+@pytest.mark.parametrize("code", ["net.py:make", "package.module:make", "/abs/net.py:make"])
+def test_code_named_by_an_artifact_is_imported_only_when_typed(tmp_path, code):
+    ours = Checkpoint(tmp_path / "m.pt", {}, {"arch": code})
+    with pytest.raises(InputError, match="not imported unless you ask for it") as error:
+        identify(ours)
+    assert code in error.value.do
+    assert identify(ours, code).arch == code

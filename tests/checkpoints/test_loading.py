@@ -20,6 +20,7 @@ from lpss_cli.checkpoints.artifact import is_artifact, newest_artifact
 from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
+from lpss_cli.models import ModelInfo
 
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([-1.0, 0.5])}
 
@@ -197,18 +198,18 @@ def test_content_without_a_state_dict_is_refused(tmp_path, content):
 def test_load_into_copies_and_names_what_does_not_fit(tmp_path):
     model = nn.Sequential()
     model.fc = nn.Linear(3, 2)
-    load_into(model, Checkpoint(tmp_path, STATE), "mlp:3-2")
+    load_into(model, Checkpoint(tmp_path, STATE), ModelInfo("mlp:3-2"))
     assert same(dict(model.state_dict()))
     wrong = {"fc.weight": torch.ones(2, 4), "head": torch.ones(1)}
     with pytest.raises(InputError) as error:
-        load_into(model, Checkpoint(tmp_path, wrong), "mlp:3-2")
+        load_into(model, Checkpoint(tmp_path, wrong), ModelInfo("mlp:3-2"))
     for text in ("fc.bias is missing", "head is unknown", "shape (2, 4), not (2, 3)", "mlp:3-2"):
         assert text in error.value.what
     assert same(dict(model.state_dict()))
 
 
 def test_the_newest_artifact_is_found_among_other_files(tmp_path):
-    with pytest.raises(InputError, match="no lpss artefact") as error:
+    with pytest.raises(InputError, match="no lpss artifact") as error:
         newest_artifact(tmp_path)
     assert "lpss train" in error.value.do
     for age, name in enumerate(["new.pt", "old.pt"]):

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lpss_cli.checkpoints import artifact
-from lpss_cli.checkpoints.load_weights import load_into, part_of
+from lpss_cli.checkpoints.load_weights import load_into, network_part
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
+from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import report
 
 
@@ -55,7 +56,7 @@ def test_a_compiled_part_of_a_network(tmp_path):
 @pytest.mark.parametrize("others", [{}, {"criterion.weight": torch.ones(3)}])
 def test_a_training_program_keeps_the_network_as_an_attribute(prefix, others):
     bare, notes = net().state_dict(), []
-    part = part_of({**others, **{prefix + n: t for n, t in bare.items()}}, bare, notes.append)
+    part = network_part({**others, **{prefix + n: t for n, t in bare.items()}}, bare, notes.append)
     assert list(part) == list(bare)
     assert all(part[name] is bare[name] for name in bare)
     left = "; left out: criterion.weight" if others else ""
@@ -69,9 +70,9 @@ def test_a_training_program_keeps_the_network_as_an_attribute(prefix, others):
 def test_what_is_no_single_part_stays_whole(prefixes):
     bare = net().state_dict()
     state = {prefix + name: tensor for prefix in prefixes for name, tensor in bare.items()}
-    assert part_of(state, bare, pytest.fail) is state
+    assert network_part(state, bare, pytest.fail) is state
     del state[prefixes[-1] + "1.bias"]
-    assert part_of(state, {**bare, "more": bare["1.bias"]}, pytest.fail) is state
+    assert network_part(state, {**bare, "more": bare["1.bias"]}, pytest.fail) is state
 
 
 @pytest.mark.parametrize("others", [True, False])
@@ -84,7 +85,7 @@ def test_an_attribute_called_module_is_no_wrapper(tmp_path, others):
     checkpoint = read(saved(tmp_path, state))
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    load_into(model, checkpoint, "net.py:make")
+    load_into(model, checkpoint, ModelInfo("net.py:make"))
     assert equal(dict(model.state_dict()), state)
 
 
@@ -206,8 +207,8 @@ def test_misfits_are_listed(tmp_path):
         state = dict(good)
         change(state)
         with pytest.raises(InputError, match=said):
-            load_into(model, read(saved(tmp_path, state)), "net")
-    load_into(model, Checkpoint(tmp_path, dict(good)), "net")
+            load_into(model, read(saved(tmp_path, state)), ModelInfo("net"))
+    load_into(model, Checkpoint(tmp_path, dict(good)), ModelInfo("net"))
 
 
 def test_weights_that_are_not_finite_are_named_and_counted(tmp_path, monkeypatch):

@@ -19,18 +19,17 @@ from lpss_cli.checkpoints.packed import (
     coding,
     container,
     pack,
+    positions,
     tensors,
     unpack,
 )
-from lpss_cli.checkpoints.packed import (
-    container as body,
-)
+from lpss_cli.checkpoints.packed.coding import MAGIC
 from lpss_cli.errors import InputError
-from lpss_cli.export.pack import rounded
+from lpss_cli.export.pack import round_to_code
 from lpss_cli.sparsity.patterns import bias_names
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
-positions_of = st.lists(st.integers(0, 3000), unique=True, max_size=200).map(
+index_sets = st.lists(st.integers(0, 3000), unique=True, max_size=200).map(
     lambda found: np.array(sorted(found), np.int64)
 )
 
@@ -51,33 +50,33 @@ def length(gaps, k: int) -> int:
     ],
 )
 def test_rice_code_has_the_length_of_its_closed_form(gaps, k, unary, remainders):
-    positions = np.cumsum(np.array(gaps, np.int64) + 1) - 1
-    assert coding.gaps_of(positions).tolist() == gaps
-    assert coding.rice_parameter(coding.gaps_of(positions)) == k
-    stream, bit_length, low = coding.encode_gaps(positions, k)
+    indices = np.cumsum(np.array(gaps, np.int64) + 1) - 1
+    assert positions.gaps_of(indices).tolist() == gaps
+    assert positions.rice_parameter(positions.gaps_of(indices)) == k
+    stream, bit_length, low = positions.encode_gaps(indices, k)
     assert (bit_length, unary + remainders) == (unary, length(gaps, k))
     assert (len(stream), len(low)) == (math.ceil(unary / 8), math.ceil(remainders / 8))
 
 
-@given(positions_of)
-def test_the_parameter_is_the_best_of_all(positions):
-    gaps = coding.gaps_of(positions)
-    k = coding.rice_parameter(gaps)
+@given(index_sets)
+def test_the_parameter_is_the_best_of_all(indices):
+    gaps = positions.gaps_of(indices)
+    k = positions.rice_parameter(gaps)
     assert length(gaps, k) == min(length(gaps, other) for other in range(16))
-    count = int(positions[-1]) + 1 if len(positions) else 1
+    count = int(indices[-1]) + 1 if len(indices) else 1
     assert k == 0 or len(gaps) << k < 2 * count  # what a reader may rely on
 
 
-@given(positions_of, st.integers(0, 13), st.integers(1, 50))
-def test_gaps_and_masks_come_back(positions, k, beyond):
-    count = int(positions[-1]) + beyond if len(positions) else beyond
-    unary, bit_length, low = coding.encode_gaps(positions, k)
-    back = coding.decode_gaps(unary, bit_length, low, k, len(positions), count)
-    assert back.tolist() == positions.tolist()
-    small = coding.encode_bytes(positions)
-    assert coding.decode_bytes(small, len(positions), count).tolist() == positions.tolist()
-    mask = coding.encode_mask(positions, count)
-    assert coding.decode_mask(mask, len(positions), count).tolist() == positions.tolist()
+@given(index_sets, st.integers(0, 13), st.integers(1, 50))
+def test_gaps_and_masks_come_back(indices, k, beyond):
+    count = int(indices[-1]) + beyond if len(indices) else beyond
+    unary, bit_length, low = positions.encode_gaps(indices, k)
+    back = positions.decode_gaps(unary, bit_length, low, k, len(indices), count)
+    assert back.tolist() == indices.tolist()
+    small = positions.encode_bytes(indices)
+    assert positions.decode_bytes(small, len(indices), count).tolist() == indices.tolist()
+    mask = positions.encode_mask(indices, count)
+    assert positions.decode_mask(mask, len(indices), count).tolist() == indices.tolist()
 
 
 @given(st.binary(max_size=3000), st.booleans())
@@ -121,9 +120,9 @@ def prunable(state):
 
 @given(networks(), st.sampled_from(sorted(CHOICES)), st.booleans(), st.booleans())
 def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values, compress, whole):
-    """In two groups of columns wherever there are any: ``split.COST`` of nothing."""
+    """In two groups of columns wherever there are any: ``tensors.SPLIT_COST`` of nothing."""
     biases = [] if whole else bias_names(state, prunable(state))
-    with mock.patch.object(tensors, "COST", -10_000 if compress else tensors.COST):
+    with mock.patch.object(tensors, "SPLIT_COST", -10_000 if compress else tensors.SPLIT_COST):
         data = pack(
             state, {"arch": "x", "list": [1, None]}, prunable(state), values, biases=biases,
             compress=compress,
@@ -133,13 +132,13 @@ def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values,
     assert list(back.state_dict) == list(literal) == list(state)
     assert back.meta == meta == {"arch": "x", "list": [1, None]}
     assert back.about == about == {"values": values}
-    codes = {e.name: e.values if e.same is None else back.entries[e.same].values
+    codes = {e.name: e.values if e.copy_of is None else back.entries[e.copy_of].values
              for e in back.entries}  # fmt: skip
     for name, tensor in state.items():
         got = back.state_dict[name]
         assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(got == 0, tensor == 0)
-        assert torch.equal(got, rounded(tensor, codes[name]))
+        assert torch.equal(got, round_to_code(tensor, codes[name]))
         if values == "fp32" or name not in (*prunable(state), *biases):
             assert codes[name] == "raw"
         dtype, shape, numbers = literal[name]
@@ -167,7 +166,7 @@ def test_the_first_code_that_keeps_every_weight_is_taken(asked, factor, code):
     back = unpack(pack({"w": weight}, {}, ["w"], asked))
     assert back.entries[0].values == code
     assert torch.equal(back.state_dict["w"] == 0, weight == 0)
-    assert torch.equal(back.state_dict["w"], rounded(weight, code))
+    assert torch.equal(back.state_dict["w"], round_to_code(weight, code))
 
 
 def test_a_row_that_no_scale_holds_takes_bfloat16_and_the_smallest_numbers_stay_as_they_are():
@@ -217,7 +216,7 @@ def test_a_bias_is_rounded_where_no_entry_is_lost(asked, bias, code):
     state = {"fc.weight": torch.eye(len(bias)), "fc.bias": torch.tensor(bias)}
     back = unpack(pack(state, {}, ["fc.weight"], asked, biases=["fc.bias"]))
     assert back.entries[1].values == code
-    assert torch.equal(back.state_dict["fc.bias"], rounded(state["fc.bias"], code))
+    assert torch.equal(back.state_dict["fc.bias"], round_to_code(state["fc.bias"], code))
 
 
 def test_what_a_norm_shares_with_a_bias_is_not_rounded():
@@ -253,10 +252,10 @@ def test_tied_weights_are_stored_once_and_pruned_if_one_of_them_is():
 def test_the_cost_of_random_gaps_is_near_the_entropy():
     generator = np.random.default_rng(0)
     for density in (0.01, 0.05, 0.1):
-        positions = np.flatnonzero(generator.random(400_000) < density)
-        k = coding.rice_parameter(coding.gaps_of(positions))
-        unary, _, low = coding.encode_gaps(positions, k)
-        d = len(positions) / 400_000
+        indices = np.flatnonzero(generator.random(400_000) < density)
+        k = positions.rice_parameter(positions.gaps_of(indices))
+        unary, _, low = positions.encode_gaps(indices, k)
+        d = len(indices) / 400_000
         entropy = 400_000 / 8 * (-d * math.log2(d) - (1 - d) * math.log2(1 - d))
         assert entropy * 0.999 < len(unary) + len(low) < 1.04 * entropy
 
@@ -264,14 +263,14 @@ def test_the_cost_of_random_gaps_is_near_the_entropy():
 def test_a_file_with_hardly_any_weight_is_padded_to_a_length_that_is_believed():
     state = {"w": torch.zeros(4_000_000), "x": torch.ones(5)}
     data = pack(state, {}, ["w"])
-    assert len(data) == math.ceil((4_000_005 - container.FREE) / container.PER_BYTE)
+    assert len(data) == math.ceil((4_000_005 - container.FREE_WEIGHTS) / container.WEIGHTS_PER_BYTE)
     assert torch.equal(unpack(data).state_dict["w"], state["w"])
 
 
 def test_equal_values_are_padded_too():
     state = {"w": torch.ones(3_000_000)}
     data = pack(state, {}, ["w"])
-    assert len(data) == math.ceil((3_000_000 - container.FREE) / container.KEPT_PER_BYTE)
+    assert len(data) == math.ceil((3_000_000 - container.FREE_WEIGHTS) / container.STORED_PER_BYTE)
     assert torch.equal(unpack(data).state_dict["w"], state["w"])
 
 
@@ -301,12 +300,20 @@ def test_the_documented_bytes_are_the_ones_written_and_read():
 
 def test_the_documented_bounds_are_the_codes():
     text = FORMAT.read_text()
-    assert container.MAGIC.hex(" ") in text
-    assert (container.FREE, container.PER_BYTE, container.KEPT_PER_BYTE) == (2**20, 256, 16)
-    assert body.BOUNDS == (0, 512, 4096)
+    assert MAGIC.hex(" ") in text
+    assert (container.FREE_WEIGHTS, container.WEIGHTS_PER_BYTE, container.STORED_PER_BYTE) == (
+        2**20,
+        256,
+        16,
+    )
+    assert container.SHORT_PLANES == (0, 512, 4096)
     for version, words in coding.VOCABULARIES.items():
         assert pack_reference.vocabulary(version) == words
-    assert (container.HEADER_LIMIT, container.HEADER_RATIO, container.START) == (2**24, 64, 60)
+    assert (container.MAX_HEADER, container.MAX_HEADER_RATIO, container.HEADER_OFFSET) == (
+        2**24,
+        64,
+        60,
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,9 +326,9 @@ def test_the_documented_bounds_are_the_codes():
             {},
             "fp16",
             "complex64",
-            "packed are",
+            "it takes float64",
         ),
-        ({"w": torch.ones(2)}, {"x": torch.ones(1)}, "fp16", "facts cannot", "safetensors"),
+        ({"w": torch.ones(2)}, {"x": torch.ones(1)}, "fp16", "metadata cannot", "safetensors"),
         ({"w": torch.ones(2)}, {}, "fp17", "unknown --values 'fp17'", "did you mean 'fp16'"),
     ],
 )

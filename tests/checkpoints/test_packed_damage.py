@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.checkpoints.packed import MalformedError, container, pack, tensors, unpack
+from lpss_cli.checkpoints.packed.coding import MAGIC
 from lpss_cli.errors import InputError
 
 LIMIT = 150e6  # bytes that reading a small file may take, whatever it declares
@@ -50,10 +51,10 @@ def small() -> dict[str, torch.Tensor]:
 
 
 NAMES = [name for name in small() if name.endswith("weight")]
-with mock.patch.object(tensors, "COST", 13):  # so small a tensor would not be split
+with mock.patch.object(tensors, "SPLIT_COST", 13):  # so small a tensor would not be split
     WHOLE = pack(small(), {"arch": "x"}, NAMES, "int8")
     PLAIN = pack(small(), {"arch": "x"}, NAMES, "int8", compress=False)
-START = container.START
+START = container.HEADER_OFFSET
 
 
 def parts(data: bytes) -> tuple[dict, bytes]:
@@ -65,7 +66,7 @@ def parts(data: bytes) -> tuple[dict, bytes]:
 def build(header: dict | bytes, body: bytes, version: int = 2) -> bytes:
     """A file with the right lengths and hash, whatever is in it."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    fixed = struct.pack("<8sHHIIQ", container.MAGIC, version, 0, len(text), len(text), len(body))
+    fixed = struct.pack("<8sHHIIQ", MAGIC, version, 0, len(text), len(text), len(body))
     return fixed + hashlib.sha256(fixed + text + body).digest() + text + body
 
 
@@ -73,11 +74,11 @@ def test_the_sample_has_every_coding():
     for data in (WHOLE, PLAIN):
         entries = {entry.name: entry for entry in unpack(data).entries}
         for coding in ("gaps", "mask", "bytes"):
-            assert entries[f"{coding}.weight"].places.coding == coding
-        assert entries["dense.weight"].places.coding == "all"
+            assert entries[f"{coding}.weight"].positions.coding == coding
+        assert entries["dense.weight"].positions.coding == "all"
         assert entries["dead.weight"].live_rows.kept == 12
         assert entries["dead.weight"].live_columns.kept == 10
-        assert entries["same.weight"].same is not None
+        assert entries["same.weight"].copy_of is not None
         assert entries["split.weight"].split.kept == 15
     assert parts(PLAIN)[0]["short"] > 0
     assert parts(PLAIN)[0]["joined"]
@@ -285,7 +286,7 @@ WRONG = {
     "longer than its content": line(sections=[5, 4, 4, 3]),
     "beyond the end": line(sections=[4, 4, 4, 5]),
     "range": line(shape=[-1]),
-    "a shape that is none": line(shape="4"),
+    "an impossible shape": line(shape="4"),
     "too large": line(shape=[2**16, 2**16]),
     "that is too large": line(shape=[2**31 - 1, 2**31 - 1, 0], sections=[0] * 4),
     "not described": 7,
@@ -293,15 +294,15 @@ WRONG = {
     "gaps for": gaps([4], 2, 0, 3, 1, 0, 2, 2, 2, 2),
     "kept weights": line(places=["mask", 2], sections=[1, 2, 2, 2, 2]),
     "a parameter": gaps([4], 4, 2, 4, 1, 1, 4, 4, 4, 4),
-    "5 kept ones of 4": line(rows=["mask", 5], sections=[1, 5, 5, 5, 5]),
-    "2 kept ones of 1": line(columns=["mask", 2], sections=[1, 8, 8, 8, 8]),
-    "9 kept ones of 8": line(shape=[4, 4], rows=["mask", 2], places=["mask", 9], sections=[]),
+    "5 kept out of 4": line(rows=["mask", 5], sections=[1, 5, 5, 5, 5]),
+    "2 kept out of 1": line(columns=["mask", 2], sections=[1, 8, 8, 8, 8]),
+    "9 kept out of 8": line(shape=[4, 4], rows=["mask", 2], places=["mask", 9], sections=[]),
     "a length out of range": line(places=["bytes", 1, 2], sections=[2, 1, 1, 1, 1]),
     "a number out of range in a coding": line(places=["mask", 1, 1], sections=[1, 1, 1, 1, 1]),
     "the rest of a tensor that": line(rest=["mask", 1], sections=[1, 1, 1, 1, 1]),
-    "5 kept ones of 2": line(shape=[2, 2], split=["mask", 5], sections=[1, 5, 5, 5, 5]),
-    "3 kept ones of 2": line(shape=[2, 2], split=["mask", 1], rest=["mask", 3], sections=[]),
-    "a choice or a scale in an empty": line(shape=[0], places=["mask", 0], sections=[0] * 5),
+    "5 kept out of 2": line(shape=[2, 2], split=["mask", 5], sections=[1, 5, 5, 5, 5]),
+    "3 kept out of 2": line(shape=[2, 2], split=["mask", 1], rest=["mask", 3], sections=[]),
+    "a selection or a scale in an empty": line(shape=[0], places=["mask", 0], sections=[0] * 5),
 }  # fmt: skip
 
 
@@ -316,12 +317,13 @@ def test_what_no_writer_makes_is_named(tmp_path, what):
         (file(line(), line()), "two tensors of one name"),
         (file(line(), body=bytes(15) + b"\x7f\x80"), "padding that is not zero"),
         (file(line(), body=bytes(8) + b"\x80" * 4 + b"\x7f" * 4), "not finite"),
-        (file(line(dtype="bool", sections=[4]), body=b"\0\1\2\1"), "a truth value that is none"),
+        (file(line(dtype="bool", sections=[4]), body=b"\0\1\2\1"),
+         "a truth value other than 0 and 1"),
         (file(copy_of(0)), "range"),
         (file(line(sections=[len(zeros_frame(99, False)), 99, 99, 99], shape=[99]),
               body=zeros_frame(99, False) + bytes(297)), "instead of 99"),
         (file(line(sections=[5, 99, 99, 99], shape=[99]), body=bytes(302)), "a broken zstd frame"),
-        (build(b"[" * 100_000, b""), "no JSON"),
+        (build(b"[" * 100_000, b""), "not JSON"),
         (build(b"[]", b""), "other keys than meta, about, short, joined, tensors"),
         (file(short=True), "other types"),
         (file(short=4097), "short planes of a length out of range"),

@@ -11,9 +11,16 @@ import pytest
 import torch
 from reference import pack_reference
 
-from lpss_cli.checkpoints.packed import CHOICES, coding, container, pack, tensors, unpack
-from lpss_cli.checkpoints.packed import positions as places
-from lpss_cli.export.pack import rounded
+from lpss_cli.checkpoints.packed import (
+    CHOICES,
+    coding,
+    container,
+    pack,
+    positions,
+    tensors,
+    unpack,
+)
+from lpss_cli.export.pack import round_to_code
 from lpss_cli.report.sizes import entropy
 
 
@@ -25,8 +32,9 @@ def test_each_coding_is_taken_where_it_is_the_shortest():
     uneven = full * (torch.rand(100, 100) < torch.rand(100, 1) ** 4)
     state = {"d": full, "s": sparse, "h": half, "u": uneven}
     entries = unpack(pack(state, {}, list(state))).entries
-    assert [entry.places.coding for entry in entries] == ["all", "gaps", "mask", "bytes"]
-    assert [entry.places.coding for entry in unpack(pack({"d": full}, {}, [])).entries] == ["all"]
+    assert [entry.positions.coding for entry in entries] == ["all", "gaps", "mask", "bytes"]
+    (entry,) = unpack(pack({"d": full}, {}, [])).entries
+    assert entry.positions.coding == "all"
 
 
 def dead(rows: int, columns: int, live: tuple[int, int], density: float) -> torch.Tensor:
@@ -58,8 +66,8 @@ def test_dead_rows_and_columns_are_named_where_it_pays(live, density, rows, colu
     assert (entry.live_rows.coding != "all", entry.live_columns.coding != "all") == (rows, columns)
     assert entry.live_rows.kept == int((weight != 0).any(1).sum())
     assert entry.live_columns.kept == int((weight != 0).any(0).sum())
-    assert (entry.places.coding == "all") == (density == 1)
-    assert torch.equal(unpack(data).state_dict["w"], rounded(weight, entry.values))
+    assert (entry.positions.coding == "all") == (density == 1)
+    assert torch.equal(unpack(data).state_dict["w"], round_to_code(weight, entry.values))
 
 
 def test_a_dense_block_costs_its_values_and_a_bit_for_each_row_and_column():
@@ -80,12 +88,12 @@ def test_much_used_columns_are_coded_apart(values):
     (entry,) = unpack(data).entries
     assert entry.split is not None
     assert entry.split.kept == 200
-    assert entry.places.kept == int((weight[:, thick] != 0).sum())
+    assert entry.positions.kept == int((weight[:, thick] != 0).sum())
     assert entry.rest.kept == int((weight[:, ~thick] != 0).sum())
-    assert torch.equal(unpack(data).state_dict["w"], rounded(weight, entry.values))
+    assert torch.equal(unpack(data).state_dict["w"], round_to_code(weight, entry.values))
     exact = torch.tensor(pack_reference.read(data)[2]["w"][2], dtype=torch.float64)
     assert torch.equal(exact.float().reshape(weight.shape), unpack(data).state_dict["w"])
-    with mock.patch.object(tensors, "COST", 10**9):
+    with mock.patch.object(tensors, "SPLIT_COST", 10**9):
         together = pack({"w": weight}, {}, ["w"], values)
     assert unpack(together).entries[0].split is None
     # 80,000 · H(0.08) bits against 40,000 · (H(0.15) + H(0.01)) and 400 bits.
@@ -98,11 +106,11 @@ def test_columns_that_are_alike_stay_together():
     weight = torch.randn(200, 400) * (torch.rand(200, 400) < 0.1)
     assert unpack(pack({"w": weight}, {}, ["w"])).entries[0].split is None
     rows, columns = np.nonzero(weight.numpy())
-    assert tensors.thick_columns(columns, 200, 400) is None
-    assert tensors.thick_columns(columns[rows == 0], 1, 400) is None
+    assert tensors.dense_columns(columns, 200, 400) is None
+    assert tensors.dense_columns(columns[rows == 0], 1, 400) is None
     # Four thick columns of a thousand: 4,000 · H(0.5) and 996,000 · H(0.001) against 1M · H(0.003).
     few = np.concatenate([np.arange(1000).repeat(1), np.arange(4).repeat(500)])
-    assert tensors.thick_columns(few, 1000, 1000).tolist() == [0, 1, 2, 3]
+    assert tensors.dense_columns(few, 1000, 1000).tolist() == [0, 1, 2, 3]
 
 
 # Written by version 1: a file with a tied weight, an int8 one with dead columns, a norm.
@@ -127,7 +135,7 @@ def test_a_file_of_version_1_is_read():
     weight[:, 30:] = weight[5] = 0
     back = unpack(data)
     assert back.meta["classes"] == ["0", "1"]
-    assert torch.equal(back.state_dict["fc.weight"], rounded(weight, "int8-rows"))
+    assert torch.equal(back.state_dict["fc.weight"], round_to_code(weight, "int8-rows"))
     assert torch.equal(back.state_dict["fc.bias"], (torch.arange(12) - 4) / 7)
     assert torch.equal(back.state_dict["tied.weight"], back.state_dict["fc.weight"])
     meta, _, literal = pack_reference.read(data)
@@ -149,7 +157,7 @@ def test_dead_rows_and_columns_of_a_convolution_come_back():
         data = pack({"w": weight}, {}, ["w"], values)
         entry = unpack(data).entries[0]
         assert (entry.live_rows.kept, entry.live_columns.kept) == (20, 81)
-        assert torch.equal(unpack(data).state_dict["w"], rounded(weight, entry.values))
+        assert torch.equal(unpack(data).state_dict["w"], round_to_code(weight, entry.values))
         exact = torch.tensor(pack_reference.read(data)[2]["w"][2], dtype=torch.float64)
         assert torch.equal(exact.float().reshape(weight.shape), unpack(data).state_dict["w"])
 
@@ -157,24 +165,24 @@ def test_dead_rows_and_columns_of_a_convolution_come_back():
 def test_the_shortest_choice_is_the_shortest_of_all_three():
     generator = np.random.default_rng(0)
     for density in (0.001, 0.05, 0.4):
-        positions = np.flatnonzero(generator.random(5000) < density)
-        k = coding.rice_parameter(coding.gaps_of(positions))
-        unary, _, low = coding.encode_gaps(positions, k)
+        indices = np.flatnonzero(generator.random(5000) < density)
+        k = positions.rice_parameter(positions.gaps_of(indices))
+        unary, _, low = positions.encode_gaps(indices, k)
         tried = [
             len(coding.store_section(unary)) + len(coding.store_section(low)),
-            len(coding.store_section(coding.encode_mask(positions, 5000))),
-            len(coding.store_section(coding.encode_bytes(positions))),
+            len(coding.store_section(positions.encode_mask(indices, 5000))),
+            len(coding.store_section(positions.encode_bytes(indices))),
         ]
-        way, parts = places.shortest(positions, 5000, None, True)
+        way, parts = positions.encode_selection(indices, 5000, None, True)
         assert sum(map(len, parts)) == min(tried)
         plain = [coding.load_section(p, n) for p, n in zip(parts, way.lengths(5000), strict=True)]
-        assert places.decode(way, plain, 5000).tolist() == positions.tolist()
-        assert places.parse(way.to_list(), 5000) == way
+        assert positions.decode_selection(way, plain, 5000).tolist() == indices.tolist()
+        assert positions.parse_selection(way.to_list(), 5000) == way
 
 
 def test_gaps_as_bytes_have_the_bytes_of_their_definition():
-    positions = np.array([0, 255, 511, 1022])  # gaps 0, 254, 255, 510
-    assert coding.encode_bytes(positions) == bytes([0, 254, 255, 0, 255, 255, 0])
+    indices = np.array([0, 255, 511, 1022])  # gaps 0, 254, 255, 510
+    assert positions.encode_bytes(indices) == bytes([0, 254, 255, 0, 255, 255, 0])
 
 
 def test_short_planes_are_joined_where_it_pays():
@@ -192,4 +200,4 @@ def test_short_planes_are_joined_where_it_pays():
 def test_a_header_costs_a_line_a_few_bytes():
     many = {f"layer{i // 10}.{i % 10}.bn.weight": torch.ones(0) for i in range(100)}
     data = pack(many, {}, [])
-    assert len(data) - container.START < 100 * 6
+    assert len(data) - container.HEADER_OFFSET < 100 * 6

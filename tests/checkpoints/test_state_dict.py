@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
-from lpss_cli.checkpoints.state_dict import fold, plan
+from lpss_cli.checkpoints.state_dict import fold_state_dict, plan_folds
 
 
 def network() -> nn.Sequential:
@@ -21,7 +21,7 @@ def network() -> nn.Sequential:
 )
 def test_wrappers_prefixes_are_stripped(prefix):
     state = network().state_dict()
-    folded, notes = fold({prefix + name: t for name, t in state.items()})
+    folded, notes = fold_state_dict({prefix + name: t for name, t in state.items()})
     assert list(folded) == list(state)
     assert all(folded[name] is t for name, t in state.items())
     assert len(notes) == prefix.count(".")
@@ -29,12 +29,12 @@ def test_wrappers_prefixes_are_stripped(prefix):
 
 def test_a_prefix_of_some_names_is_part_of_them():
     state = {"module.weight": torch.ones(2, 2), "head.weight": torch.ones(2, 2)}
-    assert fold(state) == (state, [])
+    assert fold_state_dict(state) == (state, [])
 
 
 def test_a_plain_state_dict_passes_unchanged():
     state = network().state_dict()
-    folded, notes = fold(state)
+    folded, notes = fold_state_dict(state)
     assert folded == state
     assert notes == []
 
@@ -45,7 +45,7 @@ def test_prune_pairs_are_multiplied():
     prune.l1_unstructured(model[3], "weight", amount=5)
     prune.random_unstructured(model[3], "bias", amount=1)
     expected = {"0.weight": model[0].weight, "3.weight": model[3].weight, "3.bias": model[3].bias}
-    folded, notes = fold(model.state_dict())
+    folded, notes = fold_state_dict(model.state_dict())
     assert set(folded) == set(network().state_dict())
     for name, tensor in expected.items():
         assert torch.equal(folded[name], tensor)
@@ -53,24 +53,24 @@ def test_prune_pairs_are_multiplied():
     assert sorted(notes) == ["folded 0.weight", "folded 3.bias", "folded 3.weight"]
     with torch.device("meta"):  # the same without values
         shapes = {name: torch.empty(t.shape) for name, t in model.state_dict().items()}
-    folds, same = plan(shapes)
+    folds, same = plan_folds(shapes)
     assert (list(folds), same) == (list(folded), notes)
-    assert folds["3.bias"].names == ("3.bias_orig", "3.bias_mask")
-    assert {name for name, one in folds.items() if one.combine} == set(expected)
+    assert folds["3.bias"].sources == ("3.bias_orig", "3.bias_mask")
+    assert {name for name, fold in folds.items() if fold.combine} == set(expected)
 
 
 @pytest.mark.parametrize("weight", [torch.float32, torch.float16, torch.float8_e5m2])
 @pytest.mark.parametrize("mask", [torch.float32, torch.bool, torch.uint16, torch.float8_e4m3fn])
 def test_masks_may_be_of_any_kind(weight, mask):
     values, kept = torch.tensor([[3.0, -4.0]]).to(weight), torch.tensor([[0.0, 1.0]]).to(mask)
-    folded, _ = fold({"w_orig": values, "w_mask": kept})
+    folded, _ = fold_state_dict({"w_orig": values, "w_mask": kept})
     assert folded["w"].dtype == weight
     assert folded["w"].tolist() == [[0.0, -4.0]]
 
 
 def test_a_mask_without_its_weight_stays():
     state = {"attn_mask": torch.ones(2), "w_orig": torch.ones(2)}
-    assert fold(state) == (state, [])
+    assert fold_state_dict(state) == (state, [])
 
 
 SHAPES = [(4, 6), (4, 2, 3), (4, 2, 3, 3), (1, 6), (4, 1), (1, 1)]
@@ -91,7 +91,7 @@ def normalised(shape: tuple[int, ...], dim: int | None) -> nn.Module:
 @pytest.mark.parametrize("prefix", ["", "features.3."])
 def test_weight_norm_parametrizations_equal_the_modules_weight(shape, dim, prefix):
     layer = normalised(shape, dim)
-    folded, notes = fold({prefix + name: t for name, t in layer.state_dict().items()})
+    folded, notes = fold_state_dict({prefix + name: t for name, t in layer.state_dict().items()})
     assert list(folded) == [prefix + "weight"]
     torch.testing.assert_close(folded[prefix + "weight"], layer.weight.detach())
     assert notes == [f"folded {prefix}weight"]
@@ -102,7 +102,9 @@ def test_weight_norm_parametrizations_equal_the_modules_weight(shape, dim, prefi
 def test_weight_norm_of_the_old_kind_equals_the_modules_weight(shape, dim):
     layer = normalised(shape, dim)
     g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
-    folded, _ = fold({"3.bias": torch.ones(4), "3.weight_g": g.detach(), "3.weight_v": v.detach()})
+    folded, _ = fold_state_dict(
+        {"3.bias": torch.ones(4), "3.weight_g": g.detach(), "3.weight_v": v.detach()}
+    )
     assert list(folded) == ["3.bias", "3.weight"]
     torch.testing.assert_close(folded["3.weight"], layer.weight.detach())
 
@@ -110,11 +112,11 @@ def test_weight_norm_of_the_old_kind_equals_the_modules_weight(shape, dim):
 def test_weight_norm_by_hand():
     v, g = torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([[10.0], [3.0]])
     for dtype in (torch.float32, torch.float8_e4m3fn):  # which has all these numbers
-        folded, _ = fold({"weight_g": g.to(dtype), "weight_v": v.to(dtype)})
+        folded, _ = fold_state_dict({"weight_g": g.to(dtype), "weight_v": v.to(dtype)})
         torch.testing.assert_close(folded["weight"], torch.tensor([[6.0, 8.0], [0.0, -3.0]]))
 
 
 @pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((4,), (4,)), ((2, 1), (3, 4))])
 def test_other_parameters_named_g_and_v_stay(shapes):
     state = {f"attn.w_{x}": torch.ones(s) for x, s in zip("gv", shapes, strict=True)}
-    assert fold(state) == (state, [])
+    assert fold_state_dict(state) == (state, [])

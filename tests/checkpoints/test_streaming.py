@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lpss_cli.checkpoints import artifact, loading
-from lpss_cli.checkpoints.safetensors_file import DTYPES, Streamed
+from lpss_cli.checkpoints.safetensors_file import DTYPES, TensorReader
 from lpss_cli.errors import InputError
 from lpss_cli.report.layers import measure
 from lpss_cli.report.report import report
@@ -42,7 +42,10 @@ def test_every_dtype_is_read_as_the_library_does(tmp_path):
     state["none"] = torch.zeros(0, 3)
     state["one"] = torch.tensor(2.5)
     save_file(state, tmp_path / "m.safetensors")
-    streamed, whole = Streamed(tmp_path / "m.safetensors"), load_file(tmp_path / "m.safetensors")
+    streamed, whole = (
+        TensorReader(tmp_path / "m.safetensors"),
+        load_file(tmp_path / "m.safetensors"),
+    )
     assert set(streamed) == set(whole)
     assert len(streamed) == len(whole)
     for name, tensor in whole.items():
@@ -51,7 +54,7 @@ def test_every_dtype_is_read_as_the_library_does(tmp_path):
         assert found.tobytes() == arrays.to_numpy(tensor).tobytes(), name
         described, whole_one = (
             [(t.shape, t.dim(), t.numel(), t.element_size(), t.is_floating_point())]
-            for t in (streamed.forms[name], tensor)
+            for t in (streamed.specs[name], tensor)
         )
         assert described == whole_one, name
 
@@ -106,7 +109,7 @@ def test_a_damaged_export_is_refused_when_streamed(tmp_path):
 
 @pytest.mark.parametrize("change", ["shorter", "longer", "written", "replaced", "gone"])
 def test_a_file_that_changes_between_two_tensors_is_refused(path, change):
-    streamed = Streamed(path)
+    streamed = TensorReader(path)
     assert streamed["fc1.weight"].tolist() == STATE["fc1.weight"].tolist()
     data = path.read_bytes()
     if change == "gone":
@@ -118,7 +121,7 @@ def test_a_file_that_changes_between_two_tensors_is_refused(path, change):
     else:
         path.write_bytes({"shorter": data[:-4], "longer": data + b"x", "written": data}[change])
         os.utime(path, ns=(1, 1))
-    with pytest.raises(InputError, match=r"changed meanwhile|there is no file"):
+    with pytest.raises(InputError, match=r"changed while it was being read|there is no file"):
         streamed["fc2.weight"]
 
 
@@ -128,7 +131,7 @@ def test_a_tensor_larger_than_memory_is_told_in_words(path, monkeypatch):
 
     monkeypatch.setattr("lpss_cli.checkpoints.safetensors_file.np.empty", full)
     with pytest.raises(InputError, match="cannot be read: it does not fit into memory"):
-        Streamed(path)["fc1.weight"]
+        TensorReader(path)["fc1.weight"]
 
 
 def test_a_kind_that_the_library_does_not_read_is_no_damage(path, monkeypatch):

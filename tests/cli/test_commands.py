@@ -223,7 +223,7 @@ def test_ctrl_c_is_130(lpss, monkeypatch):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lpss_cli.training.engine.run", interrupt)
+    monkeypatch.setattr("lpss_cli.training.trainer.Trainer.train", interrupt)
     code, _, err = lpss("train", *FAST)
     assert code == 130
     assert "interrupted" in err
@@ -398,7 +398,7 @@ def test_rounded_values_are_told_apart_and_pass_within_a_tolerance(sparse_model)
     lpss = sparse_model
     code, out, _ = lpss("export", "m.pt", "--format", "pack")
     assert code == 0
-    assert "fp16 as rounded" in out
+    assert "rounded to fp16" in out
     assert "accuracy" in out
     code, out, err = lpss("verify", "m.pt", "m.lpss")
     assert (code, err) == (1, "")
@@ -440,7 +440,7 @@ def test_wrong_packs_and_comparisons(sparse_model):
         "--values 'fp61' is not a choice",
         "did you mean 'fp16'",
     )
-    refused(lpss("unpack", "m.pt"), "m.pt is no packed file", "lpss export")
+    refused(lpss("unpack", "m.pt"), "m.pt is not a packed file", "lpss export")
     refused(lpss("verify", "m.pt", "none.pt"), "there is no file", "check the path")
     refused(lpss("verify", "m.pt", "m.lpss", "--tolerance", "-1"), "--tolerance", "from 0 up")
     whole = Path("m.lpss").read_bytes()
@@ -461,7 +461,9 @@ def test_the_forms_of_an_onnx_export_and_what_a_report_says_of_them(lpss):
     assert "does not skip zeros" in err
     refused(lpss("export", "--format", "onnx", "--int8"), "already exists", "--force")
     Path("model.onnx").unlink()
-    refused(lpss("export", "--format", "onnx", "--int8"), "model.int8.onnx exists", "--force")
+    refused(
+        lpss("export", "--format", "onnx", "--int8"), "model.int8.onnx already exists", "--force"
+    )
     refused(
         lpss("export", "--onnx-encoding", "gap"), "--onnx-encoding 'gap' is not a choice", "'gaps'"
     )
@@ -511,6 +513,6 @@ def _reported(lpss):
     code, out, err = lpss("report", "bare.pt", "--sizes")
     assert code == 0
     assert "no ONNX file, operations or times: bare.pt" in err
-    assert err.count("recognised as mlp") == 1
+    assert err.count("recognized as mlp") == 1
     assert "pack" in out
     assert "FLOPs" not in lpss("report", "bare.pt")[1]

@@ -22,7 +22,7 @@ def test_accuracies_of_a_hand_computed_confusion():
 
 
 @given(st.data())
-def test_accuracies_equal_the_slow_ones_to_the_last_bit(data):
+def test_accuracies_equal_their_definitions_to_the_last_bit(data):
     classes = data.draw(st.integers(1, 8))
     label = st.integers(0, classes - 1)
     pairs = data.draw(st.lists(st.tuples(label, label), min_size=1, max_size=60))
@@ -39,8 +39,8 @@ def test_accuracies_equal_the_slow_ones_to_the_last_bit(data):
 
 
 def test_one_class_alone_and_one_example_of_each():
-    # None of these may warn: scikit-learn does, of predicted classes that are not in the targets
-    # and of targets that look like numbers.
+    # None of these may warn. scikit-learn warns of predicted classes that are not in the targets,
+    # and of targets with so many classes that they look like numbers.
     metrics = tasks.CLASSIFICATION.metrics(torch.eye(3), tensor([1, 1, 1]))
     assert metrics == {"accuracy": 1 / 3, "balanced_accuracy": 1 / 3}
     perfect = {"accuracy": 1.0, "balanced_accuracy": 1.0}
@@ -83,7 +83,7 @@ def test_regression_metrics_equal_the_textbook_formulas(pairs):
     metrics = tasks.REGRESSION.metrics(outputs[:, None], targets)
     residual, total = ((predicted - true) ** 2).sum(), ((true - true.mean()) ** 2).sum()
     r2 = 0.0 if true.max() == true.min() else 1 - residual / total
-    # Another order of summation than scikit-learn's: the last digits may differ.
+    # scikit-learn sums in another order, so the last digits may differ.
     assert metrics["r2"] == pytest.approx(r2, rel=1e-12, abs=1e-12)
     assert metrics["rmse"] == pytest.approx(math.sqrt(residual / len(true)), rel=1e-12)
     assert metrics["mae"] == pytest.approx(np.abs(predicted - true).mean(), rel=1e-12)

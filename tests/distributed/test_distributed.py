@@ -30,8 +30,9 @@ from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.training import callbacks, engine, method
-from lpss_cli.training.setup import Settings
+from lpss_cli.training import callbacks, method
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -207,13 +208,13 @@ def trained(names, batch):
     with joined("cpu") as distributed:
         for name in names:
             model = plain(distributed.rank)  # the first one's start counts
-            run = engine.run(
+            run = Trainer(
                 model,
                 doubles(),
                 method.make(name),
-                Settings(4, batch, sparsity=0.8),
+                TrainingSettings(4, batch, sparsity=0.8),
                 distributed=distributed,
-            )
+            ).train()
             found[name] = run.masks, model.state_dict(), [e["loss"] for e in run.history]
     return found
 
@@ -244,8 +245,10 @@ def estranged():
                     run.rng.manual_seed(distributed.rank)
 
         made = method.make("set", {"frequency": 5})
-        settings = Settings(4, 16, sparsity=0.8)
-        engine.run(network(), blobs(), made, settings, distributed=distributed, callback=Callback())
+        settings = TrainingSettings(4, 16, sparsity=0.8)
+        Trainer(
+            network(), blobs(), made, settings, distributed=distributed, callback=Callback()
+        ).train()
 
 
 def test_other_masks_in_one_process_end_the_run():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.export.compaction.compact import TOLERANCE, dead_ends
+from lpss_cli.export.compaction.compact import TOLERANCE, redundant_weights
 from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
@@ -34,7 +34,7 @@ def test_constants_move_into_the_next_bias_and_what_is_unread_becomes_zero():
     # Unit 1 is relu(3) always: 3·5 and 3·7 go into the biases. Nobody reads unit 2.
     model = _dense([[[1, 2], [0, 0], [3, -4]], [[1, 5, 0], [4, 7, 0]]], [[0.5, 3, -1], [0, 1]])
     before = copy.deepcopy(model.state_dict())
-    found = dead_ends(model, torch.randn(5, 2))
+    found = redundant_weights(model, torch.randn(5, 2))
     assert {name: tensor.tolist() for name, tensor in found.items()} == {
         "0.weight": [[1, 2], [0, 0], [0, 0]],
         "0.bias": [0.5, 0, 0],
@@ -48,7 +48,7 @@ def test_no_bias_is_made_where_there_is_none():
     model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 1, bias=False))
     with torch.no_grad():
         model[0].weight[1] = 0
-    assert dead_ends(model, torch.randn(3, 2)) == {}
+    assert redundant_weights(model, torch.randn(3, 2)) == {}
 
 
 def test_a_network_that_cannot_be_traced_stays():
@@ -56,7 +56,7 @@ def test_a_network_that_cannot_be_traced_stays():
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x
 
-    assert dead_ends(Asks(2, 2), torch.randn(3, 2)) == {}
+    assert redundant_weights(Asks(2, 2), torch.randn(3, 2)) == {}
 
 
 @pytest.mark.parametrize("name", ["lenet5", "wrn18", "resnet20"])
@@ -70,7 +70,7 @@ def test_outputs_stay(name):
     x = torch.randn(4, *shape)
     with torch.no_grad():
         expected = model(x)
-        found = dead_ends(model, x)
+        found = redundant_weights(model, x)
         model.load_state_dict({**model.state_dict(), **found})
         got = model(x)
     assert found
@@ -101,7 +101,7 @@ def test_an_export_of_a_clean_network(tmp_path):
         commands.evaluate_file(path, request)
         for path in (tmp_path / "m.pt", tmp_path / "out/m.lpss")
     )
-    assert source[1]["accuracy"] == packed[1]["accuracy"]
+    assert source.metrics["accuracy"] == packed.metrics["accuracy"]
     plain = export_file(
         tmp_path / "m.pt", request, ExportOptions(("pack",), "fp32"), tmp_path / "plain"
     )

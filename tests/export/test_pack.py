@@ -19,12 +19,13 @@ from lpss_cli.cli.views.files import size_table
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.export import pack as packing
 from lpss_cli.export.options import ExportOptions, OnnxOptions
-from lpss_cli.export.pack import Trial, export_pack, rounded, unpack_file
+from lpss_cli.export.pack import Reference, export_pack, round_to_code, unpack_file
 from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs import commands, verify
 from lpss_cli.jobs import export as export_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
+from lpss_cli.models import ModelInfo
 from lpss_cli.report import sizes
 from lpss_cli.report.report import report
 
@@ -52,13 +53,13 @@ def checkpoint(tmp_path):
 
 @pytest.mark.parametrize("values", CHOICES)
 def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
-    trial = Trial(sparse(), blobs())
+    reference = Reference(sparse(), ModelInfo(""), blobs())
     path = tmp_path / "m.lpss"
-    result = export_pack(checkpoint, path, values=values, trial=trial)
+    result = export_pack(checkpoint, path, values=values, reference=reference)
     assert (result.kind, result.bytes) == ("pack", path.stat().st_size)
     back = read(path)
     assert (back.kind, back.notes) == ("pack", [])
-    assert back.meta == metadata.exported(META)
+    assert back.meta == metadata.for_export(META)
     assert back.about == {"values": values, "source_sha256": sha256(tmp_path / "m.pt")}
     assert list(back.state_dict) == list(checkpoint.state_dict)
     for name, tensor in checkpoint.state_dict.items():
@@ -83,9 +84,11 @@ def test_the_accuracy_in_the_proof_is_the_files(tmp_path, checkpoint, monkeypatc
     """A rounding that ruins the network shows: every weight becomes its sign."""
     coarse = {k: t.sign() if t.dim() == 2 else t for k, t in checkpoint.state_dict.items()}
     monkeypatch.setattr(packing, "pack", lambda state, *rest, **more: pack(coarse, *rest, **more))
-    monkeypatch.setattr(packing, "compare", lambda *_: None)
+    monkeypatch.setattr(packing, "check_tensors", lambda *_: None)
     data = blobs()
-    result = export_pack(checkpoint, tmp_path / "m.lpss", trial=Trial(sparse(), data))
+    result = export_pack(
+        checkpoint, tmp_path / "m.lpss", reference=Reference(sparse(), ModelInfo(""), data)
+    )
     ruined = sparse()
     ruined.load_state_dict(coarse)
     with torch.no_grad():
@@ -146,7 +149,10 @@ def test_a_pack_that_is_not_the_network_is_not_left(
 def test_other_outputs_of_exact_weights_are_refused(tmp_path, checkpoint):
     with pytest.raises(RunError, match="gives other outputs"):
         export_pack(
-            checkpoint, tmp_path / "m.lpss", values="fp32", trial=Trial(sparse(seed=1), blobs())
+            checkpoint,
+            tmp_path / "m.lpss",
+            values="fp32",
+            reference=Reference(sparse(seed=1), ModelInfo(""), blobs()),
         )
     assert os.listdir(tmp_path) == ["m.pt"]
 
@@ -154,11 +160,11 @@ def test_other_outputs_of_exact_weights_are_refused(tmp_path, checkpoint):
 def test_rounding_in_closed_form():
     third = torch.tensor([[1 / 3, 0.0, -1.0]])
     # binary16 has 11 digits: 1/3 = 0.0101…₂ becomes 1365 / 4096.
-    assert rounded(third, "fp16")[0, 0].item() == 1365 / 4096
-    assert rounded(third, "bf16")[0, 0].item() == 171 / 512
-    assert rounded(third, "int8-rows")[0].tolist() == pytest.approx([42 / 127, 0, -1])
+    assert round_to_code(third, "fp16")[0, 0].item() == 1365 / 4096
+    assert round_to_code(third, "bf16")[0, 0].item() == 171 / 512
+    assert round_to_code(third, "int8-rows")[0].tolist() == pytest.approx([42 / 127, 0, -1])
     # Far below binary16's range the scale keeps all 11 digits.
-    assert rounded(third * 2.0**-60, "fp16-rows")[0, 0].item() == 1365 / 4096 * 2.0**-60
+    assert round_to_code(third * 2.0**-60, "fp16-rows")[0, 0].item() == 1365 / 4096 * 2.0**-60
 
 
 def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
@@ -166,12 +172,12 @@ def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
     result = unpack_file(tmp_path / "m.lpss")
     assert result.path == str(tmp_path / "m.safetensors")
     back = read(tmp_path / "m.safetensors")
-    assert back.meta == metadata.exported(META)
+    assert back.meta == metadata.for_export(META)
     assert all(torch.equal(back.state_dict[n], t) for n, t in checkpoint.state_dict.items())
     with pytest.raises(InputError, match="already exists"):
         unpack_file(tmp_path / "m.lpss")
     unpack_file(tmp_path / "m.lpss", force=True)
-    with pytest.raises(InputError, match="no packed file"):
+    with pytest.raises(InputError, match="is not a packed file"):
         unpack_file(tmp_path / "m.pt", tmp_path / "y.safetensors")
 
 
@@ -351,10 +357,10 @@ def test_an_onnx_file_may_differ_by_what_rounding_explains(exported, monkeypatch
     monkeypatch.setattr(verify, "ROUNDING", 0.0)
     largest = verify.verify_files(*exported, Request()).predictions.largest
     assert 0 < largest < 1e-5
-    for explained, equal in ((largest / 2, False), (2 * largest, True)):
-        monkeypatch.setattr(verify, "explained_by_rounding", lambda *_, bound=explained: bound)
+    for rounding, equal in ((largest / 2, False), (2 * largest, True)):
+        monkeypatch.setattr(verify, "rounding_tolerance", lambda *_, bound=rounding: bound)
         found = verify.verify_files(*exported, Request())
-        assert (found.equal, found.tolerance) == (equal, explained)
+        assert (found.equal, found.tolerance) == (equal, rounding)
         assert not verify.verify_files(*exported, Request(), largest / 2).equal
 
 
@@ -366,7 +372,7 @@ def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         verify.verify_files(path, tmp_path / "none.onnx", Request())
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(InputError, match="does not run"):
+    with pytest.raises(InputError, match="cannot run"):
         verify.verify_files(path, tmp_path / "text.onnx", Request())
     proto = onnx.load(onnx_path)
     proto.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
@@ -379,5 +385,5 @@ def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     other = onnx.load(onnx_path)
     other.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
     (tmp_path / "seven.onnx").write_bytes(other.SerializeToString())
-    with pytest.raises(InputError, match="does not run"):
+    with pytest.raises(InputError, match="cannot run"):
         verify.verify_files(path, tmp_path / "seven.onnx", Request())

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from lpss_cli.export.onnx.runtime import open_session
-from lpss_cli.export.onnx.sparse_encoding import encode, fold_weights, rounded, unfolded
+from lpss_cli.export.onnx.sparse_encoding import (
+    encode,
+    encode_weights,
+    expand_weights,
+    round_weights,
+)
 
 
 def row(count, places):
@@ -93,10 +98,10 @@ def test_onnxruntime_unfolds_any_tensors_to_the_same_numbers(kinds, seed):
         rng.normal(size=n).astype(np.float32) * (rng.random(n) < density**4) for n, density in kinds
     ]
     model = model_of(arrays)
-    folded = fold_weights(model)
+    folded = encode_weights(model)
     for array, got in zip(arrays, run(folded), strict=True):
         assert np.array_equal(array, got)
-    for name, got in unfolded(folded).items():
+    for name, got in expand_weights(folded).items():
         assert np.array_equal(arrays[int(name[1:])], got)
     assert folded.ByteSize() <= model.ByteSize() + 1100  # names and nodes of the expansion
 
@@ -105,8 +110,8 @@ def test_shapes_return_and_dense_tensors_stay():
     rng = np.random.default_rng(0)
     sparse = rng.normal(size=(20, 5, 3, 3)).astype(np.float32) * (rng.random((20, 5, 3, 3)) < 0.05)
     dense = rng.normal(size=(30, 10)).astype(np.float32)
-    folded = fold_weights(model_of([sparse, dense]))
-    assert set(unfolded(folded)) == {"w0"}
+    folded = encode_weights(model_of([sparse, dense]))
+    assert set(expand_weights(folded)) == {"w0"}
     first, second = run(folded)
     assert np.array_equal(first, sparse)
     assert np.array_equal(second, dense)
@@ -116,17 +121,17 @@ def test_half_precision_values_round_and_nothing_else():
     rng = np.random.default_rng(0)
     sparse = rng.normal(size=4000).astype(np.float32) * (rng.random(4000) < 0.05)
     model = model_of([sparse])
-    (got,) = run(fold_weights(model, "fp16"))
+    (got,) = run(encode_weights(model, "fp16"))
     assert np.array_equal(got, sparse.astype(np.float16).astype(np.float32))
-    assert np.array_equal(run(rounded(model, "fp16"))[0], got)
-    assert fold_weights(model, "fp16").ByteSize() < fold_weights(model).ByteSize() - 300
+    assert np.array_equal(run(round_weights(model, "fp16"))[0], got)
+    assert encode_weights(model, "fp16").ByteSize() < encode_weights(model).ByteSize() - 300
 
 
 def test_the_file_is_near_what_gaps_and_values_take():
     rng = np.random.default_rng(0)
     sparse = rng.normal(size=100_000).astype(np.float32) * (rng.random(100_000) < 0.1)
     kept = np.count_nonzero(sparse)
-    assert fold_weights(model_of([sparse])).ByteSize() < 5 * kept + 1500
+    assert encode_weights(model_of([sparse])).ByteSize() < 5 * kept + 1500
 
 
 def test_indices_of_features_take_four_bytes():
@@ -140,7 +145,7 @@ def test_indices_of_features_take_four_bytes():
     other = numpy_helper.from_array(np.array([7]), "shape")
     graph = helper.make_graph(nodes, "g", [given], values, [index, other])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    folded = fold_weights(model)
+    folded = encode_weights(model)
     assert [t.data_type for t in folded.graph.initializer] == [TensorProto.INT32, TensorProto.INT64]
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     picked, _ = open_session(folded.SerializeToString()).run(None, {"x": x})

@@ -20,7 +20,7 @@ from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.jobs.resolve import preprocessing_notes
 from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.training import engine
+from lpss_cli.training.trainer import Trainer
 
 SHARED = Path(os.environ.get("LPSS_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not at hand")
@@ -103,7 +103,7 @@ def test_code_named_inside_a_checkpoint_is_never_imported(tmp_path, blob_file, m
     request = Request(Path("a.pt"), data="blobs.npz", arch="net.py:make", epochs=1)
     commands.train(request)
     Path("net.py").write_text("raise SystemExit('imported')")
-    with pytest.raises(InputError, match="never imported unasked") as error:
+    with pytest.raises(InputError, match="not imported unless you ask for it") as error:
         commands.evaluate_file(Path("a.pt"), Request(Path("x")))
     assert "--arch net.py:make" in error.value.do
     Path("data.py").write_text("raise SystemExit('imported')")
@@ -135,7 +135,7 @@ def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, m
 def test_a_bare_checkpoint_needs_arch_and_data(tmp_path):
     path = tmp_path / "bare.pt"
     torch.save(nn.Linear(64, 10).state_dict(), path)
-    with pytest.raises(InputError, match="no network that lpss knows"):
+    with pytest.raises(InputError, match="not a network that lpss knows"):
         commands.evaluate_file(path, Request(path))
     with pytest.raises(InputError, match="which data"):
         commands.evaluate_file(path, Request(path, arch="mlp"))
@@ -147,13 +147,13 @@ def test_training_starts_from_exactly_the_given_function(tmp_path, monkeypatch):
     dense = Request(tmp_path / "dense.pt", epochs=2)
     trained = commands.train(dense)
     seen = {}
-    original = engine.run
+    original = Trainer.train
 
-    def spy(model, *args, **more):
-        seen.update({k: v.clone() for k, v in model.state_dict().items()})
-        return original(model, *args, **more)
+    def spy(trainer, *args):
+        seen.update({k: v.clone() for k, v in trainer.run.model.state_dict().items()})
+        return original(trainer, *args)
 
-    monkeypatch.setattr(engine, "run", spy)
+    monkeypatch.setattr(Trainer, "train", spy)
     notes = Notes()
     commands.sparsify(dense.out, Request(tmp_path / "s.pt", epochs=1), notes)
     for name, tensor in loading.read(dense.out).state_dict.items():
@@ -235,7 +235,7 @@ def test_a_failed_export_is_a_run_error_and_leaves_no_file(tmp_path, monkeypatch
 
     commands.train(Request(tmp_path / "a.pt", epochs=1))
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    monkeypatch.setattr(export, "explained_by_rounding", lambda *_: -1.0)
+    monkeypatch.setattr(export, "rounding_tolerance", lambda *_: -1.0)
     with pytest.raises(RunError, match="differ"):
         export_file(tmp_path / "a.pt", Request(tmp_path / "x"), ExportOptions(("onnx",)))
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
@@ -284,7 +284,7 @@ def test_mnist_sparse_zeros_counted_independently(tmp_path):
             },
             ["images: shorter side to 73 (bilinear), center of 64x64, standardized by mean/std"],
         ),
-        ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in all)"]),
+        ({"kind": "array", "mean": [1.0] * 9, "std": [2.0] * 9}, ["1/2, 1/2, 1/2, … (9 in total)"]),
         ({"kind": "table", "mean": [1.0], "std": [2.0]}, []),
         ({"kind": "factory"}, []),
     ],

@@ -19,7 +19,7 @@ def test_this_environment_is_fine(lpss):
     code, out, _ = lpss("doctor", "--json")
     findings = json.loads(out)["findings"]
     assert code == 0
-    assert {f["name"] for f in findings} >= {*doctor.NEEDED, "CPU", "loading", "files"}
+    assert {f["name"] for f in findings} >= {*doctor.REQUIRED, "CPU", "loading", "files"}
     assert not [f for f in findings if f["state"] == "wrong"]
     assert metadata.version("torch") in out
     code, out, _ = lpss("doctor")
@@ -28,7 +28,7 @@ def test_this_environment_is_fine(lpss):
 
 
 def test_a_missing_package_is_wrong_and_named(monkeypatch, lpss):
-    monkeypatch.setitem(doctor.NEEDED, "no-such-thing", "no_such_thing")
+    monkeypatch.setitem(doctor.REQUIRED, "no-such-thing", "no_such_thing")
     code, out, _ = lpss("doctor")
     assert code == 1
     assert "pip install no-such-thing" in out
@@ -37,7 +37,7 @@ def test_a_missing_package_is_wrong_and_named(monkeypatch, lpss):
 def test_a_package_that_does_not_import_is_wrong(monkeypatch, tmp_path):
     (tmp_path / "broken_thing.py").write_text("raise OSError('libfoo.so is missing')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(doctor.NEEDED, "broken", "broken_thing")
+    monkeypatch.setitem(doctor.REQUIRED, "broken", "broken_thing")
     found = {f.name: f for f in doctor.examine(tmp_path)}
     assert (found["broken"].state, "libfoo.so is missing" in found["broken"].text) == (
         "wrong",
@@ -59,7 +59,7 @@ def test_an_unsafe_environment_is_noted(monkeypatch, tmp_path):
 
 
 def test_room(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_ROOM", 1 << 80)
+    monkeypatch.setattr(doctor, "_MIN_FREE", 1 << 80)
     assert states(doctor.examine(tmp_path))["files"] == "note"
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     assert states(doctor.examine(tmp_path))["files"] == "wrong"

@@ -63,7 +63,7 @@ def test_the_time_of_measuring_is_no_time_of_training(monkeypatch):
             return cls.now
 
     monkeypatch.setattr(loggers, "time", Clock)
-    meter = loggers.Meter(resume.Callback(), lambda: {"accuracy": 0.5}, "accuracy", 1)
+    meter = loggers.Meter(lambda: {"accuracy": 0.5}, "accuracy", 1)
     state = type("Run", (), {"epoch": 1, "epochs": 2})
     state.history, state.device = [{}], torch.device("cpu")
     meter.on_epoch(state)

@@ -112,7 +112,7 @@ def test_a_network_of_other_origin_is_written_with_what_was_found_out(lpss):
         "fc2.weight": torch.randn(10, 12), "fc2.bias": torch.zeros(10)}, "w.pt")  # fmt: skip
     code, _, err = lpss("init", "w.pt", "--data", "digits", "--epochs", "1")
     assert code == 0, err
-    assert "recognised as mlp:64-12-10" in err
+    assert "recognized as mlp:64-12-10" in err
     assert recipes.read("recipe.toml").sparsify["arch"] == "mlp:64-12-10"
     code, _, err = lpss("sparsify", "w.pt", "--recipe", "recipe.toml", "--json")
     assert code == 0, err

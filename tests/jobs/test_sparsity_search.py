@@ -20,8 +20,9 @@ from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.sparsity_search import HIGH, LOW, Try, bisect, search, training_recipe_of
 from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.training import engine
-from lpss_cli.training.setup import Settings
+from lpss_cli.models import ModelInfo
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 @given(threshold=st.floats(0.4, 0.9999), tries=st.integers(1, 12))
@@ -56,10 +57,10 @@ class Untouched(TensorSource):
 def walk(data, drop, notes, **more):
     model = network()
     request = Request(target_drop=drop, tries=3, **more)
-    settings = Settings(6, 16, seed=1, keep_zeros=True)
+    settings = TrainingSettings(6, 16, seed=1, keep_zeros=True)
     began = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     checkpoint = Checkpoint(Path("model.pt"), began)
-    found = search(model, "a network", data, checkpoint, request, settings, notes.append)
+    found = search(model, ModelInfo("a network"), data, checkpoint, request, settings, notes.append)
     assert all(torch.equal(tensor, began[name]) for name, tensor in model.state_dict().items())
     return found
 
@@ -93,9 +94,9 @@ def test_an_input_beyond_the_range_is_refused():
     with torch.no_grad():
         for layer in (model[0], model[4]):
             layer.weight.flatten()[2:] = 0
-    request, settings = Request(target_drop=1.0), Settings(1, 16, keep_zeros=True)
+    request, settings = Request(target_drop=1.0), TrainingSettings(1, 16, keep_zeros=True)
     with pytest.raises(InputError, match="nothing is left to search"):
-        search(model, "x", blobs(), Checkpoint(Path("m"), {}), request, settings, print)
+        search(model, ModelInfo("x"), blobs(), Checkpoint(Path("m"), {}), request, settings, print)
 
 
 def test_where_the_search_begins_follows_from_the_record():
@@ -107,7 +108,7 @@ def test_where_the_search_begins_follows_from_the_record():
         "config": {"lr": 0.03},
         "settings": {"epochs": 99, "batch_size": 32, "seed": 5},
     }
-    settings = Settings(10, 16, seed=1, sparsity=0.9, keep_zeros=True, skip=("4",))
+    settings = TrainingSettings(10, 16, seed=1, sparsity=0.9, keep_zeros=True, skip=("4",))
 
     def origin(**changes):
         return training_recipe_of(
@@ -116,7 +117,7 @@ def test_where_the_search_begins_follows_from_the_record():
 
     found = origin()
     assert (found.method.name, found.method.config.lr) == ("gmp", 0.03)
-    assert found.settings == Settings(
+    assert found.settings == TrainingSettings(
         48, 32, seed=5, skip=("4",)
     )  # not 99: four times twelve at most
     older = {"lr": 0.03, "frequency": 20}  # a record that holds what the method ignores
@@ -198,7 +199,7 @@ def test_a_killed_run_goes_on_without_searching_again(lpss, monkeypatch):
     with pytest.raises(KeyError):
         commands.sparsify(Path("model.pt"), request, Killed())
     monkeypatch.setattr(commands, "search", None)  # it would be called again
-    with pytest.raises(InputError, match="not of a search for this drop"):
+    with pytest.raises(InputError, match="does not belong to a search for this drop"):
         commands.sparsify(Path("model.pt"), replace(request, target_drop=1.0, resume=True))
     outcome = commands.sparsify(Path("model.pt"), replace(request, resume=True))
     assert outcome.report.zeros == round(0.5 * outcome.report.weights)
@@ -212,7 +213,7 @@ def test_a_signal_ends_the_search_and_says_how_to_start_again(lpss, monkeypatch)
     def interrupted(*args, **options):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(engine, "run", interrupted)
+    monkeypatch.setattr(Trainer, "train", interrupted)
     code, out, err = lpss("sparsify", "model.pt", "--target-drop", "1")
     assert (code, out) == (130, "")
     assert "interrupted by SIGINT in the search for a sparsity: nothing was saved" in err
@@ -224,11 +225,11 @@ def test_a_signal_ends_the_search_and_says_how_to_start_again(lpss, monkeypatch)
 @pytest.mark.parametrize(
     ("typed", "code", "what"),
     [
-        (["--target-drop", "1", "--sparsity", "0.9"], 2, "--sparsity says it"),
-        (["--target-drop", "1", "--layer", "fc1=0.9"], 2, "--layer says it"),
-        (["--target-drop", "-1"], 2, "--target-drop -1.0 is out of range"),
+        (["--target-drop", "1", "--sparsity", "0.9"], 2, "--sparsity sets it"),
+        (["--target-drop", "1", "--layer", "fc1=0.9"], 2, "--layer sets it"),
+        (["--target-drop", "-1"], 2, "--target-drop -1 is out of range"),
         (["--target-drop", "1", "--tries", "0"], 2, "--tries 0 is out of range"),
-        (["--tries", "3"], 2, "--tries is of the search"),
+        (["--tries", "3"], 2, "--tries needs --target-drop"),
         (
             ["--target-drop", "0", "--tries", "1", "--epochs", "0", "--method", "static"],
             1,

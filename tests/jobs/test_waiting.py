@@ -20,10 +20,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpss_cli.optim import native
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
-from lpss_cli.training.state import RunState
+from lpss_cli.training.run import Run
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 aten = torch.ops.aten
 # Their result, or its size, is known to Python only when the device has finished.
@@ -85,7 +86,7 @@ class Steps(Callback):
         self.updates: set[int] = set()  # finished steps at that moment
         self._open = ExitStack()
 
-    def on_step(self, run: RunState) -> None:
+    def on_step(self, run: Run) -> None:
         """End the count of one step and begin that of the next."""
         self._open.close()
         if run.step < run.total_steps:
@@ -93,11 +94,11 @@ class Steps(Callback):
             self._open.enter_context(Operations(seen))
             self._open.enter_context(Readings(seen))
 
-    def on_prune(self, run: RunState) -> None:
+    def on_prune(self, run: Run) -> None:
         """Note the exact cut, which changes no mask where the sparsity is constant."""
         self.updates.add(run.step)
 
-    def on_epoch(self, run: RunState) -> None:
+    def on_epoch(self, run: Run) -> None:
         """Leave out the end of an epoch: it looks at the loss and measures Hoyer."""
         self.on_step(run)
 
@@ -134,17 +135,17 @@ def test_no_step_between_updates_waits(name, monkeypatch):
     callback = Steps()
 
     def noted(way: Callable[..., Any]) -> Callable[..., Any]:
-        def call(run: RunState, *args: Any) -> Any:
+        def call(run: Run, *args: Any) -> Any:
             callback.updates.add(run.step)
             return way(run, *args)
 
         return call
 
     for way in ("select", "set_masks"):
-        monkeypatch.setattr(RunState, way, noted(getattr(RunState, way)))
-    settings = Settings(epochs=3, batch_size=16, sparsity=0.9)
+        monkeypatch.setattr(Run, way, noted(getattr(Run, way)))
+    settings = TrainingSettings(epochs=3, batch_size=16, sparsity=0.9)
     options = {} if "frequency" in method.get(name).ignores else {"frequency": 6}
-    engine.run(network(), blobs(), method.make(name, options), settings, callback=callback)
+    Trainer(network(), blobs(), method.make(name, options), settings, callback=callback).train()
     # The optimizer starts its state with the first step; an update belongs to a step's end, or to
     # the gradients of the next one.
     updates = {step + late for step in callback.updates for late in (0, 1)}

@@ -72,7 +72,7 @@ def test_a_report_shows_live_shapes_where_the_network_is_known():
     ("change", "what"),
     [
         ({"arch": None}, "does not say which network"),
-        ({"arch": "net.py:factory"}, "never imported unasked"),
+        ({"arch": "net.py:factory"}, "not imported unless you ask for it"),
         ({"arch": "lenet300"}, "is missing"),
         ({"input_shape": None}, "does not say what inputs"),
         ({"input_shape": [1, 10**6, 10**6]}, "does not say what inputs"),

@@ -6,9 +6,10 @@ import math
 import pytest
 from helpers import blobs, network
 
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 class Watch(Callback):
@@ -22,9 +23,9 @@ class Watch(Callback):
 
 def follow(options, epochs=5, keep_zeros=False, model=None):
     watch = Watch()
-    settings = Settings(epochs, 16, sparsity=0.8, keep_zeros=keep_zeros)
+    settings = TrainingSettings(epochs, 16, sparsity=0.8, keep_zeros=keep_zeros)
     made = method.make("asni", options)
-    run = engine.run(model or network(), blobs(), made, settings, callback=watch)
+    run = Trainer(model or network(), blobs(), made, settings, callback=watch).train()
     return watch, run
 
 
@@ -68,17 +69,16 @@ def test_from_a_sparse_checkpoint_the_path_starts_at_its_sparsity():
 
 def test_cuts_come_once_an_epoch_or_a_hundred_times_in_a_run_of_few_epochs():
     def due(epochs):
-        made, run = method.make("asni"), engine.run(network(), blobs(), method.make("asni"), none)
-        run.sparsity, run.total_steps = 0.8, epochs * run.steps_per_epoch
-        run.final_prune_step = int(0.85 * run.total_steps)
+        made = method.make("asni")
+        trainer = Trainer(network(), blobs(), made, TrainingSettings(epochs, 16, sparsity=0.8))
+        trainer.prepare()
         steps = []
-        for step in range(1, run.total_steps):
-            run.step = step
-            if made.sparsity_at(run) is not None:
+        for step in range(1, trainer.run.total_steps):
+            trainer._clock.step = step
+            if made.sparsity_at(trainer.run) is not None:
                 steps.append(step)
         return steps
 
-    none = Settings(0, 16)
     assert due(120) == list(range(8, 816, 8))  # 8 steps an epoch
     assert due(50) == list(range(4, 340, 4))
     assert due(2) == list(range(1, 13))

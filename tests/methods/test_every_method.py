@@ -7,19 +7,21 @@ import torch
 from helpers import blobs, network
 
 from lpss_cli.errors import RunError
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 METHODS = sorted(method.registry())
 pytestmark = pytest.mark.parametrize("name", METHODS)
-SETTINGS = Settings(epochs=3, batch_size=16, seed=1, sparsity=0.9)
+SETTINGS = TrainingSettings(epochs=3, batch_size=16, seed=1, sparsity=0.9)
 OPTIONS = {"frequency": 2}
 
 
-def train(name, model, settings=SETTINGS, data=None, **more):
+def train(name, model, settings=SETTINGS, data=None, resume=None, **more):
     options = {} if "frequency" in method.get(name).ignores else OPTIONS
-    return engine.run(model, data or blobs(), method.make(name, options), settings, **more)
+    made = method.make(name, options)
+    return Trainer(model, data or blobs(), made, settings, **more).train(resume)
 
 
 def zeros(model):
@@ -30,7 +32,7 @@ def zeros(model):
 @pytest.mark.parametrize("sparsity", [0, 0.5, 0.9, 0.99])
 def test_zeros_are_exactly_as_many_as_asked(name, sparsity, ties):
     model = network(ties)
-    run = train(name, model, Settings(3, 16, sparsity=sparsity))
+    run = train(name, model, TrainingSettings(3, 16, sparsity=sparsity))
     assert zeros(model) == round(sparsity * 640) == run.masked
 
 
@@ -51,7 +53,7 @@ def test_layers_with_a_target_of_their_own_are_exact(
     if keep_zeros:
         with torch.no_grad():
             model[0].weight[:, :3] = 0
-    settings = Settings(3, 16, sparsity=sparsity, layers=layers, keep_zeros=keep_zeros)
+    settings = TrainingSettings(3, 16, sparsity=sparsity, layers=layers, keep_zeros=keep_zeros)
     run = train(name, model, settings)
     assert [int((model[i].weight == 0).sum()) for i in (0, 4)] == [first, last]
     assert run.masked == first + last == round(sparsity * 640)
@@ -59,10 +61,10 @@ def test_layers_with_a_target_of_their_own_are_exact(
 
 def test_one_shot_is_exact_too(name):
     model = network(ties=True)
-    run = train(name, model, Settings(0, 16, sparsity=0.75))
+    run = train(name, model, TrainingSettings(0, 16, sparsity=0.75))
     assert zeros(model) == run.masked == 480
     model[4].weight.data.zero_()  # more zeros than are asked for, but none of a checkpoint
-    run = train(name, model, Settings(0, 16, sparsity=0.1))
+    run = train(name, model, TrainingSettings(0, 16, sparsity=0.1))
     assert zeros(model) == run.masked == 64
 
 
@@ -70,7 +72,7 @@ def test_zeros_of_the_input_are_kept(name):
     model = network()
     with torch.no_grad():
         model[0].weight[:, :6] = 0
-    train(name, model, Settings(3, 16, sparsity=0.8, keep_zeros=True))
+    train(name, model, TrainingSettings(3, 16, sparsity=0.8, keep_zeros=True))
     assert zeros(model) == round(0.8 * 640)
     # 240 of 640 are zero already: a lower target keeps them and says so.
     model = network()
@@ -79,7 +81,7 @@ def test_zeros_of_the_input_are_kept(name):
     warnings = []
     callback = Callback()
     callback.on_warning = warnings.append
-    train(name, model, Settings(3, 16, sparsity=0.1, keep_zeros=True), callback=callback)
+    train(name, model, TrainingSettings(3, 16, sparsity=0.1, keep_zeros=True), callback=callback)
     assert zeros(model) == 240
     assert "already has 240 zeros" in warnings[0]
 
@@ -88,7 +90,7 @@ def test_same_seed_same_bits_other_seed_others(name):
     states = []
     for seed in (1, 1, 2):
         model = network()
-        train(name, model, Settings(3, 16, seed=seed, sparsity=0.9))
+        train(name, model, TrainingSettings(3, 16, seed=seed, sparsity=0.9))
         states.append(torch.cat([t.flatten().double() for t in model.state_dict().values()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
@@ -96,7 +98,7 @@ def test_same_seed_same_bits_other_seed_others(name):
 
 def test_a_resumed_run_keeps_the_zeros_of_its_input(name):
     """More zeros came in than were asked for: the resumed run must know without the input."""
-    settings = Settings(3, 16, sparsity=0.1, keep_zeros=True)
+    settings = TrainingSettings(3, 16, sparsity=0.1, keep_zeros=True)
     straight, recorder = network(), Recorder(9)
     with torch.no_grad():
         straight[0].weight[:, :6] = 0
@@ -119,7 +121,7 @@ def test_a_row_that_starts_at_zero_and_frozen_weights_train(name):
     notes = []
     callback = Callback()
     callback.on_warning = notes.append
-    run = train(name, model, Settings(3, 16, sparsity=0.5), callback=callback)
+    run = train(name, model, TrainingSettings(3, 16, sparsity=0.5), callback=callback)
     assert torch.equal(model[0].weight, frozen)
     assert "frozen weights are not pruned: 0.weight" in notes
     assert run.total == 160
@@ -199,7 +201,7 @@ def test_it_learns(name):
     from lpss_cli.training.evaluation import evaluate
 
     data, model = blobs(), network()
-    train(name, model, Settings(20, 32, sparsity=0.5), data)
+    train(name, model, TrainingSettings(20, 32, sparsity=0.5), data)
     assert evaluate(model, data.test, data.task)["accuracy"] > 0.9  # chance is 0.25
 
 

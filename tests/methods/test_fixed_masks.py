@@ -7,9 +7,10 @@ import torch
 from helpers import blobs, network
 from torch import nn
 
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 class First(Callback):
@@ -22,10 +23,10 @@ class First(Callback):
 
 def start(name, model=None, options=None, **settings):
     first = First()
-    settings = Settings(2, 16, **{"sparsity": 0.8, **settings})
-    run = engine.run(
+    settings = TrainingSettings(2, 16, **{"sparsity": 0.8, **settings})
+    run = Trainer(
         model or network(), blobs(), method.make(name, options), settings, callback=first
-    )
+    ).train()
     return first, run
 
 
@@ -105,7 +106,7 @@ def test_snip_counts_exactly_where_products_underflow_in_half_precision():
     data = blobs()
     half = type(data.train)(data.train.x.half(), data.train.y)
     object.__setattr__(data, "train", half)
-    run = engine.run(model, data, method.make("snip"), Settings(1, 16, sparsity=0.3))
+    run = Trainer(model, data, method.make("snip"), TrainingSettings(1, 16, sparsity=0.3)).train()
     assert run.masked == 38
 
 

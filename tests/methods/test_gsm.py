@@ -11,15 +11,16 @@ from lpss_cli.errors import InputError
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
 from lpss_cli.methods.gsm import DECAY, GSM, remaining
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 def run(model, options=None, settings=None, callback=None, data=None):
     made = method.make("gsm", options)
-    settings = settings or Settings(4, 16, sparsity=0.8)
-    return engine.run(model, data or blobs(), made, settings, callback=callback)
+    settings = settings or TrainingSettings(4, 16, sparsity=0.8)
+    return Trainer(model, data or blobs(), made, settings, callback=callback).train()
 
 
 def test_only_the_q_largest_products_keep_their_gradient():
@@ -42,7 +43,9 @@ def test_only_the_q_largest_products_keep_their_gradient():
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4))
-    engine.run(model, blobs(), Spy(GSM.Config(settle=1.0)), Settings(1, 16, sparsity=0.9))
+    Trainer(
+        model, blobs(), Spy(GSM.Config(settle=1.0)), TrainingSettings(1, 16, sparsity=0.9)
+    ).train()
     assert len(seen) == 8
     for products, passed in seen:
         assert int(passed.sum()) == 16  # of 160
@@ -64,7 +67,9 @@ def test_products_that_underflow_in_half_precision_are_told_apart():
     half = type(data.train)(data.train.x.half(), data.train.y)
     object.__setattr__(data, "train", half)
     model = nn.Sequential(nn.Linear(12, 4)).half()
-    engine.run(model, data, Spy(GSM.Config(settle=1.0)), Settings(1, 16, sparsity=0.75))
+    Trainer(
+        model, data, Spy(GSM.Config(settle=1.0)), TrainingSettings(1, 16, sparsity=0.75)
+    ).train()
     assert passed[0].nonzero().flatten().tolist() == list(range(36, 48))
 
 
@@ -81,7 +86,9 @@ def test_once_settled_the_largest_weights_alone_see_gradients():
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4))
-    state = engine.run(model, blobs(), Spy(GSM.Config(settle=0.5)), Settings(4, 16, sparsity=0.9))
+    state = Trainer(
+        model, blobs(), Spy(GSM.Config(settle=0.5)), TrainingSettings(4, 16, sparsity=0.9)
+    ).train()
     chosen = [set(mask.nonzero().flatten().tolist()) for mask in passed]
     assert chosen[16] == largest[16]
     assert all(later == chosen[16] for later in chosen[17:])
@@ -105,7 +112,9 @@ def test_the_sampled_threshold_meets_the_density_within_its_error(density):
             passed.append(sum(int((s >= threshold).sum()) for s in scores) / run.total)
             return True
 
-    engine.run(model, blobs(), Spy(GSM.Config(settle=1.0)), Settings(2, 16, sparsity=1 - density))
+    Trainer(
+        model, blobs(), Spy(GSM.Config(settle=1.0)), TrainingSettings(2, 16, sparsity=1 - density)
+    ).train()
     deviation = (density * (1 - density) / 20_000) ** 0.5
     assert max(abs(p - density) for p in passed) < 4 * deviation
     assert len(set(passed)) > 8  # another sample every step
@@ -129,10 +138,10 @@ def test_two_steps_by_hand():
     final = []
     callback = Callback()
     callback.on_prune = lambda run: final.append([p.detach().clone() for p in model.parameters()])
-    engine.run(
-        model, blobs(n=32), Spy(GSM.Config(**options, peak=1.0)), Settings(1, 16, sparsity=0.5),
-        callback=callback,
-    )  # fmt: skip
+    Trainer(
+        model, blobs(n=32), Spy(GSM.Config(**options, peak=1.0)),
+        TrainingSettings(1, 16, sparsity=0.5), callback=callback,
+    ).train()  # fmt: skip
     z, z_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     for g, g_bias in grads:
         assert int((g != 0).sum()) == 24
@@ -154,7 +163,9 @@ def test_a_weight_without_gradient_fades_as_the_solver_says(nesterov):
     start = model[0].weight[:, 5].detach().clone()
     callback = Callback()
     callback.on_prune = lambda run: left.append(run.weights["0.weight"][:, 5] / start)
-    state = run(model, {"nesterov": nesterov}, Settings(20, 16, sparsity=0.8), callback, data)
+    state = run(
+        model, {"nesterov": nesterov}, TrainingSettings(20, 16, sparsity=0.8), callback, data
+    )
     memory = state.method_state
     rates = GSM()._rates(state, memory["peak"])
     expected = remaining(rates, memory["lr"], memory["momentum"], memory["weight_decay"], nesterov)
@@ -184,7 +195,9 @@ def test_a_cut_before_the_end_leaves_ordinary_steps_for_what_is_kept():
             seen.append(sum(int((w.grad != 0).sum()) for w in run.weights.values()))
             return wanted
 
-    engine.run(network(), blobs(), Spy(GSM.Config(end=0.5)), Settings(4, 16, sparsity=0.8))
+    Trainer(
+        network(), blobs(), Spy(GSM.Config(end=0.5)), TrainingSettings(4, 16, sparsity=0.8)
+    ).train()
     assert set(seen[:16]) == {128}
     assert min(seen[16:]) > 400  # dense gradients; the engine masks them
 
@@ -204,14 +217,14 @@ def test_given_settings_are_used():
 
 
 def test_the_solved_decay_is_for_pruned_weights_alone():
-    state = run(network(), settings=Settings(4, 16, sparsity=0.8, skip=("4.*",)))
+    state = run(network(), settings=TrainingSettings(4, 16, sparsity=0.8, skip=("4.*",)))
     decays = [group["weight_decay"] for group in state.optimizer.param_groups]
     assert decays[0] > 0.01
     assert decays[1:] == [DECAY, 0]
 
 
 def test_with_nothing_to_fade_training_is_ordinary():
-    state = run(network(), settings=Settings(4, 16))
+    state = run(network(), settings=TrainingSettings(4, 16))
     assert state.method_state["weight_decay"] == DECAY
     assert state.notes == []
 
@@ -220,7 +233,7 @@ def test_the_learning_rate_has_a_peak_and_three_drops():
     rates = []
     callback = Callback()
     callback.on_step = lambda run: rates.append(run.optimizer.param_groups[0]["lr"])
-    run(network(), {"lr": 1.0, "warmup": 0.0, "peak": 4 / 7}, Settings(7, 16, sparsity=0.5),
+    run(network(), {"lr": 1.0, "warmup": 0.0, "peak": 4 / 7}, TrainingSettings(7, 16, sparsity=0.5),
         callback)  # fmt: skip
     # 8 steps an epoch: the official 160, 200 and 240 of 280 epochs.
     assert rates == pytest.approx([1.0] * 32 + [0.1] * 8 + [0.01] * 8 + [0.001] * 8)

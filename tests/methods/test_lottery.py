@@ -4,9 +4,10 @@ import pytest
 import torch
 from helpers import blobs, network
 
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 STEPS = 40  # 5 epochs of 8 steps
 
@@ -14,9 +15,9 @@ STEPS = 40  # 5 epochs of 8 steps
 def run(options=None, sparsity=0.9375, callback=None, model=None):
     model = model or network()
     lottery = method.make("lottery", options)
-    return engine.run(
-        model, blobs(), lottery, Settings(5, 16, sparsity=sparsity), callback=callback
-    )
+    return Trainer(
+        model, blobs(), lottery, TrainingSettings(5, 16, sparsity=sparsity), callback=callback
+    ).train()
 
 
 class Log(Callback):
@@ -78,7 +79,7 @@ def test_every_round_has_its_own_learning_rate_schedule():
 def test_a_run_with_fewer_steps_than_rounds_is_exact_too():
     model = network()
     lottery = method.make("lottery", {"rounds": 20})
-    state = engine.run(model, blobs(), lottery, Settings(1, 16, sparsity=0.75))
+    state = Trainer(model, blobs(), lottery, TrainingSettings(1, 16, sparsity=0.75)).train()
     assert state.masked == 480
 
 

@@ -9,16 +9,21 @@ from torch import nn
 
 from lpss_cli.errors import InputError
 from lpss_cli.optim.lpsgd import LpSGD
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 def run(model, options=None, settings=None, callback=None, data=None):
     made = method.make("lpss", {"frequency": 2, **(options or {})})
-    return engine.run(
-        model, data or blobs(), made, settings or Settings(3, 16, sparsity=0.8), callback=callback
-    )
+    return Trainer(
+        model,
+        data or blobs(),
+        made,
+        settings or TrainingSettings(3, 16, sparsity=0.8),
+        callback=callback,
+    ).train()
 
 
 def spheres(state):
@@ -63,7 +68,7 @@ def test_patterns_that_match_nothing_are_refused():
 
 
 def test_what_is_not_pruned_may_sit_on_a_sphere():
-    state = run(deep(), settings=Settings(2, 16, sparsity=0.5, skip=("4*", "0*")))
+    state = run(deep(), settings=TrainingSettings(2, 16, sparsity=0.5, skip=("4*", "0*")))
     assert list(state.weights) == ["2.weight"]
     assert set(spheres(state)) == {"0.weight", "2.weight", "4.weight"}
     assert state.masked == 128
@@ -72,7 +77,7 @@ def test_what_is_not_pruned_may_sit_on_a_sphere():
 def test_radii_stay_and_eta_follows_p():
     model = deep()
     radius = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
-    state = run(model, {"p": ("1.15",), "eta": 0.02, "gain": "fixed"}, Settings(2, 16))
+    state = run(model, {"p": ("1.15",), "eta": 0.02, "gain": "fixed"}, TrainingSettings(2, 16))
     after = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
     torch.testing.assert_close(after, radius, rtol=1e-4, atol=0)
     assert state.optimizer.param_groups[0]["initial_lr"] == 0.02
@@ -97,14 +102,14 @@ def test_cut_weights_return_with_their_remembered_value():
             self.before = masks
 
     model = network()
-    run(model, {"eta": 0.1, "frequency": 1}, Settings(6, 16, sparsity=0.5), Watch())
+    run(model, {"eta": 0.1, "frequency": 1}, TrainingSettings(6, 16, sparsity=0.5), Watch())
     assert seen
     assert all(on_sphere for _, _, on_sphere in seen)  # ordinary weights never revive
 
 
 def test_masked_latents_are_kept_and_the_visible_row_is_the_masked_latent():
     model = deep()
-    state = run(model, {"p": ("1.5",)}, Settings(2, 16, sparsity=0.5))
+    state = run(model, {"p": ("1.5",)}, TrainingSettings(2, 16, sparsity=0.5))
     weight = state.weights["0.weight"]
     slot, mask = state.optimizer.state[weight], state.masks["0.weight"]
     assert (~mask).any()
@@ -128,7 +133,7 @@ def test_transposed_and_grouped_convolutions_and_attention_train():
             return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
 
     torch.manual_seed(0)
-    state = run(Odd(), settings=Settings(2, 16, sparsity=0.5))
+    state = run(Odd(), settings=TrainingSettings(2, 16, sparsity=0.5))
     assert set(spheres(state)) == {
         "up.weight", "attention.in_proj_weight", "attention.out_proj.weight",
             "out.weight",
@@ -153,8 +158,8 @@ def test_the_controller_starts_from_a_random_mask_and_from_a_checkpoints_own():
     model = deep()
     with torch.no_grad():
         model[2].weight[:, :4] = 0
-    run(model, CONTROLLER, Settings(3, 16, sparsity=0.8, keep_zeros=True), First())
-    run(deep(), CONTROLLER, Settings(1, 16, sparsity=0.8, keep_zeros=True), First())
+    run(model, CONTROLLER, TrainingSettings(3, 16, sparsity=0.8, keep_zeros=True), First())
+    run(deep(), CONTROLLER, TrainingSettings(1, 16, sparsity=0.8, keep_zeros=True), First())
     assert seen == [round(0.2 * 512), 256, 64, 0]
 
 
@@ -167,7 +172,10 @@ def test_the_controller_drops_and_grows_and_the_cut_is_exact():
             masked.append(state.masked)
 
     state = run(
-        deep(), {**CONTROLLER, "drop_threshold": 0.6}, Settings(6, 16, sparsity=0.8), Watch()
+        deep(),
+        {**CONTROLLER, "drop_threshold": 0.6},
+        TrainingSettings(6, 16, sparsity=0.8),
+        Watch(),
     )
     moves = [
         (int((b[k] & ~a[k]).sum()), int((~b[k] & a[k]).sum()))
@@ -189,7 +197,7 @@ def test_a_grown_weight_without_a_latent_learns(p):
         model[2].weight[:, :8] = 0
     before = model[0].weight == 0
     options = {**CONTROLLER, "p": (p,), "drop_threshold": 0.8, "frequency": 2}
-    state = run(model, options, Settings(6, 16, sparsity=0.5, keep_zeros=True))
+    state = run(model, options, TrainingSettings(6, 16, sparsity=0.5, keep_zeros=True))
     grown = state.masks["0.weight"] & before
     assert grown.any()
     assert (state.weights["0.weight"][grown].abs() > 1e-6).all()
@@ -203,7 +211,9 @@ def test_the_published_preset_follows_the_published_schedule():
     )
     made = method.make("lpss-published")
     model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
-    state = engine.run(model, blobs(), made, Settings(12, 16, sparsity=0.9), callback=callback)
+    state = Trainer(
+        model, blobs(), made, TrainingSettings(12, 16, sparsity=0.9), callback=callback
+    ).train()
     assert state.masked == round(0.9 * 256)
     sphere, ordinary = zip(*[(r[0], r[-1]) for r in rates], strict=True)
     # 8 steps an epoch: peak at E/6, a quarter of it at E/3, 0.002 of it three epochs from the end.

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import blobs, network
 
-from lpss_cli.training import engine, method
+from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 both = pytest.mark.parametrize("name", ["set", "rigl"])
 
@@ -28,9 +29,9 @@ class Watch(Callback):
 
 def follow(name, options=None, settings=None, model=None):
     watch = Watch()
-    settings = settings or Settings(5, 16, sparsity=0.8)
+    settings = settings or TrainingSettings(5, 16, sparsity=0.8)
     made = method.make(name, {"frequency": 5, **(options or {})})
-    run = engine.run(model or network(), blobs(), made, settings, callback=watch)
+    run = Trainer(model or network(), blobs(), made, settings, callback=watch).train()
     return watch, run
 
 
@@ -75,10 +76,10 @@ def test_the_moved_part_follows_the_cosine(name):
 
     callback = Count()
     try:
-        engine.run(
-            network(), blobs(), method.make(name, {"frequency": 5}), Settings(5, 16, sparsity=0.8),
-            callback=callback,
-        )  # fmt: skip
+        Trainer(
+            network(), blobs(), method.make(name, {"frequency": 5}),
+            TrainingSettings(5, 16, sparsity=0.8), callback=callback,
+        ).train()  # fmt: skip
     finally:
         callback.patch.undo()
     for step in (5, 10, 15, 20, 25):
@@ -139,7 +140,7 @@ def test_rigl_grows_where_the_gradient_is_largest():
     made.growth = growth
     watch = Watch()
     spy.on_step = watch._take
-    engine.run(network(), blobs(), made, Settings(5, 16, sparsity=0.8), callback=spy)
+    Trainer(network(), blobs(), made, TrainingSettings(5, 16, sparsity=0.8), callback=spy).train()
     for key, (mask, gradient) in seen.items():
         after = watch.masks[5][key]  # step 6
         grown = after & ~mask
@@ -151,7 +152,9 @@ def test_rigl_grows_where_the_gradient_is_largest():
 def test_a_checkpoint_starts_with_its_largest_weights(name):
     model = network()
     before = model[0].weight.detach().clone()
-    watch, _ = follow(name, settings=Settings(5, 16, sparsity=0.8, keep_zeros=True), model=model)
+    watch, _ = follow(
+        name, settings=TrainingSettings(5, 16, sparsity=0.8, keep_zeros=True), model=model
+    )
     mask = watch.masks[0]["0.weight"]
     assert int(mask.sum()) == 69
     assert before[mask].abs().min() >= before[~mask].abs().max()
@@ -167,7 +170,7 @@ def test_the_interval_shrinks_in_a_short_run_and_may_be_given(name):
         steps = []
         original = type(made).update
         made.update = lambda run: original(made, run) and (steps.append(run.step) or True)
-        engine.run(network(), blobs(), made, Settings(epochs, 16, sparsity=0.8))
+        Trainer(network(), blobs(), made, TrainingSettings(epochs, 16, sparsity=0.8)).train()
         return steps
 
     assert first_update(20, {}) == list(range(6, 120, 6))  # 120 steps with updates / 20
@@ -175,6 +178,6 @@ def test_the_interval_shrinks_in_a_short_run_and_may_be_given(name):
 
 
 def test_without_a_target_nothing_moves():
-    watch, run = follow("rigl", settings=Settings(2, 16))
+    watch, run = follow("rigl", settings=TrainingSettings(2, 16))
     assert moves(watch) == {}
     assert run.masked == 0

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from lpss_cli.errors import InputError
-from lpss_cli.models import KNOWN, build, is_import_path, resolve
+from lpss_cli.models import (
+    FAMILIES,
+    KNOWN,
+    build,
+    families,
+    family_of,
+    find_family,
+    resolve,
+    runs_code,
+)
+from lpss_cli.models.families import ModelFamily
 
 GRAY = (1, 16, 16)
 
@@ -192,12 +202,28 @@ def test_resolve(arch, shape, outputs, spec):
 
 @pytest.mark.parametrize("spec", ["net.py:make", "a/b.py:f", "pkg.mod:f", "torchvision.models:f"])
 def test_import_paths(spec):
-    assert is_import_path(spec)
+    assert runs_code(spec)
 
 
 @pytest.mark.parametrize("spec", [*KNOWN, "mlp:4-2", "torchvision:resnet18", "timm:x", "net.py"])
 def test_not_import_paths(spec):
-    assert not is_import_path(spec)
+    assert not runs_code(spec)
+
+
+def test_every_spec_belongs_to_one_family():
+    for spec in (*KNOWN, "mlp:4-2", "torchvision:resnet18", "timm:x", "hf:folder"):
+        matching = [family for family in FAMILIES if family.matches(spec) and not family.runs_code]
+        assert [family_of(spec)] == matching
+    assert find_family("net.py") is None
+    assert [family.usage for family in FAMILIES if family.runs_code] == ["file.py:factory"]
+
+
+def test_a_new_family_is_one_entry(monkeypatch):
+    new = ModelFamily(prefix="lenet:", usage="lenet:NAME", builder="classic.build_lenet")
+    monkeypatch.setattr(families, "FAMILIES", (new, *FAMILIES))
+    assert size(build("lenet:5", (1, 28, 28), 10)) == 431_080
+    assert not runs_code("lenet:5")
+    assert "lenet:NAME, mlp:A-B-C, " in refused(resolve, "lenet30", (4,), 2)
 
 
 def test_unknown_name_suggests_the_nearest():

@@ -1,4 +1,4 @@
-"""A bare state_dict is recognised by its names and shapes."""
+"""A bare state_dict is recognized by its names and shapes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.checkpoints.state_dict import fold
-from lpss_cli.models import KNOWN, build, signatures
-from lpss_cli.models import signatures as templates
-from lpss_cli.models.recognition import fit_of, recognise
-from lpss_cli.models.signatures import Fit, Template, sign, table, template
+from lpss_cli.checkpoints.state_dict import fold_state_dict
+from lpss_cli.models import KNOWN, Fit, build, signatures, templates
+from lpss_cli.models.recognition import fit_of, recognize
+from lpss_cli.models.signatures import Template, sign, table
+from lpss_cli.models.templates import template
 
 State = dict[str, Tensor]
 
@@ -32,7 +32,7 @@ TORCHVISION = (
 
 def torchvision_state(name: str, outputs: int = 7, **options: object) -> State:
     """As ``torch.save`` would get it from torchvision, without memory."""
-    with templates._WithoutMemory(), warnings.catch_warnings():
+    with templates.WithoutMemory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = torchvision_models.get_model(name, weights=None, num_classes=outputs, **options)
     return dict(network.state_dict())
@@ -44,49 +44,49 @@ def own_state(name: str, shape: tuple[int, ...] = (3, 32, 32), outputs: int = 7)
 
 
 def refusal(state: State) -> str:
-    error = recognise(state).refusal("w.pt")
+    error = recognize(state).refusal("w.pt")
     return f"{error.what} | {error.do}"
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision_networks_with_another_number_of_classes(name):
-    (fit,) = recognise(torchvision_state(name)).fits
+    (fit,) = recognize(torchvision_state(name)).fits
     assert fit == Fit(f"torchvision:{name}", 7, 3, 224 if name.startswith("vit") else None)
 
 
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize(("shape", "outputs"), [((3, 32, 32), 7), ((1, 28, 40), 2)])
 def test_own_networks_for_any_images_and_classes(name, shape, outputs):
-    assert recognise(own_state(name, shape, outputs)).fits == (Fit(name, outputs, shape[0]),)
+    assert recognize(own_state(name, shape, outputs)).fits == (Fit(name, outputs, shape[0]),)
 
 
 @pytest.mark.parametrize("widths", ["784-10", "64-30-5", "12-300-100-1", "5-4-3-2-1"])
 def test_widths_of_an_mlp_follow_from_the_shapes(widths):
     state = own_state(f"mlp:{widths}", (int(widths.split("-")[0]),), int(widths.split("-")[-1]))
-    fits = recognise(state).fits
+    fits = recognize(state).fits
     assert fits[0] == Fit(f"mlp:{widths}", int(widths.split("-")[-1]))
     assert [fit.arch for fit in fits[1:]] == ["lenet300"] * ("-300-100-" in widths)
 
 
 def test_several_fits_are_listed_and_the_first_is_taken():
-    note = recognise(own_state("lenet300", (1, 28, 28), 10)).note()
+    note = recognize(own_state("lenet300", (1, 28, 28), 10)).note()
     assert note == (
-        "recognised as mlp:784-300-100-10: all 6 names and shapes fit, 10 outputs; as well as "
-        "lenet300, --arch chooses; names and shapes say nothing of activations: its accuracy will "
-        "tell"
+        "recognized as mlp:784-300-100-10: all 6 names and shapes fit, 10 outputs; lenet300 "
+        "would fit as well, --arch chooses; names and shapes do not show activations: check its "
+        "accuracy"
     )
-    note = recognise(torchvision_state("resnet18", 1000)).note()
+    note = recognize(torchvision_state("resnet18", 1000)).note()
     assert note == (
-        "recognised as torchvision:resnet18: all 102 names and shapes fit, 1000 outputs, images "
+        "recognized as torchvision:resnet18: all 102 names and shapes fit, 1000 outputs, images "
         "of 3 channels"
     )
 
 
 def test_the_size_of_the_images_of_a_transformer_is_read_off_its_positions():
     state = torchvision_state("vit_b_16", image_size=384)
-    (fit,) = recognise(state).fits
+    (fit,) = recognize(state).fits
     assert fit.side == 384
-    assert "384x384 pixels" in recognise(state).note()
+    assert "384x384 pixels" in recognize(state).note()
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
@@ -100,14 +100,14 @@ def test_wrapped_and_from_files_in_any_order(tmp_path, prefix, kind):
         torch.save({"state_dict": state, "epoch": 3}, path)
     else:
         save_file(state, path)
-    (fit,) = recognise(read(path).state_dict).fits
+    (fit,) = recognize(read(path).state_dict).fits
     assert fit == Fit("torchvision:squeezenet1_1", 3, 3)
 
 
 def test_other_channels():
     state = torchvision_state("resnet18")
     state["conv1.weight"] = torch.empty(64, 1, 7, 7)
-    assert recognise(state).fits == (Fit("torchvision:resnet18", 7, 1),)
+    assert recognize(state).fits == (Fit("torchvision:resnet18", 7, 1),)
 
 
 def test_a_file_of_an_older_pytorch_has_no_counters():
@@ -115,7 +115,7 @@ def test_a_file_of_an_older_pytorch_has_no_counters():
     old = {name: t for name, t in state.items() if "num_batches" not in name}
     assert len(old) == 102
     assert len(state) == 122
-    assert recognise(old).fits == recognise(state).fits
+    assert recognize(old).fits == recognize(state).fits
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -123,7 +123,7 @@ def test_auxiliary_classifiers_are_no_part_of_the_network(name):
     whole = torchvision_state(name)  # with them, as it is published
     bare = torchvision_state(name, aux_logits=False)
     assert len(whole) > len(bare)
-    assert recognise(whole).fits == recognise(bare).fits == (Fit(f"torchvision:{name}", 7, 3),)
+    assert recognize(whole).fits == recognize(bare).fits == (Fit(f"torchvision:{name}", 7, 3),)
 
 
 @pytest.mark.parametrize(
@@ -136,18 +136,19 @@ def test_auxiliary_classifiers_are_no_part_of_the_network(name):
 def test_names_of_published_weights_are_brought_up_to_date(name, former):
     state = torchvision_state(name)
     old = {former(key) if "layer" in key else key: t for key, t in state.items()}
-    assert not recognise(old, explain=False).fits
-    renamed, notes = fold(old)
+    assert not recognize(old, explain=False).fits
+    renamed, notes = fold_state_dict(old)
     assert list(renamed) == list(state)
-    assert notes == ["renamed what torchvision calls otherwise now"]
+    assert notes == ["renamed tensors to torchvision's current names"]
 
 
 def test_a_near_miss_names_what_differs():
     state = torchvision_state("resnet18")
     state["head.weight"] = state.pop("fc.weight")
     assert refusal(state) == (
-        "w.pt is no network that lpss knows; nearest: torchvision:resnet18 (fc.weight is missing, "
-        "head.weight is unknown) | pass --arch file.py:factory, a function that makes the network"
+        "w.pt is not a network that lpss knows; nearest: torchvision:resnet18 (fc.weight is "
+        "missing, head.weight is unknown) | pass --arch file.py:factory, a function that makes the "
+        "network"
     )
     state = torchvision_state("resnet18")
     state["layer1.0.conv1.weight"] = torch.empty(64, 64, 5, 5)
@@ -163,18 +164,18 @@ def test_classes_that_disagree_are_no_fit():
     state["fc.bias"] = torch.empty(8)
     assert "torchvision:resnet18 (fc.bias has shape (8,), not (7,))" in refusal(state)
     state["fc.bias"] = torch.empty(0)
-    assert not recognise(state, explain=False).fits
+    assert not recognize(state, explain=False).fits
 
 
 def test_what_is_like_nothing_shows_its_names():
     text = refusal(dict(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)).state_dict()))
     assert text.startswith(
-        "w.pt is no network that lpss knows; it holds 0.weight (4, 3), 0.bias (4,), 2.weight "
+        "w.pt is not a network that lpss knows; it holds 0.weight (4, 3), 0.bias (4,), 2.weight "
         "(5, 4) and 1 more |"
     )
     assert "it holds x (2, 2)" in refusal({"x": torch.ones(2, 2)})
     broken = own_state("mlp:3-4-2", (3,), 2) | {"fc2.weight": torch.ones(2, 5)}
-    assert not recognise(broken, explain=False).fits  # its widths do not chain
+    assert not recognize(broken, explain=False).fits  # its widths do not chain
 
 
 def test_a_network_by_name():
@@ -202,16 +203,16 @@ def stale(archs: list[str]) -> list[str]:
 def test_the_table_is_what_its_script_writes():
     assert stale(OWN) == []
     assert stale([f"torchvision:{name}" for name in TORCHVISION]) == []
-    made = json.loads(signatures.make(["lenet5", "resnet20"]))
+    made = json.loads(templates.make(["lenet5", "resnet20"]))
     stored = json.loads(signatures.PATH.read_text())
     assert {name: stored[name] for name in made} == made
 
 
 @pytest.mark.slow
 def test_the_whole_table_is_what_its_script_writes():
-    assert stale(signatures.known()) == []
-    assert [known.arch for known in table()] == signatures.known()
+    assert stale(templates.known()) == []
+    assert [known.arch for known in table()] == templates.known()
 
 
 def test_the_table_knows_every_network_of_this_torchvision():
-    assert set(signatures.known()) <= {known.arch for known in table()}
+    assert set(templates.known()) <= {known.arch for known in table()}

@@ -12,8 +12,9 @@ from torch import nn
 from lpss_cli.sparsity.hoyer_prediction import suitable_p
 from lpss_cli.sparsity.lp_geometry import lp_norm
 from lpss_cli.sparsity.prunable import prunable_weights
-from lpss_cli.training import engine, method
-from lpss_cli.training.setup import Settings
+from lpss_cli.training import method
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -53,7 +54,7 @@ def test_every_neuron_of_attention_moves_on_a_sphere_of_its_own():
     model = Attending()
     start = model.attention.in_proj_weight.detach().clone()
     lpss = method.make("lpss", {"p": ("1.5",), "gain": "fixed"})
-    run = engine.run(model, blobs(), lpss, Settings(3, 16))
+    run = Trainer(model, blobs(), lpss, TrainingSettings(3, 16)).train()
     after = model.attention.in_proj_weight.detach()
     assert run.layer_info["attention.in_proj_weight"]["p"] == 1.5
     # The norm that a row began with is kept, row by row, and the rows have moved.
@@ -67,7 +68,7 @@ def test_attention_shares_the_budget_by_the_ranking():
     torch.manual_seed(0)
     model = Attending()
     weights = {name: w.tensor.detach().clone() for name, w in prunable_weights(model).items()}
-    run = engine.run(model, blobs(), method.make("gmp"), Settings(0, 16, sparsity=0.5))
+    run = Trainer(model, blobs(), method.make("gmp"), TrainingSettings(0, 16, sparsity=0.5)).train()
     flat = torch.cat([s.flatten() for s in lamp_scores(
         {name: w.abs().log() for name, w in weights.items()}).values()])  # fmt: skip
     best = flat >= flat.sort(descending=True).values[112 // 2 - 1]

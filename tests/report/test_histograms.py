@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from lpss_cli.checkpoints.metadata import HISTOGRAMS, checked
+from lpss_cli.checkpoints.metadata import HISTOGRAMS, drop_invalid
 from lpss_cli.report import histograms
 from lpss_cli.report.layers import measure
 
@@ -35,8 +35,8 @@ GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
     ],
 )
 def test_histograms_of_a_record_are_checked(bad):
-    assert checked({"histograms": {"w": GOOD}}) == ({"histograms": {"w": GOOD}}, [])
-    assert checked({"histograms": {"w": bad}}) == ({}, ["histograms"])
+    assert drop_invalid({"histograms": {"w": GOOD}}) == ({"histograms": {"w": GOOD}}, [])
+    assert drop_invalid({"histograms": {"w": bad}}) == ({}, ["histograms"])
 
 
 def test_what_is_remembered_of_a_network_is_what_a_record_takes():
@@ -48,7 +48,7 @@ def test_what_is_remembered_of_a_network_is_what_a_record_takes():
         model[1].weight.zero_()
         model[2].weight.fill_(0.5)[0, 0] = 40
     record = {HISTOGRAMS: histograms.of_model(model)}
-    assert checked(record) == (record, [])
+    assert drop_invalid(record) == (record, [])
     found, far = histograms.of_record(record).values()
     assert (far.low, far.high, far.outside, far.ends) == (0.5, 0.5, 1, (0.5, 40.0))
     assert json.loads(json.dumps(record)) == record

@@ -136,15 +136,15 @@ def test_several_files_are_set_side_by_side():
 
 
 def test_a_mask_is_drawn_weight_by_weight():
-    uri, width, height = figures.mask_picture(WEIGHT)
+    uri, width, height = figures.mask_image(WEIGHT)
     assert (width, height) == (4, 3)
     picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     drawn = torch.from_numpy(np.array(picture.convert("L"))) > 0
     assert torch.equal(drawn, WEIGHT != 0)
-    assert not figures.drawable((3,))
-    assert not figures.drawable((3000, 2))
-    assert not figures.drawable((0, 4))
-    assert figures.mask_picture(torch.ones(2, 3, 5, 5))[1:] == (75, 2)
+    assert not figures.is_drawable((3,))
+    assert not figures.is_drawable((3000, 2))
+    assert not figures.is_drawable((0, 4))
+    assert figures.mask_image(torch.ones(2, 3, 5, 5))[1:] == (75, 2)
 
 
 def test_a_mask_too_large_to_look_at_is_not_even_read():
@@ -184,8 +184,10 @@ def test_a_histogram_before_training_shares_the_axis():
     far[0, :2] = torch.tensor([40.0, -0.5])
     text = page(checkpoint(weight=far))
     parse(text)
-    said = "1 weight lies further out, at 40; the mean of the positive ones, 1.27, too"
-    assert f'<p class="remark">{said}</p>' in text
+    note = (
+        "1 weight lies outside the histogram, at 40; so does the mean of the positive weights, 1.27"
+    )
+    assert f'<p class="remark">{note}</p>' in text
     assert "40 weights from -0.5 to 40<" in text
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpss_cli.report.histograms import zoomed_histogram
-from lpss_cli.report.html.figures import further
+from lpss_cli.report.html.figures import outlier_note
 from lpss_cli.report.layers import measure
 
 NEAR = torch.arange(-199.5, 200) / 1000  # 400 values at equal distances, ten a bin
@@ -68,16 +68,16 @@ def test_nothing_is_lost_and_the_bins_are_those_of_numpy(near, far):
 def test_what_is_left_out_is_said():
     def said(*far, before=()):
         near = 10 * NEAR.tolist()
-        return further(close([*near, *far]), close([*near, *before]) if before else None)
+        return outlier_note(close([*near, *far]), close([*near, *before]) if before else None)
 
     assert said() == ""
-    assert said(40.2) == "1 weight lies further out, at 40.2"
-    assert said(-40.2) == "1 weight lies further out, at -40.2"
-    assert said(30.0, 7.0, 40.2) == "3 weights lie further out, up to 40.2"
-    assert said(-30.0, -7.0) == "2 weights lie further out, down to -30"
-    assert said(-30.0, 7.0) == "2 weights lie further out, from -30 to 7"
-    mean = "; the mean of the positive ones, 4.99, too"
-    assert said(9781.3) == "1 weight lies further out, at 9.78e+03" + mean
-    assert said(before=[5.0]) == "before training 1 weight lay further out, at 5"
-    coarse = "before training they were from -0.199 to 5, too far for this axis"
+    assert said(40.2) == "1 weight lies outside the histogram, at 40.2"
+    assert said(-40.2) == "1 weight lies outside the histogram, at -40.2"
+    assert said(30.0, 7.0, 40.2) == "3 weights lie outside the histogram, up to 40.2"
+    assert said(-30.0, -7.0) == "2 weights lie outside the histogram, down to -30"
+    assert said(-30.0, 7.0) == "2 weights lie outside the histogram, from -30 to 7"
+    mean = "; so does the mean of the positive weights, 4.99"
+    assert said(9781.3) == "1 weight lies outside the histogram, at 9.78e+03" + mean
+    assert said(before=[5.0]) == "before training 1 weight lay outside the histogram, at 5"
+    coarse = "before training they ranged from -0.199 to 5, too far for this axis"
     assert said(before=[5.0] * 50) == coarse

@@ -1,4 +1,4 @@
-"""What has no gradient ranks last."""
+"""Weights without a gradient rank last."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from torch import nn
 from lpss_cli.methods.gmp import GMP
 from lpss_cli.sparsity.activity import Activity
 from lpss_cli.sparsity.masks import RANK_OFFSET, RANKINGS, select_masks
-from lpss_cli.training import engine
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 def _seen(*gradients):
@@ -21,7 +21,7 @@ def _seen(*gradients):
     return activity
 
 
-def test_rows_and_columns_without_any_gradient_are_idle():
+def test_rows_and_columns_without_any_gradient_are_inactive():
     first = [[0.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 0]]
     second = [[0.0, 0, 0, 2e-30], [0, 0, 0, 0], [0, 0, 0, 0]]
     scores = torch.arange(12.0).view(3, 4)
@@ -39,14 +39,14 @@ def test_convolutions_count_by_output_and_input_channels():
     weight.grad = torch.zeros(2, 3, 5, 5)
     weight.grad[1, 2, 4, 0] = 1e-20
     activity.update({"w": weight})
-    idle = activity.demote({"w": torch.zeros(2, 3, 5, 5)})["w"] < 0
-    assert not idle[1, 2].any()
-    assert idle.sum() == 5 * 25
+    inactive = activity.demote({"w": torch.zeros(2, 3, 5, 5)})["w"] < 0
+    assert not inactive[1, 2].any()
+    assert inactive.sum() == 5 * 25
 
 
-def test_without_a_look_scores_stay_as_they_are():
+def test_scores_of_weights_that_were_not_examined_stay():
     activity = Activity()
-    activity.update({"w": nn.Parameter(torch.ones(2, 2))})  # no gradient at all: nothing is known
+    activity.update({"w": nn.Parameter(torch.ones(2, 2))})  # no gradient yet: nothing is known
     scores = {"w": torch.rand(2, 2)}
     assert torch.equal(activity.demote(scores)["w"], scores["w"])
     seen = _seen([[0.0] * 4] * 3)
@@ -55,7 +55,7 @@ def test_without_a_look_scores_stay_as_they_are():
 
 
 @pytest.mark.parametrize("ranking", ["lamp", "magnitude", "uniform", "erk", "balanced"])
-def test_what_is_idle_goes_first_in_its_own_order_and_counts_stay_exact(ranking):
+def test_inactive_weights_are_pruned_first_in_their_own_order_and_counts_stay_exact(ranking):
     gradient = [[0.0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
     scores = {"w": torch.randn(3, 4).sub(torch.tensor([[-50.0], [0], [0]]))}  # row 0 is largest
     demoted = _seen(gradient).demote(scores)
@@ -69,16 +69,16 @@ def test_what_is_idle_goes_first_in_its_own_order_and_counts_stay_exact(ranking)
 
 
 @pytest.mark.parametrize("ranking", list(RANKINGS))
-def test_a_neuron_that_nothing_reads_gives_its_weights_up(ranking):
+def test_a_neuron_that_nothing_reads_loses_its_weights(ranking):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
     with torch.no_grad():
         model[2].weight[:, :3] = 0  # zeros of a checkpoint stay
         model[0].weight[:3] = 5.0  # larger than any other
-    done = engine.run(
+    done = Trainer(
         model, blobs(n=256), GMP(GMP.Config(ranking=ranking, frequency=5)),
-        Settings(4, 32, sparsity=0.5, keep_zeros=True),
-    )  # fmt: skip
+        TrainingSettings(4, 32, sparsity=0.5, keep_zeros=True),
+    ).train()  # fmt: skip
     assert done.masked == 64
     assert not done.masks["0.weight"][:3].any()
     assert done.masks["0.weight"][3:].any(1).all()

@@ -1,4 +1,4 @@
-"""Masked entries become exactly +0, whatever they were; kept ones keep their bits."""
+"""Masked entries become exactly +0, whatever they were; the others keep their bits."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The k largest LAMP scores without a sort are those that the sort finds."""
+"""Selection by LAMP scores without a full sort equals selection by sorting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES = {"a": (300, 40), "b": (64, 16, 3, 3), "c": (10, 100), "d": (7,)}
 
 
 def drawn(kind: str, seed: int = 0) -> dict[str, Tensor]:
-    """Networks of every kind of magnitudes that training leaves behind."""
+    """Return layers with every kind of magnitudes that training produces."""
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for i, (name, shape) in enumerate(SHAPES.items()):
@@ -75,7 +75,7 @@ LAYERS = st.lists(st.lists(MAGNITUDES, min_size=1, max_size=12), min_size=1, max
 
 
 @given(layers=LAYERS, data=st.data())
-def test_nothing_that_is_kept_scores_less_than_what_is_cut(layers, data):
+def test_no_kept_weight_scores_less_than_a_pruned_one(layers, data):
     scores = {str(i): tensor(values).log() for i, values in enumerate(layers)}
     reference = lamp_scores(scores)
     alive = sum(int(s.isfinite().sum()) for s in scores.values())

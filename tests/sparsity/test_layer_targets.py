@@ -1,4 +1,4 @@
-"""Layers with a target of their own: counted exactly, feasible, and on the way like the others."""
+"""Layers with their own target: exact counts, feasible totals, and the way there."""
 
 import json
 
@@ -19,13 +19,14 @@ from lpss_cli.sparsity.layer_targets import (
 )
 from lpss_cli.sparsity.masks import select_masks
 from lpss_cli.sparsity.targets import zero_count
-from lpss_cli.training import engine, method
-from lpss_cli.training.setup import Settings
+from lpss_cli.training import method
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 SIZES = {"a.weight": 100, "b.weight": 50, "c.weight": 50}
 
 
-def test_every_layer_gets_its_own_zeros_and_later_items_win():
+def test_every_layer_gets_its_own_zeros_and_later_items_take_precedence():
     assert assign_zeros(["*=0.5", "b=90%", "c.weight=4x"], SIZES) == {
         "a.weight": 50,
         "b.weight": 45,
@@ -52,7 +53,7 @@ def test_the_others_share_what_is_left():
         (["a=0.5", "b=0.9", "c=0"], 0.9, "0.475"),  # 50 + 45 of 200: no freedom
     ],
 )
-def test_what_cannot_be_says_the_range_that_can(items, sparsity, allowed):
+def test_an_impossible_total_names_the_range_that_is_possible(items, sparsity, allowed):
     with pytest.raises(InputError) as error:
         layer_budgets(items, SIZES, sparsity)
     assert f"give --sparsity {allowed}, or" in error.value.do
@@ -86,13 +87,13 @@ def test_the_bounds_in_the_message_are_sharp(sizes, parts, sparsity):
         assert 0 <= found.other_zeros <= found.other_weights
 
 
-def test_every_layer_on_its_own_makes_the_whole():
+def test_targets_for_every_layer_imply_the_total():
     assert implied_sparsity(["*=0.5", "a=0.9"], SIZES) == (90 + 25 + 25) / 200
     assert implied_sparsity(["a=0.9"], SIZES) is None
 
 
 @given(zeros=st.integers(10, 120))
-def test_on_the_way_all_layers_have_gone_the_same_part(zeros):
+def test_during_training_all_layers_have_gained_the_same_fraction(zeros):
     start = LayerBudgets(10, {"a.weight": 10}, 100)
     end = LayerBudgets(120, {"a.weight": 80}, 100)
     kept = end.kept_weights(SIZES, zeros, start)["a.weight"]
@@ -122,7 +123,7 @@ def test_a_count_of_its_own_overrides_the_ranking():
         ("fc1=0x", "not a number"),
     ],
 )
-def test_what_is_no_target_is_refused_at_once(item, what):
+def test_malformed_targets_are_refused_at_once(item, what):
     with pytest.raises(InputError, match=what):
         check_layer_targets([item])
 
@@ -140,7 +141,7 @@ def test_a_target_below_the_input_is_refused_with_one_that_works():
 def test_the_controller_reaches_the_layers_targets_too():
     model = network()
     lpss = method.make("lpss", {"path": "controller", "frequency": 2})
-    engine.run(model, blobs(), lpss, Settings(4, 16, sparsity=0.7, layers=("4=0",)))
+    Trainer(model, blobs(), lpss, TrainingSettings(4, 16, sparsity=0.7, layers=("4=0",))).train()
     assert [int((model[i].weight == 0).sum()) for i in (0, 4)] == [448, 0]
 
 
@@ -184,7 +185,7 @@ def test_the_commands_take_it_and_the_report_says_so(lpss, tmp_path):
         (["--layer", "fc1=0.5", "--skip", "fc1"], "matches no weight", "fc2.weight"),
     ],
 )
-def test_what_cannot_be_is_refused_on_the_command_line(lpss, typed, what, do):
+def test_impossible_targets_are_refused_on_the_command_line(lpss, typed, what, do):
     assert lpss("train", "--arch", "mlp:64-20-10", "--epochs", "0", "-q")[0] == 0
     code, out, err = lpss("sparsify", "model.pt", *typed)
     assert (code, out) == (2, "")

@@ -1,4 +1,4 @@
-"""Which weights are kept: exact counts, by-hand selections, properties."""
+"""Exact selection: counts, selections by hand, and properties."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def alive(scores: dict[str, Tensor]) -> int:
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 @given(scores=networks(), part=st.floats(0, 1))
-def test_every_ranking_keeps_exactly_k_live_weights(ranking, scores, part):
+def test_every_ranking_keeps_exactly_k_nonzero_weights(ranking, scores, part):
     k = round(part * sum(s.numel() for s in scores.values()))
     before = {name: s.clone() for name, s in scores.items()}
     masks = select_masks(scores, k, ranking)
@@ -108,7 +108,7 @@ def test_half_precision_weights_rank_as_their_values_do(dtype):
     exact = {name: w.double().abs().log() for name, w in weights.items()}
     scores = {name: log_magnitude(w) for name, w in weights.items()}
     for layers in (exact, scores):
-        layers["a"][0] -= 1000.0  # far behind, but alive
+        layers["a"][0] -= 1000.0  # far behind, but not zero
     literal = torch.cat([s.flatten() for s in lamp_scores(exact).values()])
     for k in (350, 3490):
         masks = select_masks(scores, k, "lamp")

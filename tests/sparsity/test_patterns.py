@@ -30,7 +30,7 @@ def test_globs_match_parameters_and_layers(pattern, expected):
     assert match_names(pattern, NAMES) == expected
 
 
-def test_resolve_keeps_the_order_of_the_names_and_lists_each_once():
+def test_resolving_keeps_the_order_of_the_names_and_lists_each_once():
     assert resolve_patterns(["head", "block*", "*fc1*"], NAMES, "--skip") == [*NAMES[1:3], "head"]
     assert resolve_patterns([], NAMES, "--skip") == []
 

@@ -1,4 +1,4 @@
-"""What counts as a prunable weight."""
+"""Which parameters are prunable weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_weights_are_the_models_own_parameters_under_their_names():
     assert all(w.tensor is parameters[name] for name, w in prunable_weights(model).items())
 
 
-def test_the_dimension_of_neurons():
+def test_the_dimension_that_counts_neurons():
     dims = {name: w.row_dim for name, w in prunable_weights(Everything()).items()}
     assert dims.pop("up.weight") == 1  # (in, out, kH, kW)
     assert dims.pop("grouped.weight") is None
@@ -68,13 +68,13 @@ def test_a_bare_layer_has_a_name():
     ]
 
 
-def test_a_weight_that_is_made_from_others_is_named_and_not_touched():
+def test_a_weight_that_is_computed_from_others_is_named_and_not_touched():
     spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
     model = nn.Sequential(spectral, nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert prunable_weights(model) == {}
     assert reparametrized_weights(model) == ["0.weight", "1.weight"]
-    # In training, looking at a spectral norm's weight moves its vectors.
+    # In training mode, reading a spectral norm's weight changes its vectors.
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert reparametrized_weights(Everything()) == []
     assert reparametrized_weights(spectral) == ["weight"]

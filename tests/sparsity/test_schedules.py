@@ -85,15 +85,15 @@ def test_cubic_is_monotone_between_start_and_target(a, b, begin, end, start, tar
     ("progress", "factor"),
     [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.49, 1.0), (0.5, 0.1), (0.79, 0.1), (0.8, 0.01)],
 )
-def test_warmup_steps_by_hand(progress, factor):
+def test_warmup_step_decay_by_hand(progress, factor):
     assert warmup_step_decay(progress, 0.1, (0.5, 0.8)) == pytest.approx(factor, abs=1e-15)
 
 
-def test_warmup_steps_needs_no_warmup():
+def test_warmup_step_decay_needs_no_warmup():
     assert warmup_step_decay(0.0, 0.0, ()) == 1.0
 
 
-def test_the_sigmoid_equals_its_closed_form():
+def test_the_logistic_ramp_equals_its_closed_form():
     # e = 40, 80, 120 of 160 epochs with τ = 0.5 and c = 10 epochs: σ(-4), σ(0), σ(4).
     def sigma(x):
         return 1 / (1 + math.exp(-x))
@@ -105,10 +105,10 @@ def test_the_sigmoid_equals_its_closed_form():
 
 
 @given(unit, unit, unit, unit, st.floats(0.01, 1))
-def test_the_sigmoid_rises_from_exactly_0_to_exactly_1(a, b, end, centre, width):
+def test_the_logistic_ramp_rises_from_exactly_0_to_exactly_1(a, b, end, center, width):
     a, b = sorted((a, b))
     end = max(end, 0.01)
-    early, late = (logistic_ramp(x, end, centre, width) for x in (a, b))
+    early, late = (logistic_ramp(x, end, center, width) for x in (a, b))
     assert 0 <= early <= late <= 1
-    assert logistic_ramp(0.0, end, centre, width) == 0
-    assert logistic_ramp(end, end, centre, width) == 1
+    assert logistic_ramp(0.0, end, center, width) == 0
+    assert logistic_ramp(end, end, center, width) == 1

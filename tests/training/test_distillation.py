@@ -12,9 +12,10 @@ from helpers import blobs, network
 from lpss_cli.data import TensorSource
 from lpss_cli.data.tasks import REGRESSION
 from lpss_cli.errors import InputError
-from lpss_cli.training import callbacks, engine, method
+from lpss_cli.training import callbacks, method
 from lpss_cli.training.distillation import divergence, teacher_of
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 
 
 def test_the_divergence_by_hand():
@@ -55,8 +56,8 @@ def test_the_two_parts_are_weighted_and_the_teacher_stays():
 
 def run_with(distill, data, seed=0):
     model = network()
-    settings = Settings(6, 16, seed=seed, sparsity=0.8, keep_zeros=True, distill=distill)
-    run = engine.run(model, data, method.make("gmp"), settings)
+    settings = TrainingSettings(6, 16, seed=seed, sparsity=0.8, keep_zeros=True, distill=distill)
+    run = Trainer(model, data, method.make("gmp"), settings).train()
     return model, run
 
 
@@ -88,10 +89,10 @@ def test_a_run_goes_on_with_the_same_teacher():
             if run.epoch == 3:
                 saved.update(copy.deepcopy(run.state_dict()))
 
-    settings = Settings(6, 16, sparsity=0.8, keep_zeros=True, distill=0.5)
-    engine.run(network(), data, method.make("gmp"), settings, callback=Keep())
+    settings = TrainingSettings(6, 16, sparsity=0.8, keep_zeros=True, distill=0.5)
+    Trainer(network(), data, method.make("gmp"), settings, callback=Keep()).train()
     model = network()
-    engine.run(model, data, method.make("gmp"), settings, resume=saved)
+    Trainer(model, data, method.make("gmp"), settings).train(saved)
     assert all(torch.equal(whole[name], t) for name, t in model.state_dict().items())
 
 
@@ -119,8 +120,8 @@ def test_the_command_line_takes_it_and_the_record_keeps_it(lpss):
         (["--distill", "1.5"], "--distill 1.5 is out of range"),
         (["--distill", "-0.1"], "--distill -0.1 is out of range"),
         (["--distill", "nan"], "--distill nan is out of range"),
-        (["--distill", "0.5", "--temperature", "0"], "--temperature 0.0 is out of range"),
-        (["--temperature", "2"], "--temperature is of --distill"),
+        (["--distill", "0.5", "--temperature", "0"], "--temperature 0 is out of range"),
+        (["--temperature", "2"], "--temperature needs --distill"),
     ],
 )
 def test_what_cannot_be_is_refused(lpss, typed, what):

@@ -24,7 +24,7 @@ NET = ("--arch", "mlp:64-8-10")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with an artefact, its pack and weights without a network."""
+    """Return a folder with an artifact, its pack, and weights without a network."""
     folder = tmp_path_factory.mktemp("model")
     path = folder / "m.pt"
     for words in (("train", *NET, *FAST, "--sparsity", "0.5", "--out", path),
@@ -37,7 +37,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory):
-    """A small file system of its own, where this process may mount one."""
+    """Return a small file system, if this process may mount one."""
     folder = tmp_path_factory.mktemp("disk")
     if sys.platform != "linux" or shutil.which("mount") is None:
         pytest.skip("tmpfs is Linux's")
@@ -50,7 +50,7 @@ def disk(tmp_path_factory):
 
 @pytest.fixture
 def full(disk, monkeypatch):
-    """The same without a free byte, and with nothing else in it."""
+    """Return the same without a free byte, and with nothing else in it."""
     monkeypatch.chdir(disk)
     for path in disk.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -68,7 +68,7 @@ def full(disk, monkeypatch):
     return fill
 
 
-#: What writes → the files that it would replace.
+#: Command that writes → the files that it would replace.
 WRITERS = {
     "train --arch mlp:64-8-10 --epochs 1 --batch-size 256 --out o.pt": ["o.pt"],
     "sparsify {model} --epochs 1 --batch-size 256 --out o.pt": ["o.pt"],
@@ -86,7 +86,7 @@ WRITERS = {
 @pytest.mark.parametrize("checked", [True, False], ids=["found before", "found while writing"])
 @pytest.mark.parametrize("line", WRITERS)
 def test_nothing_is_lost(model, full, monkeypatch, line, checked):
-    """Where the free space is looked at before, too: another program may take it meanwhile."""
+    """Also if the free space was checked before: another program may take it meanwhile."""
     if not checked:
         usage = shutil.disk_usage(".")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**40))
@@ -105,7 +105,7 @@ def test_nothing_is_lost(model, full, monkeypatch, line, checked):
 
 
 def test_a_state_that_does_not_fit_stops_nothing(full, monkeypatch):
-    """There is room for a state, and then there is none; the run goes on to its end."""
+    """There is space for a state, and then there is none; the run continues to its end."""
     words = ("train", *NET, "--epochs", "2", "--batch-size", "256", "--checkpoint-steps", "2")
     write, filled = os.replace, []
 

@@ -1,4 +1,4 @@
-"""All generators of the process, there and back."""
+"""The global random generators: saved, restored and seeded."""
 
 import io
 import random
@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from helpers import blobs, network
 
-from lpss_cli.training import engine, method
-from lpss_cli.training.setup import Settings
-from lpss_cli.training.state import moved
+from lpss_cli.training import method
+from lpss_cli.training.run import to_device
+from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.training.trainer import Trainer
 from lpss_cli.utils import seeds
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def test_restored_generators_draw_the_same_again():
     assert draw() == first
 
 
-def test_one_seed_starts_all_of_them():
+def test_one_number_seeds_all_of_them():
     seeds.seed_everything(1)
     first = draw()
     seeds.seed_everything(1)
@@ -46,7 +47,7 @@ def test_one_seed_starts_all_of_them():
     assert not set(draw()) & set(first)
 
 
-def test_a_block_may_draw_without_anybody_noticing():
+def test_what_a_block_draws_leaves_no_trace():
     seeds.seed_everything(0)
     first = draw()
     seeds.seed_everything(0)
@@ -57,7 +58,7 @@ def test_a_block_may_draw_without_anybody_noticing():
 
 def test_what_a_method_keeps_goes_to_the_models_device():
     memory = {"start": {"w": torch.zeros(2)}, "list": [(torch.ones(1), 3)], "decay": 0.5}
-    there = moved(memory, torch.device("meta"))
+    there = to_device(memory, torch.device("meta"))
     assert there["start"]["w"].device.type == there["list"][0][0].device.type == "meta"
     assert there["list"][0][1] == 3
     assert type(there["list"][0]) is tuple
@@ -67,10 +68,12 @@ def test_what_a_method_keeps_goes_to_the_models_device():
 
 def test_a_restored_run_moves_what_it_holds(monkeypatch):
     """Saved on the CPU, as every file is: asked to go where the model is."""
-    run = engine.run(network(), blobs(), method.make("lottery"), Settings(2, 16, sparsity=0.5))
+    run = Trainer(
+        network(), blobs(), method.make("lottery"), TrainingSettings(2, 16, sparsity=0.5)
+    ).train()
     asked = []
     monkeypatch.setattr(
-        "lpss_cli.training.state.moved", lambda v, device: asked.append((v, device)) or v
+        "lpss_cli.training.run.to_device", lambda v, device: asked.append((v, device)) or v
     )
     run.load_state_dict(run.state_dict())
     assert {device for _, device in asked} == {CPU}

@@ -1,7 +1,12 @@
-"""The file around the tensors: magic, lengths, hash, header, sections, padding.
+"""The file around the tensors: magic number, lengths, hash, header, sections, padding.
 
-docs/format.md is the format in words. Every number of a file is checked against the file's own size
+docs/format.md is the format in words. Every number in a file is checked against the file's own size
 before memory is taken for it: a hostile file gets no more than a bounded multiple of its length.
+
+The body holds the sections that belong to one tensor, in the order of the table, and then those
+that tensors share. A network has many short tensors, such as biases, norms and thin layers. zstd
+needs a table for each section, and a plane of a few hundred bytes is not worth one, so short planes
+of the same kind are joined. How short a plane has to be is what makes the file shortest.
 """
 
 from __future__ import annotations
@@ -14,244 +19,246 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lpss_cli.checkpoints.packed.coding import (
+    MAGIC,
     VOCABULARIES,
-    Array,
     MalformedError,
     load_header,
     load_section,
-    need,
+    require,
     store_header,
     store_section,
 )
-from lpss_cli.checkpoints.packed.header import Entry, Kind, parse
-from lpss_cli.checkpoints.packed.tensors import Encoded, decode
+from lpss_cli.checkpoints.packed.header import EncodedTensor, Entry, PlaneKind, parse
 
-# MERGED: The body of a file: own sections in the order of the table, then those that tensors share.
-# MERGED: A network has many short tensors: biases, norms, thin layers. zstd needs a table for
-# MERGED: each section,
-# MERGED: and a plane of a few hundred bytes is not worth one. So short planes of one kind are
-# MERGED: joined; how
-# MERGED: short, is what makes the file shortest.
-#: The writer's bounds between short planes and others, in bytes.
-BOUNDS = (0, 1 << 9, 1 << 12)
+#: What is written. Version 1 has no ``split`` and ``rest``, and another dictionary.
+VERSION = 2
+# Magic number, version, 0 (reserved), stored and plain length of the header, length of the body.
+_PREAMBLE = struct.Struct("<8sHHIIQ")
+_HASH_BYTES = 32
+#: Where the header begins.
+HEADER_OFFSET = _PREAMBLE.size + _HASH_BYTES
+# Keys of the header, and the types of their values.
+_TYPES = {"meta": dict, "about": dict, "short": int, "joined": list, "tensors": list}
+#: Longest plain header in bytes, and how many times as long as the stored one it may be.
+MAX_HEADER, MAX_HEADER_RATIO = 1 << 24, 64
+#: Weights that any file may declare, and how many more for each of its bytes: all weights, and
+#: those whose value is stored.
+FREE_WEIGHTS, WEIGHTS_PER_BYTE, STORED_PER_BYTE = 1 << 20, 256, 16
+#: The lengths in bytes below which the writer tries to join planes.
+SHORT_PLANES = (0, 1 << 9, 1 << 12)
 
 
 @dataclass(frozen=True)
 class Body:
-    """The body, and what the header says of it.
+    """The sections of all tensors, and what the header says about them.
 
     Attributes:
-        entries: lines, with the lengths of their sections.
+        entries: the table: one line for each tensor, with the lengths of its sections.
         short: planes of fewer bytes are joined.
         joined: stored lengths of the joined sections.
-        content: the bytes.
+        data: the bytes of all sections.
     """
 
     entries: list[Entry]
     short: int
     joined: list[int]
-    content: bytes
+    data: bytes
 
+    def sections(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Yield the plain sections of each tensor: where its values are, and the planes.
 
-def write_body(table: Sequence[Encoded], compress: bool) -> Body:
-    """Put the sections of all tensors one after the other, in the shortest way."""
-    stored = [[store_section(plane, compress) for plane in encoded.planes] for encoded in table]
-    bodies = [_write_body(table, stored, short, compress) for short in BOUNDS]
-    # A length in the header is about two bytes once zstd has seen it.
-    return min(bodies, key=lambda body: len(body.content) + 2 * _lengths(body))
-
-
-def _lengths(body: Body) -> int:
-    return len(body.joined) + sum(len(entry.sections) for entry in body.entries)
-
-
-def _write_body(
-    table: Sequence[Encoded], stored: Sequence[Sequence[bytes]], short: int, compress: bool
-) -> Body:
-    shared: dict[Kind, list[bytes]] = {}
-    entries: list[Entry] = []
-    content: list[bytes] = []
-    for encoded, planes in zip(table, stored, strict=True):
-        own = list(encoded.parts)
-        for (kind, size), plain, plane in zip(
-            encoded.entry.planes(), encoded.planes, planes, strict=True
-        ):
-            if size < short:
-                shared.setdefault(kind, []).append(plain)
-            else:
-                own.append(plane)
-        entries.append(replace(encoded.entry, sections=tuple(map(len, own))))
-        content += own
-    joined = [store_section(b"".join(plain), compress) for plain in shared.values()]
-    return Body(entries, short, list(map(len, joined)), b"".join(content + joined))
-
-
-def shared_lengths(entries: Sequence[Entry], short: int) -> dict[Kind, int]:
-    """Return the plain length of each joined section, in the order of the file."""
-    lengths: dict[Kind, int] = {}
-    for entry in entries:
-        for kind, size in entry.planes():
-            if size < short:
-                lengths[kind] = lengths.get(kind, 0) + size
-    return lengths
-
-
-def read_body(body: Body) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Yield the plain sections of each tensor: where its values are, and the planes.
-
-    Raises:
-        MalformedError: a section is not what the header says.
-    """
-    place = sum(sum(entry.sections) for entry in body.entries)
-    shared: dict[Kind, bytes] = {}
-    for (kind, size), stored in zip(
-        shared_lengths(body.entries, body.short).items(), body.joined, strict=True
-    ):
-        shared[kind] = load_section(body.content[place : place + stored], size)
-        place += stored
-    used = dict.fromkeys(shared, 0)
-    place = 0
-    for entry in body.entries:
-        own = []
-        for size, stored in zip(entry.own(body.short), entry.sections, strict=True):
-            own.append(load_section(body.content[place : place + stored], size))
-            place += stored
-        planes = []
-        rest = iter(own[entry.parts :])
-        for kind, size in entry.planes():
-            if size >= body.short:
-                planes.append(next(rest))
-            else:
-                planes.append(shared[kind][used[kind] : used[kind] + size])
-                used[kind] += size
-        yield own[: entry.parts], planes
-
-
-#: A byte that is no text, then signs that a transfer as text would change.
-MAGIC = b"\x93LPSS\r\n\x1a"
-#: What is written; 1 is read too: without ``split`` and ``rest``, and with other words.
-VERSION = 2
-# magic, version, reserved (0), stored and plain length of the header, length of the body.
-_FIXED = struct.Struct("<8sHHIIQ")
-_HASH = 32
-START = _FIXED.size + _HASH
-# Keys of the header and their types.
-_TYPES = {"meta": dict, "about": dict, "short": int, "joined": list, "tensors": list}
-#: Longest plain header, and how much longer than the stored one it may be.
-HEADER_LIMIT, HEADER_RATIO = 1 << 24, 64
-#: Weights that any file may declare, and how many more for each of its bytes: all of them, and
-#: those whose value is stored.
-FREE, PER_BYTE, KEPT_PER_BYTE = 1 << 20, 256, 16
+        Raises:
+            MalformedError: a section is not what the header says.
+        """
+        offset = sum(sum(entry.sections) for entry in self.entries)
+        joined: dict[PlaneKind, bytes] = {}
+        lengths = joined_lengths(self.entries, self.short)
+        for (kind, length), stored in zip(lengths.items(), self.joined, strict=True):
+            joined[kind] = load_section(self.data[offset : offset + stored], length)
+            offset += stored
+        used = dict.fromkeys(joined, 0)
+        offset = 0
+        for entry in self.entries:
+            own = []
+            for length, stored in zip(
+                entry.section_lengths(self.short), entry.sections, strict=True
+            ):
+                own.append(load_section(self.data[offset : offset + stored], length))
+                offset += stored
+            planes = []
+            long_planes = iter(own[entry.position_sections :])
+            for kind, length in entry.planes():
+                if length >= self.short:
+                    planes.append(next(long_planes))
+                else:
+                    planes.append(joined[kind][used[kind] : used[kind] + length])
+                    used[kind] += length
+            yield own[: entry.position_sections], planes
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: facts, the table, and the tensors' bits in the table's order."""
+    """What a file holds.
+
+    Attributes:
+        meta: what the checkpoint says about its network.
+        about: what the file says about itself.
+        body: the tensors, still stored.
+    """
 
     meta: dict[str, Any]
     about: dict[str, Any]
-    entries: list[Entry]
-    arrays: list[Array]
+    body: Body
 
 
 def write(
     meta: dict[str, Any],
     about: dict[str, Any],
-    table: Sequence[Encoded],
+    table: Sequence[EncodedTensor],
     compress: bool = True,
 ) -> bytes:
-    """Return the file's bytes.
+    """Return the bytes of a file.
 
     Args:
-        meta: what the checkpoint says of its network; JSON-like.
-        about: what the file says of itself; JSON-like.
+        meta: what the checkpoint says about its network, as JSON can hold it.
+        about: what the file says about itself, as JSON can hold it.
         table: the tensors.
         compress: use zstd where it makes a part shorter.
 
     Raises:
         MalformedError: the header is too long to be read back.
-        TypeError, ValueError: the facts are not JSON.
+        TypeError, ValueError: ``meta`` or ``about`` is not JSON.
     """
-    made = write_body(table, compress)
-    lines: dict[str, Any] = {
+    body = _shortest_body(table, compress)
+    document = {
         "meta": meta,
         "about": about,
-        "short": made.short,
-        "joined": made.joined,
+        "short": body.short,
+        "joined": body.joined,
+        "tensors": [entry.to_dict() for entry in body.entries],
     }
-    lines["tensors"] = [entry.to_dict() for entry in made.entries]
-    text = json.dumps(lines, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     plain = text.encode()
-    need(len(plain) <= HEADER_LIMIT, f"a header of {len(plain):,} bytes")
+    require(len(plain) <= MAX_HEADER, f"a header of {len(plain):,} bytes")
     header = store_header(plain, VERSION, compress)
-    if len(plain) > HEADER_RATIO * len(header):
+    if len(plain) > MAX_HEADER_RATIO * len(header):
         header = plain
-    size = START + len(header) + len(made.content)
-    content = made.content + bytes(max(0, _least_size(made.entries) - size))
-    fixed = _FIXED.pack(MAGIC, VERSION, 0, len(header), len(plain), len(content))
-    return fixed + hashlib.sha256(fixed + header + content).digest() + header + content
+    size = HEADER_OFFSET + len(header) + len(body.data)
+    data = body.data + bytes(max(0, _least_size(body.entries) - size))
+    preamble = _PREAMBLE.pack(MAGIC, VERSION, 0, len(header), len(plain), len(data))
+    return preamble + hashlib.sha256(preamble + header + data).digest() + header + data
+
+
+def _shortest_body(table: Sequence[EncodedTensor], compress: bool) -> Body:
+    """Put the sections of all tensors one after the other, in the shortest of several ways."""
+    stored = [[store_section(plane, compress) for plane in encoded.planes] for encoded in table]
+    bodies = [_build_body(table, stored, short, compress) for short in SHORT_PLANES]
+    # A length in the header takes about two bytes once zstd has seen it.
+    return min(bodies, key=lambda body: len(body.data) + 2 * _count_lengths(body))
+
+
+def _count_lengths(body: Body) -> int:
+    return len(body.joined) + sum(len(entry.sections) for entry in body.entries)
+
+
+def _build_body(
+    table: Sequence[EncodedTensor], stored: Sequence[Sequence[bytes]], short: int, compress: bool
+) -> Body:
+    """Put the sections one after the other.
+
+    Args:
+        table: the tensors.
+        stored: their planes as they would be stored alone.
+        short: planes of fewer bytes are joined.
+        compress: use zstd where it makes a section shorter.
+    """
+    joined: dict[PlaneKind, list[bytes]] = {}
+    entries: list[Entry] = []
+    sections: list[bytes] = []
+    for encoded, stored_planes in zip(table, stored, strict=True):
+        own = list(encoded.positions)
+        for (kind, length), plain, plane in zip(
+            encoded.entry.planes(), encoded.planes, stored_planes, strict=True
+        ):
+            if length < short:
+                joined.setdefault(kind, []).append(plain)
+            else:
+                own.append(plane)
+        entries.append(replace(encoded.entry, sections=tuple(map(len, own))))
+        sections += own
+    shared = [store_section(b"".join(planes), compress) for planes in joined.values()]
+    return Body(entries, short, list(map(len, shared)), b"".join(sections + shared))
+
+
+def joined_lengths(entries: Sequence[Entry], short: int) -> dict[PlaneKind, int]:
+    """Return the plain length of each joined section, in the order of the file."""
+    lengths: dict[PlaneKind, int] = {}
+    for entry in entries:
+        for kind, length in entry.planes():
+            if length < short:
+                lengths[kind] = lengths.get(kind, 0) + length
+    return lengths
 
 
 def _least_size(entries: Sequence[Entry]) -> int:
-    """Return the size below which a file is not believed to hold so many weights."""
+    """Return how many bytes a file needs at least to be believed to hold so many weights."""
     total = sum(entry.count for entry in entries)
-    kept = sum(entry.kept for entry in entries)
-    return max(-(-(total - FREE) // PER_BYTE), -(-(kept - FREE) // KEPT_PER_BYTE), 0)
+    stored = sum(entry.kept for entry in entries)
+    least_for_all = -(-(total - FREE_WEIGHTS) // WEIGHTS_PER_BYTE)
+    least_for_stored = -(-(stored - FREE_WEIGHTS) // STORED_PER_BYTE)
+    return max(least_for_all, least_for_stored, 0)
 
 
 def read(data: bytes) -> Content:
-    """Read a file's bytes.
+    """Read the bytes of a file, and check everything but the content of the sections.
 
     Raises:
-        MalformedError: they are not whole, or not what a writer makes.
+        MalformedError: the bytes are incomplete, or not what a writer makes.
     """
-    meta, about, stored = _parse(data)
-    arrays: list[Array] = []
-    for entry, (parts, planes) in zip(stored.entries, read_body(stored), strict=True):
-        arrays.append(decode(entry, parts, planes, arrays))
-    return Content(meta, about, stored.entries, arrays)
-
-
-def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Any], Body]:
-    """Return facts and body; everything is checked but the sections' content."""
-    need(len(data) >= START, "a file that ends before its header")
-    magic, version, reserved, stored, plain, length = _FIXED.unpack_from(data)
-    need(magic == MAGIC, "no magic number of a pack")
-    known = version in VOCABULARIES and reserved == 0
-    need(known, f"format {version}, of another lpss than this one")
-    need(len(data) == START + stored + length, "a file of another length than it declares")
-    rest = memoryview(data)[START:]
-    digest = hashlib.sha256(data[: _FIXED.size])
+    require(len(data) >= HEADER_OFFSET, "a file that ends before its header")
+    magic, version, reserved, stored, plain, length = _PREAMBLE.unpack_from(data)
+    require(magic == MAGIC, "the magic number of another format")
+    is_known = version in VOCABULARIES and reserved == 0
+    require(is_known, f"format {version}, which this lpss does not know")
+    fits = len(data) == HEADER_OFFSET + stored + length
+    require(fits, "a file of another length than it declares")
+    rest = memoryview(data)[HEADER_OFFSET:]
+    digest = hashlib.sha256(data[: _PREAMBLE.size])
     digest.update(rest)
-    need(digest.digest() == data[_FIXED.size : START], "content that does not have its hash")
-    need(plain <= min(HEADER_LIMIT, HEADER_RATIO * stored), "a header that is too long")
-    meta, about, content = _table(load_header(bytes(rest[:stored]), plain, version))
-    entries = content.entries
-    split = any(entry.split is not None for entry in entries)
-    need(version > 1 or not split, "a tensor of another version than the file's")
-    need(_least_size(entries) <= len(data), "more weights than a file of this length holds")
-    used = sum(sum(entry.sections) for entry in entries) + sum(content.joined)
-    need(used <= length, "sections beyond the end of the file")
-    need(not any(rest[stored + used :]), "padding that is not zero")
-    return meta, about, replace(content, content=bytes(rest[stored:]))
+    is_intact = digest.digest() == data[_PREAMBLE.size : HEADER_OFFSET]
+    require(is_intact, "content that does not have its hash")
+    fits = plain <= min(MAX_HEADER, MAX_HEADER_RATIO * stored)
+    require(fits, "a header that is too long")
+    content = _parse(load_header(bytes(rest[:stored]), plain, version))
+    body = content.body
+    entries = body.entries
+    has_split = any(entry.split is not None for entry in entries)
+    require(version > 1 or not has_split, "a tensor of another version than the file's")
+    require(_least_size(entries) <= len(data), "more weights than a file of this length holds")
+    used = sum(sum(entry.sections) for entry in entries) + sum(body.joined)
+    require(used <= length, "sections beyond the end of the file")
+    require(not any(rest[stored + used :]), "padding that is not zero")
+    return replace(content, body=replace(body, data=bytes(rest[stored:])))
 
 
-def _table(header: bytes) -> tuple[dict[str, Any], dict[str, Any], Body]:
-    """Return facts and the body's description, without its bytes."""
+def _parse(header: bytes) -> Content:
+    """Return what the header says, without the bytes of the body."""
     try:
-        content = json.loads(header)
+        document = json.loads(header)
     except (ValueError, RecursionError):
-        raise MalformedError("a header that is no JSON") from None
-    right = isinstance(content, dict) and set(content) == set(_TYPES)
-    need(right, f"a header with other keys than {', '.join(_TYPES)}")
-    right = all(type(content[key]) is kind for key, kind in _TYPES.items())
-    need(right, "a header of other types")
-    meta, about, short, joined, lines = (content[key] for key in _TYPES)
-    need(0 <= short <= BOUNDS[-1], "short planes of a length out of range")
-    entries = [parse(line, place, short) for place, line in enumerate(lines)]
-    copies = [entries[entry.same] for entry in entries if entry.same is not None]
-    need(all(other.same is None for other in copies), "a copy of a copy")
-    need(len({entry.name for entry in entries}) == len(entries), "two tensors of one name")
-    whole = all(type(size) is int and size >= 0 for size in joined)
-    need(whole and len(joined) == len(shared_lengths(entries, short)), "other joined sections")
-    return meta, about, Body(entries, short, joined, b"")
+        raise MalformedError("a header that is not JSON") from None
+    has_keys = isinstance(document, dict) and set(document) == set(_TYPES)
+    require(has_keys, f"a header with other keys than {', '.join(_TYPES)}")
+    has_types = all(type(document[key]) is kind for key, kind in _TYPES.items())
+    require(has_types, "a header of other types")
+    meta, about, short, joined, lines = (document[key] for key in _TYPES)
+    require(0 <= short <= SHORT_PLANES[-1], "short planes of a length out of range")
+    entries = [parse(line, index, short) for index, line in enumerate(lines)]
+    originals = [entries[entry.copy_of] for entry in entries if entry.copy_of is not None]
+    require(all(original.copy_of is None for original in originals), "a copy of a copy")
+    names = {entry.name for entry in entries}
+    require(len(names) == len(entries), "two tensors of one name")
+    are_lengths = all(type(size) is int and size >= 0 for size in joined)
+    fits = are_lengths and len(joined) == len(joined_lengths(entries, short))
+    require(fits, "other joined sections")
+    return Content(meta, about, Body(entries, short, joined, b""))

@@ -6,18 +6,19 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lpss_cli.checkpoints.packed import positions
-from lpss_cli.checkpoints.packed.coding import need
-from lpss_cli.checkpoints.packed.positions import Places
+from lpss_cli.checkpoints.packed.coding import require
+from lpss_cli.checkpoints.packed.positions import Selection, parse_selection
 from lpss_cli.checkpoints.packed.values import DTYPES, FLOATS, STORED, has_scales, stored_type
 
 #: Weights of one tensor at most; indices and their sums then fit 64 bits.
-LARGEST = 2**31 - 1
-_COPY = {"name", "dtype", "shape", "as"}
-_NEEDED = {"name", "dtype", "shape", "values", "sections"}
-_CHOICES = {"rows", "columns", "places", "split", "rest"}
-#: What planes of different tensors must have in common to be joined.
-Kind = tuple[str, str, bool, str, int]
+MAX_WEIGHTS = 2**31 - 1
+#: What planes of different tensors must have in common to be joined: code, dtype (of raw values
+#: only), whether all entries are stored, ``scale`` or ``value``, and the number of the byte.
+PlaneKind = tuple[str, str, bool, str, int]
+_MAX_DIMENSIONS = 64
+_KEYS_OF_COPY = {"name", "dtype", "shape", "as"}
+_REQUIRED_KEYS = {"name", "dtype", "shape", "values", "sections"}
+_SELECTION_KEYS = {"rows", "columns", "places", "split", "rest"}
 
 
 @dataclass(frozen=True)
@@ -25,30 +26,31 @@ class Entry:
     """A tensor as the header describes it: a matrix of its first dimension by all others.
 
     Attributes:
-        name: in the state_dict.
-        dtype: a name of ``values.DTYPES``.
-        shape: of the tensor.
+        name: name in the state_dict.
+        dtype: a key of ``values.DTYPES``.
+        shape: shape of the tensor.
         live_rows: the rows that are stored; the others are zero.
         live_columns: the columns that are stored.
-        places: the entries that are stored, of the matrix of live rows and columns.
-        split: the live columns that are a matrix of their own, the first one, where there are two.
-        rest: the entries that are stored of the second one.
+        positions: the entries that are stored, out of those in the live rows and columns. After a
+            split, only of those in the first group of columns.
         values: the code of the values.
-        sections: stored lengths in bytes of the sections that are this tensor's own.
-        same: place in the table of the tensor that this one equals, if there is one.
+        sections: stored lengths in bytes of the sections that belong to this tensor alone.
+        copy_of: index in the table of the tensor that this one equals; None if it is no copy.
+        split: the live columns in the first group; None if there is only one group.
+        rest: the entries that are stored, out of those in the second group of columns.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    live_rows: Places
-    live_columns: Places
-    places: Places
+    live_rows: Selection
+    live_columns: Selection
+    positions: Selection
     values: str = "raw"
     sections: tuple[int, ...] = field(default=())
-    same: int | None = None
-    split: Places | None = None
-    rest: Places | None = None
+    copy_of: int | None = None
+    split: Selection | None = None
+    rest: Selection | None = None
 
     @property
     def count(self) -> int:
@@ -57,7 +59,7 @@ class Entry:
 
     @property
     def rows(self) -> int:
-        """Entries of the first dimension, 1 for a scalar."""
+        """Size of the first dimension, 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -67,135 +69,157 @@ class Entry:
 
     @property
     def kept(self) -> int:
-        """Stored values; none for a copy."""
-        return 0 if self.same is not None else sum(places.kept for places, _ in self.blocks())
+        """Number of stored values; 0 for a copy."""
+        return 0 if self.copy_of is not None else sum(stored.kept for stored, _ in self.groups())
 
-    def blocks(self) -> list[tuple[Places, int]]:
-        """Return the matrices of live rows and columns: the stored entries, and the columns."""
+    def groups(self) -> list[tuple[Selection, int]]:
+        """Return, for each group of live columns, the stored entries and the number of columns."""
         columns = self.live_columns.kept
         if self.split is None or self.rest is None:
-            return [(self.places, columns)]
-        return [(self.places, self.split.kept), (self.rest, columns - self.split.kept)]
+            return [(self.positions, columns)]
+        return [(self.positions, self.split.kept), (self.rest, columns - self.split.kept)]
 
-    def choices(self) -> list[tuple[Places, int]]:
-        """Return what is chosen, and from how many: rows, columns, of these, entries."""
+    def selections(self) -> list[tuple[Selection, int]]:
+        """Return all selections in the order of their sections, each with what it selects from."""
         sides = [(self.live_rows, self.rows), (self.live_columns, self.width)]
         split = [(self.split, self.live_columns.kept)] if self.split is not None else []
         rows = self.live_rows.kept
-        return [*sides, *split, *((places, rows * columns) for places, columns in self.blocks())]
+        return [*sides, *split, *((stored, rows * columns) for stored, columns in self.groups())]
 
-    def planes(self) -> list[tuple[Kind, int]]:
-        """Return kind and plain length of each plane: of the scales, then of the values."""
-        if self.same is not None:
+    def planes(self) -> list[tuple[PlaneKind, int]]:
+        """Return kind and plain length of each plane: first of the scales, then of the values."""
+        if self.copy_of is not None:
             return []
-        size = stored_type(self.values, self.dtype).itemsize
+        itemsize = stored_type(self.values, self.dtype).itemsize
         of_type = self.dtype if self.values == "raw" else ""
-        found: list[tuple[Kind, int]] = []
+        planes: list[tuple[PlaneKind, int]] = []
         if has_scales(self.values):
-            dense = self.places.coding == "all"
-            scale = (self.values, of_type, dense, "scale")
-            found = [((*scale, i), self.live_rows.kept) for i in range(4)]
-        for stored, _ in self.blocks():
-            value = (self.values, of_type, stored.coding == "all", "value")
-            found += [((*value, i), stored.kept) for i in range(size)]
-        return found
+            is_dense = self.positions.coding == "all"
+            kind = (self.values, of_type, is_dense, "scale")
+            planes = [((*kind, byte), self.live_rows.kept) for byte in range(4)]
+        for stored, _ in self.groups():
+            kind = (self.values, of_type, stored.coding == "all", "value")
+            planes += [((*kind, byte), stored.kept) for byte in range(itemsize)]
+        return planes
 
     @property
-    def parts(self) -> int:
-        """Sections that say where the values are."""
-        return sum(len(way.lengths(count)) for way, count in self.choices())
+    def position_sections(self) -> int:
+        """Number of sections that say where the values are."""
+        return sum(len(selection.lengths(count)) for selection, count in self.selections())
 
-    def own(self, short: int) -> list[int]:
-        """Return the plain lengths of the sections of this tensor alone.
+    def section_lengths(self, short: int) -> list[int]:
+        """Return the plain lengths of the sections that belong to this tensor alone.
 
         Args:
             short: planes of fewer bytes are joined with those of other tensors.
         """
-        found = [size for way, count in self.choices() for size in way.lengths(count)]
-        return found + [size for _, size in self.planes() if size >= short]
+        lengths = [n for selection, count in self.selections() for n in selection.lengths(count)]
+        return lengths + [length for _, length in self.planes() if length >= short]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the header's line."""
         line: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-        if self.same is not None:
-            return line | {"as": self.same}
-        ways = {"rows": self.live_rows, "columns": self.live_columns, "places": self.places}
+        if self.copy_of is not None:
+            return line | {"as": self.copy_of}
+        selections = {
+            "rows": self.live_rows,
+            "columns": self.live_columns,
+            "places": self.positions,
+        }
         if self.split is not None and self.rest is not None:
-            ways |= {"split": self.split, "rest": self.rest}
-        line |= {key: way.to_list() for key, way in ways.items() if way.coding != "all"}
+            selections |= {"split": self.split, "rest": self.rest}
+        line |= {key: s.to_list() for key, s in selections.items() if s.coding != "all"}
         return line | {"values": self.values, "sections": list(self.sections)}
 
 
-def whole(name: str, dtype: str, shape: tuple[int, ...], same: int | None = None) -> Entry:
-    """Return the entry of a tensor of which everything is stored, or of a copy."""
+@dataclass(frozen=True)
+class EncodedTensor:
+    """A tensor as it goes into the file.
+
+    Attributes:
+        entry: its line; the lengths of the sections are still missing.
+        positions: the stored sections that say where the values are.
+        planes: the plain planes of scales and values.
+    """
+
+    entry: Entry
+    positions: list[bytes]
+    planes: list[bytes]
+
+
+def dense_entry(name: str, dtype: str, shape: tuple[int, ...], copy_of: int | None = None) -> Entry:
+    """Return the entry of a tensor that is stored whole, or of a copy."""
     count, rows = math.prod(shape), shape[0] if shape else 1
-    all_rows, all_columns = Places("all", rows), Places("all", count // max(1, rows))
-    return Entry(name, dtype, shape, all_rows, all_columns, Places("all", count), same=same)
+    all_rows, all_columns = Selection("all", rows), Selection("all", count // max(1, rows))
+    all_entries = Selection("all", count)
+    return Entry(name, dtype, shape, all_rows, all_columns, all_entries, copy_of=copy_of)
 
 
-def parse(line: Any, place: int, short: int) -> Entry:
-    """Check a header's line as far as it goes without the sections.
+def parse(line: Any, index: int, short: int) -> Entry:
+    """Check a header's line as far as that is possible without the sections.
 
     Args:
         line: parsed JSON.
-        place: its place in the table.
-        short: planes of fewer bytes are joined.
+        index: index of the line in the table.
+        short: planes of fewer bytes are joined with those of other tensors.
 
     Raises:
-        MalformedError: a key, type or number that cannot be.
+        MalformedError: a key, type or number is impossible.
     """
-    need(isinstance(line, dict), "a tensor that is not described")
+    require(isinstance(line, dict), "a tensor that is not described")
     name, shape, keys = line.get("name"), line.get("shape"), set(line)
-    need(isinstance(name, str), "a tensor without a name")
-    need(keys == _COPY or _NEEDED <= keys <= _NEEDED | _CHOICES, "unexpected keys")
-    need(isinstance(line["dtype"], str) and line["dtype"] in DTYPES, "an unknown type")
-    need(isinstance(shape, list) and len(shape) <= 64, "a shape that is none")
-    sizes = tuple(_number(line, size, LARGEST) for size in shape)
-    # An empty tensor too: no array has sides that together cannot be numbered.
-    need(math.prod(filter(None, sizes)) <= LARGEST, "a tensor that is too large")
-    if keys == _COPY:
-        return whole(name, line["dtype"], sizes, _number(line, line["as"], place - 1))
-    entry = _chosen(line, whole(name, line["dtype"], sizes))
-    need(len(entry.sections) == len(entry.own(short)), "another number of sections")
+    require(isinstance(name, str), "a tensor without a name")
+    is_full = _REQUIRED_KEYS <= keys <= _REQUIRED_KEYS | _SELECTION_KEYS
+    require(keys == _KEYS_OF_COPY or is_full, "unexpected keys")
+    require(isinstance(line["dtype"], str) and line["dtype"] in DTYPES, "an unknown type")
+    require(isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS, "an impossible shape")
+    sizes = tuple(_number(line, size, MAX_WEIGHTS) for size in shape)
+    # NumPy refuses even an empty array if the product of its other sizes overflows.
+    require(math.prod(filter(None, sizes)) <= MAX_WEIGHTS, "a tensor that is too large")
+    if keys == _KEYS_OF_COPY:
+        return dense_entry(name, line["dtype"], sizes, _number(line, line["as"], index - 1))
+    entry = _with_selections(line, dense_entry(name, line["dtype"], sizes))
+    fits = len(entry.sections) == len(entry.section_lengths(short))
+    require(fits, "another number of sections")
     return entry
 
 
-def _chosen(line: dict[str, Any], entry: Entry) -> Entry:
-    """Add codes, choices and sections to the entry of a whole tensor."""
+def _with_selections(line: dict[str, Any], entry: Entry) -> Entry:
+    """Add code, selections and sections to the entry of a whole tensor."""
     values, sections = line["values"], line["sections"]
-    known = isinstance(values, str) and (values == "raw" or values in STORED)
-    need(known and (values == "raw" or entry.dtype in FLOATS), "an unknown code of values")
-    # The sizes of an empty tensor may be huge: nothing may be declared by row.
-    plain = values == "raw" and not _CHOICES & set(line)
-    need(plain or entry.count > 0, "a choice or a scale in an empty tensor")
-    need(isinstance(sections, list), "sections that are none")
+    is_known = isinstance(values, str) and (values == "raw" or values in STORED)
+    is_allowed = is_known and (values == "raw" or entry.dtype in FLOATS)
+    require(is_allowed, "an unknown code of values")
+    # The sizes of an empty tensor may be huge, so nothing may be declared for each row.
+    is_plain = values == "raw" and not _SELECTION_KEYS & set(line)
+    require(is_plain or entry.count > 0, "a selection or a scale in an empty tensor")
+    require(isinstance(sections, list), "sections that are not a list")
     rows, columns = entry.live_rows, entry.live_columns
     if "rows" in line:
-        rows = positions.parse(line["rows"], entry.rows)
+        rows = parse_selection(line["rows"], entry.rows)
     if "columns" in line:
-        columns = positions.parse(line["columns"], entry.width)
+        columns = parse_selection(line["columns"], entry.width)
     entry = replace(entry, live_rows=rows, live_columns=columns, values=values)
-    entry = _blocks(line, entry)
+    entry = _with_groups(line, entry)
     return replace(entry, sections=tuple(_number(line, size, 2**62) for size in sections))
 
 
-def _blocks(line: dict[str, Any], entry: Entry) -> Entry:
-    """Add the stored entries of the one or the two matrices of live rows and columns."""
-    need("split" in line or "rest" not in line, "the rest of a tensor that is not split")
-    split = positions.parse(line["split"], entry.live_columns.kept) if "split" in line else None
-    first = entry.live_columns.kept if split is None else split.kept
-    sizes = {"places": first, "rest": entry.live_columns.kept - first}
-    found = {
-        key: positions.parse(line[key], entry.live_rows.kept * columns)
-        if key in line
-        else Places("all", entry.live_rows.kept * columns)
-        for key, columns in sizes.items()
-    }
-    rest = None if split is None else found["rest"]
-    return replace(entry, places=found["places"], split=split, rest=rest)
+def _with_groups(line: dict[str, Any], entry: Entry) -> Entry:
+    """Add the stored entries of one or two groups of live columns."""
+    require("split" in line or "rest" not in line, "the rest of a tensor that is not split")
+    columns = entry.live_columns.kept
+    split = parse_selection(line["split"], columns) if "split" in line else None
+    first = columns if split is None else split.kept
+    selections = {}
+    for key, width in (("places", first), ("rest", columns - first)):
+        count = entry.live_rows.kept * width
+        everything = Selection("all", count)
+        selections[key] = parse_selection(line[key], count) if key in line else everything
+    rest = None if split is None else selections["rest"]
+    return replace(entry, positions=selections["places"], split=split, rest=rest)
 
 
 def _number(line: dict[str, Any], value: Any, highest: int) -> int:
     fits = type(value) is int and 0 <= value <= highest
-    need(fits, f"a number out of range in {line['name']!r:.80}")
+    require(fits, f"a number out of range in {line['name']!r:.80}")
     return int(value)

@@ -1,1 +1,1 @@
-"""The commands. Each parses, calls one library function and prints what it returned."""
+"""The commands, one file each: parse, call one function of ``jobs``, print."""

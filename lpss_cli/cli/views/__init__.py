@@ -1,1 +1,1 @@
-"""TODO lpss_cli/cli/views."""
+"""Tables and panels of results, for people."""

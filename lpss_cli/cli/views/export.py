@@ -1,4 +1,4 @@
-"""What an export wrote: files and their proofs, what dead units cost, accuracies and times."""
+"""Tables of an export: files and their proofs, what dead units cost, accuracies and times."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lpss_cli.cli.console import metric, name_column, plain, size
 from lpss_cli.cli.views.files import size_table
 
 if TYPE_CHECKING:
-    from lpss_cli.export.safetensors import Exported
+    from lpss_cli.export.result import ExportedFile
     from lpss_cli.jobs.export import Export
     from lpss_cli.report.flops import Savings
     from lpss_cli.report.latency import Latency
 
 
 NO_SKIPPING = (
-    "median ± half the quartile range; onnxruntime does not skip zeros: only removed units make "
-    "it faster"
+    "median ± half the interquartile range; onnxruntime does not skip zeros: only removed units "
+    "make it faster"
 )
 
 
@@ -31,8 +31,8 @@ def export_tables(result: Export) -> list[Table]:
     return [*tables, size_table(result.sizes)]
 
 
-def savings_table(written: Sequence[Exported]) -> list[Table]:
-    """Set each layer before and after the removal of dead units; nothing where none was removed."""
+def savings_table(written: Sequence[ExportedFile]) -> list[Table]:
+    """Show each layer before and after dead units are removed; nothing if there are none."""
     return [_savings(x.savings) for x in written if x.savings is not None and x.savings.changed]
 
 
@@ -62,8 +62,8 @@ def _savings(savings: Savings) -> Table:
     return table
 
 
-def networks_table(written: Sequence[Exported]) -> list[Table]:
-    """Set the ONNX files side by side: what they get right, and how long a batch takes."""
+def networks_table(written: Sequence[ExportedFile]) -> list[Table]:
+    """Compare the ONNX files: their metrics, and how long a batch takes."""
     files = {item.path: item.metrics or {} for item in written if item.kind == "onnx"}
     if not files:
         return []
@@ -73,11 +73,11 @@ def networks_table(written: Sequence[Exported]) -> list[Table]:
 def times_table(
     rows: Sequence[Latency], files: Mapping[str, Mapping[str, float]] | None = None
 ) -> Table:
-    """Set networks in onnxruntime side by side.
+    """Compare networks in onnxruntime.
 
     Args:
-        rows: how long a batch takes.
-        files: metrics by network, where they were measured; some may be without times.
+        rows: How long a batch takes.
+        files: Metrics by network, where they were measured; some may have no times.
     """
     files = files or {}
     title = "in onnxruntime"
@@ -105,8 +105,8 @@ def times_table(
     return table
 
 
-def onnx_notes(written: Sequence[Exported]) -> list[str]:
-    """Say by the way what the tables do not."""
+def onnx_notes(written: Sequence[ExportedFile]) -> list[str]:
+    """Return what the tables do not say."""
     notes = []
     for item in written:
         savings = item.savings
@@ -119,7 +119,7 @@ def onnx_notes(written: Sequence[Exported]) -> list[str]:
     return notes
 
 
-def export_table(written: Sequence[Exported]) -> Table:
+def export_table(written: Sequence[ExportedFile]) -> Table:
     """List written files with their sizes and proofs."""
     table = Table(show_header=True)
     table.add_column("file", overflow="fold")

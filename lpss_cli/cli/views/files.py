@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def size_table(sizes: Sequence[Size]) -> Table:
-    """Set the ways to write a network side by side, with the information bound of each."""
+    """Compare the ways to write a network, with the information bound of each."""
     table = Table(title="sizes", title_justify="left", title_style="bold")
     table.add_column("written as", no_wrap=True)
     for name in ("bytes", "dense fp32 / this", "values", "this / bound"):
@@ -32,7 +32,7 @@ def size_table(sizes: Sequence[Size]) -> Table:
 
 
 def verify_table(result: Verification) -> Table:
-    """Show where two files differ, tensor by tensor."""
+    """Show the differences between two files, tensor by tensor."""
     table = Table(
         title=plain(f"A {result.a}, B {result.b}"),
         title_justify="left",
@@ -58,19 +58,19 @@ def verdict(result: Verification) -> str:
     """Say whether two files are equal, and what their networks predict."""
     within = f"within {result.tolerance:g}" if result.tolerance else "exactly"
     lines = [f"equal {within}" if result.equal else f"not equal {within}"]
-    tried = result.predictions
-    if tried is not None:
-        changed = f"outputs within {tried.largest:.1e} of the largest"
-        if tried.changed is not None:
-            changed = f"{tried.changed:,} predictions changed, {changed}"
-        lines.append(f"{tried.examples:,} test examples: {changed}")
-        for name, (a, b) in tried.metrics.items():
+    predictions = result.predictions
+    if predictions is not None:
+        text = f"outputs within {predictions.largest:.1e} of the largest"
+        if predictions.changed is not None:
+            text = f"{predictions.changed:,} predictions changed, {text}"
+        lines.append(f"{predictions.examples:,} test examples: {text}")
+        for name, (a, b) in predictions.metrics.items():
             lines.append(f"{name.replace('_', ' ')} {metric(name, a)} → {metric(name, b)}")
     return "\n".join(lines)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """List what was found out about the environment."""
+    """List the findings about the environment."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column(no_wrap=True)
@@ -81,15 +81,15 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def cut_panel(result: Cut) -> Panel:
-    """Sum up one cut of a file."""
+    """Summarize the one-shot pruning of a file."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column(overflow="fold")
-    of = f"{result.zeros:,} of {result.weights:,} weights are zero"
-    rows.add_row("sparsity", f"{share(result.zeros / result.weights)} ({of})")
-    rows.add_row("tensors", f"{len(result.parts):,} cut, {len(result.left):,} left as they are")
+    count = f"{result.zeros:,} of {result.weights:,} weights are zero"
+    rows.add_row("sparsity", f"{share(result.zeros / result.weights)} ({count})")
+    rows.add_row("tensors", f"{len(result.parts):,} pruned, {len(result.left):,} left as they are")
     rows.add_row("kept", f"magnitudes from {result.threshold:.3g} up")
     rows.add_row("time", f"{result.seconds:.1f} s")
     rows.add_row("file", f"{plain(result.path)} ({size(result.bytes)}), read back and compared")
     rows.add_row("next", f"lpss report {plain(result.path)}")
-    return Panel(rows, title="cut once, nothing trained", title_align="left", expand=False)
+    return Panel(rows, title="pruned once, nothing trained", title_align="left", expand=False)

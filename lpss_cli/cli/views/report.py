@@ -26,17 +26,20 @@ if TYPE_CHECKING:
 
 def warnings(report: Report) -> list[str]:
     """Return what a reader of the report should know first."""
-    found = [] if report.layers else [f"{report.path} holds no prunable weight"]
-    many = [f"{name} ({count:,})" for name, count in report.not_finite.items()]
-    if many:
-        more = f" and {len(many) - 5} more" if len(many) > 5 else ""
-        text = f"{report.path} holds values that are not finite: {', '.join(many[:5])}{more}"
-        found.append(text)
-    return found
+    warnings = [] if report.layers else [f"{report.path} holds no prunable weight"]
+    tensors = [f"{name} ({count:,})" for name, count in report.not_finite.items()]
+    if tensors:
+        more = f" and {len(tensors) - 5} more" if len(tensors) > 5 else ""
+        text = f"{report.path} holds values that are not finite: {', '.join(tensors[:5])}{more}"
+        warnings.append(text)
+    return warnings
 
 
 def layer_table(report: Report, width: int) -> Table:
-    """Lay out a report layer by layer, with totals; names are shortened only as a last resort."""
+    """Lay out a report layer by layer, with totals.
+
+    Where the width is too small, columns are left out first; then names are shortened.
+    """
     columns: dict[str, tuple[str, Callable[[Layer], str]]] = {
         "shape": ("", lambda layer: "×".join(map(str, layer.shape))),
         "live shape": ("", lambda layer: "×".join(map(str, report.live_shape(layer) or "-"))),
@@ -154,7 +157,7 @@ def _plan_columns(
 
 
 def origin_table(report: Report) -> Table:
-    """Say how the checkpoint was made, as far as it says so itself."""
+    """Say how the checkpoint was made, as far as its record tells."""
     meta = report.meta
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold", no_wrap=True)
@@ -182,7 +185,7 @@ def origin_table(report: Report) -> Table:
             f"{settings['distill']} of the loss, temperature {settings.get('temperature')}"
         )
     if meta.get("search"):
-        lines["search"] = _walked(meta["search"])
+        lines["search"] = _search_text(meta["search"])
     metrics: Mapping[str, Any] = meta.get("metrics") or {}
     for part in ("before", "before_cut", "after"):
         values = metrics.get(part) or {}
@@ -200,32 +203,32 @@ def origin_table(report: Report) -> Table:
 
 
 def live_text(live: Savings) -> str:
-    """Say what is left without dead units: parameters, and operations of an example."""
+    """Say what is left without dead units: parameters, and operations per example."""
     old, new = live.parameters
     before, after = live.flops
     if not live.changed:
-        text = f"no unit is without input or use; {before:,} FLOPs an example"
+        text = f"no unit is without input or use; {before:,} FLOPs per example"
     else:
-        text = f"{old:,} → {new:,} parameters, {before:,} → {after:,} FLOPs an example"
+        text = f"{old:,} → {new:,} parameters, {before:,} → {after:,} FLOPs per example"
     return f"{text} ({live.reason})" if live.reason else text
 
 
 def measured_tables(report: Report) -> list[Table | str]:
-    """Return the tables of sizes and times, where they were measured."""
-    shown: list[Table | str] = [size_table(report.sizes)] if report.sizes else []
+    """Return the tables of sizes and times, if they were measured."""
+    tables: list[Table | str] = [size_table(report.sizes)] if report.sizes else []
     if report.latency:
-        shown += [times_table(report.latency), NO_SKIPPING]
-    return shown
+        tables += [times_table(report.latency), NO_SKIPPING]
+    return tables
 
 
-def _walked(search: Mapping[str, Any]) -> str:
-    """Say the curve of a search in a line, by sparsity."""
+def _search_text(search: Mapping[str, Any]) -> str:
+    """Return the curve of a search in a line, by sparsity."""
     name = str(search["primary"])
-    points = sorted(search["curve"], key=lambda one: float(one["sparsity"]))
+    tries = sorted(search["curve"], key=lambda point: float(point["sparsity"]))
     tried = ", ".join(
-        f"{share(one['sparsity'])} "
-        + ("diverged" if one["metric"] is None else metric(name, one["metric"]))
-        for one in points
+        f"{share(point['sparsity'])} "
+        + ("diverged" if point["metric"] is None else metric(name, point["metric"]))
+        for point in tries
     )
     return (
         f"{name.replace('_', ' ')} at most {search['allowed']:g} points below "
@@ -234,7 +237,7 @@ def _walked(search: Mapping[str, Any]) -> str:
 
 
 def csv_text(reports: Sequence[Report]) -> str:
-    """Return the layers of all reports as CSV, one row a layer."""
+    """Return the layers of all reports as CSV, one row per layer."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     counted = ("name", "shape", "weights", "zeros", "sparsity", "hoyer", "dead")
@@ -256,5 +259,5 @@ def _cell(layer: Layer, name: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Keep a spreadsheet from taking a name for a formula, and a terminal from obeying it."""
+    """Return a name that no spreadsheet takes for a formula and no terminal obeys."""
     return f"'{plain(text)}" if text.startswith(("=", "+", "-", "@")) else plain(text)

@@ -1,4 +1,4 @@
-"""What training jobs and studies came to."""
+"""Panels and tables of what was trained."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lpss_cli.jobs.training_job import Outcome
 
 
-# Points of accuracy; smaller drops are as a rule the luck of a seed.
-_WORTH_A_WORD = 0.2
+# Points of accuracy; smaller drops are usually the luck of a seed.
+_NOTABLE_DROP = 0.2
 
 
 def trained(outcome: Outcome) -> Panel:
@@ -38,7 +38,7 @@ def sparsified(result: Outcome | Cut) -> Panel:
 
 
 def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
-    """Summarise a finished training job and name the next command to type."""
+    """Summarize a finished training, and name the next command to type."""
     report = outcome.report
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold", no_wrap=True)
@@ -58,7 +58,7 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
         rows.add_row("dead neurons", f"{report.dead:,}")
     rows.add_row("time", f"{outcome.seconds:.1f} s of training")
     rows.add_row("file", f"{plain(report.path)} ({size(report.file_bytes)})")
-    if (drop := _drop(outcome)) >= _WORTH_A_WORD:
+    if (drop := _drop(outcome)) >= _NOTABLE_DROP:
         more = 2 * int(report.meta["settings"]["epochs"]) or 4
         rows.add_row("lost", f"{drop:.2f} points; --epochs {more} may win them back")
     rows.add_row("next", following)
@@ -66,7 +66,7 @@ def outcome_panel(outcome: Outcome, title: str, following: str) -> Panel:
 
 
 def _drop(outcome: Outcome) -> float:
-    """Return how many points of accuracy a checkpoint has lost; 0 where nothing like that is."""
+    """Return how many points of accuracy a checkpoint has lost; 0 if that is not known."""
     name = outcome.primary
     if outcome.before is None or not outcome.report.zeros or not is_fraction(name):
         return 0.0
@@ -74,7 +74,7 @@ def _drop(outcome: Outcome) -> float:
 
 
 def ticket_panel(ticket: Ticket) -> Panel:
-    """Set a ticket beside the network its mask comes from and beside a random mask."""
+    """Compare a ticket with the network that its mask comes from, and with a random mask."""
     outcome = ticket.outcome
     name = outcome.primary
     rows = Table.grid(padding=(0, 2))
@@ -97,7 +97,7 @@ def ticket_panel(ticket: Ticket) -> Panel:
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Set methods side by side, one row a method and target; the best of a target is bold."""
+    """Compare methods, one row per method and target; the best of each target is bold."""
     table = Table(title=plain(title), title_justify="left", title_style="bold")
     table.add_column("method", no_wrap=True)
     for name in ("target", "zeros", "result", "Hoyer", "s/epoch", "memory"):

@@ -1,1 +1,1 @@
-"""TODO lpss_cli/export/compaction."""
+"""Exact removal of dead units from a network."""

@@ -1,4 +1,10 @@
-"""Channels that are the same number for every input, and their move into the next biases."""
+"""Channels that are the same number for every input, and their move into the next biases.
+
+This is our own code on purpose. The constant folding of ``torch.fx`` and of ONNX runtimes replaces
+whole values that do not depend on the input; here single channels of a value are constants, among
+others that are not. The move is exact in real numbers, and the network is in float64 meanwhile, so
+that it is rounded only once at the end.
+"""
 
 from __future__ import annotations
 
@@ -17,143 +23,147 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _EQUAL = 1e-12
 
 
-class Constants:
-    """Finds constants in a traced float64 network and folds them into the layers that read them.
+class ConstantFolder:
+    """Finds constant channels in a traced float64 network and folds them into the next layers.
 
     Args:
-        traced: its graph knows shapes; weights and biases of its layers are changed in place.
-        wiring: its channels.
-        new_biases: whether a layer without a bias may get one; else its constants stay.
+        traced: the network; its graph knows shapes. Weights and biases of its layers are changed in
+            place.
+        channel_graph: its channels.
+        new_biases: whether a layer without a bias may get one; if not, the constants that it reads
+            stay where they are.
     """
 
     def __init__(
-        self, traced: fx.GraphModule, wiring: ChannelGraph, *, new_biases: bool = True
+        self, traced: fx.GraphModule, channel_graph: ChannelGraph, *, new_biases: bool = True
     ) -> None:
         self._new_biases = new_biases
-        self._wiring = wiring
+        self._channel_graph = channel_graph
         self._modules = dict(traced.named_modules())
-        # Node → its channels' constants; NaN where a channel depends on the input.
-        self._known: dict[fx.Node, Numbers] = {}
+        # Node → the constants of its channels; NaN for a channel that depends on the input.
+        self._constants: dict[fx.Node, Numbers] = {}
 
     @torch.no_grad()
     def fold(self) -> bool:
-        """Go once through the graph; say whether any weight changed."""
+        """Go through the graph once; return whether any weight changed."""
         changed = False
-        for node, channels in self._wiring.values.items():
-            kind = self._wiring.kinds[node]
-            if kind == "mix":
+        for node, channels in self._channel_graph.channels.items():
+            kind = self._channel_graph.kinds[node]
+            if kind == "linear":
                 changed |= self._fold_into(node)
-                self._known[node] = self._biases(node)
+                self._constants[node] = self._constant_rows(node)
             else:
-                self._known[node] = self._constants(node, kind, channels)
+                self._constants[node] = self._propagate(node, kind, channels)
         return changed
 
-    def _constants(self, node: fx.Node, kind: str | None, channels: Channels) -> Numbers:
+    def _propagate(self, node: fx.Node, kind: str | None, channels: Channels) -> Numbers:
+        """Return the constants of a value that is computed channel by channel."""
         unknown = np.full(len(channels.ids), np.nan)
         if kind is None:
             return unknown
-        known = [self._known[source] for source in _sources(node)]
+        sources = [self._constants[source] for source in _sources(node)]
         if kind == "cat":
-            return np.concatenate(known)
+            return np.concatenate(sources)
         if kind == "flatten":
-            return np.repeat(known[0], len(unknown) // len(known[0]))
-        if all(np.isnan(constants).all() for constants in known):
+            return np.repeat(sources[0], len(unknown) // len(sources[0]))
+        if all(np.isnan(constants).all() for constants in sources):
             return unknown
         return self._run(node, channels.axis)
 
     def _run(self, node: fx.Node, axis: int) -> Numbers:
         """Run an operation on constant inputs; a channel is constant if all positions agree.
 
-        That judges padding, windows and parameters by what the operation does, not by its options.
+        So padding, windows and parameters are judged by what the operation does, and not by its
+        options.
         """
 
-        def image(source: fx.Node) -> Tensor:
+        def constant_input(source: fx.Node) -> Tensor:
             shape = (1, *(shape_of(source) or ())[1:])
-            along = [1] * len(shape)
-            along[self._wiring.values[source].axis] = -1
-            return torch.from_numpy(self._known[source]).view(along).expand(shape).clone()
+            along_channels = [1] * len(shape)
+            along_channels[self._channel_graph.channels[source].axis] = -1
+            constants = torch.from_numpy(self._constants[source])
+            return constants.view(along_channels).expand(shape).clone()
 
-        args = fx.map_arg(node.args, image)
-        kwargs = fx.map_arg(node.kwargs, image)
+        args = fx.map_arg(node.args, constant_input)
+        kwargs = fx.map_arg(node.kwargs, constant_input)
         if node.op == "call_module":
-            result = self._modules[str(node.target)](*args, **kwargs)
+            output = self._modules[str(node.target)](*args, **kwargs)
         elif node.op == "call_method":
-            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            output = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
-            result = node.target(*args, **kwargs)  # type: ignore[operator]  # a function here
-        rows = result.movedim(axis, 0).flatten(1)
+            output = node.target(*args, **kwargs)  # type: ignore[operator]  # a function here
+        rows = output.movedim(axis, 0).flatten(1)
         low, high = rows.amin(1), rows.amax(1)
-        even = high - low <= _EQUAL * high.abs()  # False for NaN
-        return torch.where(even, high, torch.nan).numpy()
+        is_constant = high - low <= _EQUAL * high.abs()  # False for NaN
+        return torch.where(is_constant, high, torch.nan).numpy()
 
     def _fold_into(self, node: fx.Node) -> bool:
         """Move the constants that a layer reads into its bias, and zero their columns."""
-        module = self._layer(node)
+        layer = self._layer(node)
         source = node.all_input_nodes[0]
-        known = self._known[source]
-        if len(known) != len(self._wiring.columns[node]):  # it reads along another axis
+        constants = self._constants[source]
+        if len(constants) != len(self._channel_graph.columns[node]):  # it reads along another axis
             return False
-        read = module.weight.movedim(1, 0).flatten(1).any(1).numpy() & ~np.isnan(known)
-        if _pads_with_zeros(module):
-            # Zero is zero at the borders too; any other constant is only inside.
-            changed = self._merge(module, read & (known != 0), known)
-            read &= known == 0
-        else:
-            changed = False
+        read = layer.weight.movedim(1, 0).flatten(1).any(1).numpy() & ~np.isnan(constants)
+        changed = False
+        if _pads_with_zeros(layer):
+            # Only zero is the same at the borders. Any other constant holds inside only.
+            changed = self._merge(layer, read & (constants != 0), constants)
+            read &= constants == 0
         if not read.any():
             return changed
         columns = torch.from_numpy(read)
-        constants = torch.from_numpy(known)[columns]
-        moved = module.weight.flatten(2).sum(2) if module.weight.dim() > 2 else module.weight
-        bias = moved[:, columns] @ constants
-        if module.bias is not None:
-            module.bias += bias
+        moved = layer.weight.flatten(2).sum(2) if layer.weight.dim() > 2 else layer.weight
+        bias = moved[:, columns] @ torch.from_numpy(constants)[columns]
+        if layer.bias is not None:
+            layer.bias += bias
         elif bool(bias.any()):
             if not self._new_biases:
                 return changed
-            module.bias = nn.Parameter(bias)
-        module.weight[:, columns] = 0
+            layer.bias = nn.Parameter(bias)
+        layer.weight[:, columns] = 0
         return True
 
     @staticmethod
-    def _merge(module: nn.Linear | _ConvNd, which: np.ndarray[Any, Any], known: Numbers) -> bool:
-        """Let one constant channel stand for all of ``which``: a multiple of it has any value."""
-        # Every reader of a value must choose the same one: the largest, where nothing is lost.
-        largest = int(np.nanargmax(np.abs(known))) if which.any() else 0
+    def _merge(layer: nn.Linear | _ConvNd, which: np.ndarray[Any, Any], constants: Numbers) -> bool:
+        """Let one constant channel stand for all of ``which``, as multiples of it."""
+        # All readers of a value must choose the same channel: the largest, which loses no digits.
+        largest = int(np.nanargmax(np.abs(constants))) if which.any() else 0
         which = which.copy()
         which[largest] = False
         if not which.any():
             return False
         columns = torch.from_numpy(which)
-        scales = torch.from_numpy(known / known[largest])[columns]
-        along = (1, -1, *[1] * (module.weight.dim() - 2))
-        module.weight[:, largest] += (module.weight[:, columns] * scales.view(along)).sum(1)
-        module.weight[:, columns] = 0
+        scales = torch.from_numpy(constants / constants[largest])[columns]
+        along_columns = (1, -1, *[1] * (layer.weight.dim() - 2))
+        merged = (layer.weight[:, columns] * scales.view(along_columns)).sum(1)
+        layer.weight[:, largest] += merged
+        layer.weight[:, columns] = 0
         return True
 
-    def _biases(self, node: fx.Node) -> Numbers:
-        """A layer's row without weights is its bias; a zero one is followed by folding."""
-        module = self._layer(node)
-        live = module.weight.flatten(1).any(1)
-        bias = torch.zeros(len(live), dtype=torch.float64) if module.bias is None else module.bias
+    def _constant_rows(self, node: fx.Node) -> Numbers:
+        """Return the bias of every row without weights, which is its output; NaN for the others."""
+        layer = self._layer(node)
+        live = layer.weight.flatten(1).any(1)
+        bias = torch.zeros(len(live), dtype=torch.float64) if layer.bias is None else layer.bias
         return torch.where(live, torch.nan, bias).numpy()
 
     def _layer(self, node: fx.Node) -> nn.Linear | _ConvNd:
-        module = self._modules[str(node.target)]
-        assert isinstance(module, nn.Linear | _ConvNd)
-        return module
+        layer = self._modules[str(node.target)]
+        assert isinstance(layer, nn.Linear | _ConvNd)
+        return layer
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
-    """Return the tensors a node reads, in order and as often as it reads them."""
-    found: list[fx.Node] = []
+    """Return the tensors that a node reads, in order and as often as it reads them."""
+    sources: list[fx.Node] = []
 
-    def note(source: fx.Node) -> fx.Node:
-        found.append(source)
+    def collect(source: fx.Node) -> fx.Node:
+        sources.append(source)
         return source
 
-    fx.map_arg((node.args, node.kwargs), note)
-    return found
+    fx.map_arg((node.args, node.kwargs), collect)
+    return sources
 
 
 def _pads_with_zeros(module: nn.Module) -> bool:

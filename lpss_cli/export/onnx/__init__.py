@@ -1,1 +1,1 @@
-"""TODO lpss_cli/export/onnx."""
+"""ONNX files of a network: exported, encoded, quantized, checked and timed."""

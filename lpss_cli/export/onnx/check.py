@@ -1,4 +1,4 @@
-"""What must hold of a written ONNX file: outputs, zeros and unfolded weights."""
+"""What must hold for a written ONNX file: its outputs, its zeros and its expanded weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from lpss_cli.errors import RunError
-from lpss_cli.export.onnx.runtime import run
-from lpss_cli.export.onnx.sparse_encoding import unfolded
+from lpss_cli.export.onnx.runtime import run_onnx
+from lpss_cli.export.onnx.sparse_encoding import expand_weights
 from lpss_cli.sparsity.prunable import prunable_weights
 
 # Inputs whose outputs must be the same bits.
@@ -20,78 +20,81 @@ _BITWISE = 256
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How two networks' outputs differ on the same inputs.
+class OutputDifference:
+    """How the outputs of two networks differ on the same inputs.
 
     Attributes:
-        difference: the largest, as a part of the largest |output|.
-        changed: inputs that are classified otherwise; None where nothing is classified.
+        largest: the largest difference, relative to the largest |output|.
+        changed: number of inputs that are classified differently; None if nothing is classified.
     """
 
-    difference: float
+    largest: float
     changed: int | None
 
     @property
-    def said(self) -> str:
-        """The changed predictions for people, after a comma; empty where there are no classes."""
+    def note(self) -> str:
+        """The number of changed predictions in words, after a comma; empty without classes."""
         return "" if self.changed is None else f", {self.changed:,} predictions changed"
 
 
-def compare(
+def compare_outputs(
     outputs: Tensor,
     reference: Tensor,
     path: Path,
     *,
     tolerance: float = float("inf"),
-    explained: Callable[[], float] = float,
+    rounding: Callable[[], float] = float,
     labels: bool = False,
-) -> Difference:
+) -> OutputDifference:
     """Compare a file's outputs with those of the network.
 
     Args:
-        outputs: of the file.
-        reference: of the network, of the same shape.
-        path: the file, for the message.
-        tolerance: largest difference allowed.
-        explained: tells the largest that rounding explains; asked where ``tolerance`` does not do.
-        labels: outputs are (N, C) scores of classes.
+        outputs: outputs of the file.
+        reference: outputs of the network, of the same shape.
+        path: name of the file, for messages.
+        tolerance: largest difference allowed, relative to the largest |output|.
+        rounding: returns a larger tolerance that the network's rounding explains; it is called only
+            if the difference exceeds ``tolerance``.
+        labels: the outputs are (N, C) scores of classes.
 
     Raises:
-        RunError: they differ by more, or are no numbers.
+        RunError: the outputs differ by more, or are not numbers.
     """
     scale = float(reference.abs().max()) or 1.0
-    difference = float((outputs - reference).abs().max()) / scale
-    if not difference <= tolerance:
-        tolerance = max(tolerance, explained())
-    if not difference <= tolerance:
+    largest = float((outputs - reference).abs().max()) / scale
+    # "not <=" holds for NaN too.
+    if not largest <= tolerance:
+        tolerance = max(tolerance, rounding())
+    if not largest <= tolerance:
         raise RunError(
-            f"{path} gives outputs that differ by {difference:.1e} of the largest",
-            f"more than {tolerance:.0e} is refused and no file was left; please report it",
+            f"the outputs of {path} differ by {largest:.1e} of the largest output",
+            f"at most {tolerance:.0e} is allowed, so no file was left; please report it",
         )
     changed = int((outputs.argmax(1) != reference.argmax(1)).sum()) if labels else None
-    return Difference(difference, changed)
+    return OutputDifference(largest, changed)
 
 
 def check_zeros(model: nn.Module, proto: Any, path: Path, *, rounded: bool = False) -> None:
-    """Every prunable weight is found in the dense file and none of its zeros came alive.
+    """Check that the dense file holds every prunable weight and that its zeros are still zero.
 
-    A weight may be scaled (BatchNorm folding, by 0 in a channel of scale 0), transposed or split
-    (attention) on the way.
+    On the way a weight may have been scaled (BatchNorm folding, by 0 in a channel of scale 0),
+    transposed, or split (attention).
 
     Args:
         model: the network that was exported.
         proto: the dense model.
-        path: the file, for the message.
-        rounded: the file's values are rounded to fp16: transposed ones are compared likewise.
+        path: name of the file, for messages.
+        rounded: the file's values are rounded to fp16, so transposed and split weights are rounded
+            before they are compared.
 
     Raises:
-        RunError: a weight is not there, or a zero of it is another number.
+        RunError: a weight is missing, or one of its zeros is not zero.
     """
     from onnx import numpy_helper
 
     stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     weights = prunable_weights(model)
-    rest = [array for name, array in stored.items() if name not in weights]
+    unnamed = [array for name, array in stored.items() if name not in weights]
     for name, weight in weights.items():
         tensor = weight.tensor.detach().numpy()
         if name in stored and stored[name].shape == tensor.shape:
@@ -99,7 +102,7 @@ def check_zeros(model: nn.Module, proto: Any, path: Path, *, rounded: bool = Fal
         else:
             if rounded:
                 tensor = tensor.astype(np.float16).astype(tensor.dtype)
-            same = any(all(_found(part, rest) for part in parts) for parts in _splits(tensor))
+            same = any(all(_is_among(part, unnamed) for part in parts) for parts in _splits(tensor))
         if not same:
             raise RunError(
                 f"{path} does not hold the zeros of {name}", "no file was left; please report it"
@@ -112,20 +115,20 @@ def _splits(tensor: np.ndarray) -> Iterator[list[np.ndarray]]:
         yield list(np.split(tensor, 3))  # query, key and value
 
 
-def _found(part: np.ndarray, arrays: list[np.ndarray]) -> bool:
+def _is_among(part: np.ndarray, arrays: list[np.ndarray]) -> bool:
     return any(np.array_equal(a, part) or np.array_equal(a, part.T) for a in arrays)
 
 
-def check_unfolded(dense: Any, written: Path, inputs: Tensor, path: Path) -> None:
-    """A self-expanding file gives the weights and the outputs of the dense one, bit for bit.
+def check_expansion(dense: Any, written: Path, inputs: Tensor, path: Path) -> None:
+    """Check that a self-expanding file has the weights and outputs of the dense one, bit for bit.
 
     Zeros may differ in their sign.
 
     Args:
-        dense: the model whose weights are all stored.
+        dense: the model that stores all its weights.
         written: the self-expanding file.
         inputs: (N, …) real inputs; the first few hundred are used.
-        path: the file's final name, for the message.
+        path: final name of the file, for messages.
 
     Raises:
         RunError: a number differs.
@@ -134,9 +137,9 @@ def check_unfolded(dense: Any, written: Path, inputs: Tensor, path: Path) -> Non
 
     proto = onnx.load(written, load_external_data=False)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in dense.graph.initializer}
-    for name, array in unfolded(proto).items():
+    for name, array in expand_weights(proto).items():
         if not np.array_equal(array, stored[name]):
-            raise RunError(f"{path} unfolds {name} to other numbers", "no file was left")
-    some = inputs[:_BITWISE]
-    if not run(dense.SerializeToString(), some).equal(run(written, some)):
+            raise RunError(f"{path} expands {name} to other numbers", "no file was left")
+    inputs = inputs[:_BITWISE]
+    if not run_onnx(dense.SerializeToString(), inputs).equal(run_onnx(written, inputs)):
         raise RunError(f"{path} gives other bits than the dense file", "no file was left")

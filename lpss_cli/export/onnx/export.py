@@ -1,4 +1,7 @@
-"""From a network to an ONNX file, dense or self-expanding, read back from disk and compared."""
+"""From a network to ONNX: dense, self-expanding or int8.
+
+:func:`export_onnx` reads the file back from disk and compares it with the network.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,18 @@ from torch import Tensor, nn
 from lpss_cli.data import Source
 from lpss_cli.errors import RunError, one_line
 from lpss_cli.export.onnx import sparse_encoding
-from lpss_cli.export.onnx.check import check_unfolded, check_zeros, compare
-from lpss_cli.export.onnx.runtime import explained_by_rounding, run, run_torch
-from lpss_cli.export.safetensors import Exported
+from lpss_cli.export.onnx.check import check_expansion, check_zeros, compare_outputs
+from lpss_cli.export.onnx.runtime import rounding_tolerance, run_onnx, run_torch
+from lpss_cli.export.result import ExportedFile
 from lpss_cli.utils.files import atomic_write
 
-# Largest difference of an ONNX output, as a part of the largest |logit|.
+#: Largest difference of an output, relative to the largest |output|.
 TOLERANCE = 1e-5
-# The same where values are rounded to 11 bits.
+#: Training examples whose activations set the ranges of int8.
+CALIBRATION_EXAMPLES = 512
+# Like TOLERANCE, for values that are rounded to 11 bits.
 _TOLERANCE_FP16 = 1e-2
+_CALIBRATION_BATCH = 64
 _OPSET = 18
 
 
@@ -36,28 +42,29 @@ def export_onnx(
     inputs: Tensor,
     path: Path,
     *,
-    metadata: dict[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
     reference: Tensor | None = None,
     encoding: str = "dense",
     values: str = "fp32",
     labels: bool = False,
-) -> Exported:
-    """Write an ONNX file with a dynamic batch and prove it with onnxruntime.
+) -> ExportedFile:
+    """Write an ONNX file with a dynamic batch size, and prove with onnxruntime that it is right.
 
     Args:
-        model: the network, in any mode; BatchNorm is folded by the exporter.
+        model: the network, in any mode; the exporter folds BatchNorm.
         inputs: (N ≥ 2, …) real inputs whose outputs are compared.
         path: the file to write.
-        metadata: texts stored in the file.
-        reference: outputs that ``inputs`` must give; None: those of ``model``.
-        encoding: ``dense``, or ``gaps``: sparse weights unfold themselves (see ``gaps``).
-        values: of the kept weights, for ``gaps``: ``fp32``, or ``fp16`` (rounded).
-        labels: outputs are scores of classes; changed predictions are counted.
+        metadata: texts to store in the file.
+        reference: outputs that ``inputs`` must give; None for those of ``model``.
+        encoding: ``dense``, or ``gaps`` for sparse weights that expand themselves
+            (:mod:`sparse_encoding`).
+        values: type of the kept weights for ``gaps``: ``fp32``, or ``fp16`` (rounded).
+        labels: the outputs are scores of classes; changed predictions are counted.
 
     Raises:
-        RunError: outputs differ by more than ``TOLERANCE`` of the largest, or where rounding to
-            fp32 does more to the network, by more than four times that; a zero of a weight is not
-            zero in the file, or a weight unfolds to other bits; no file is left.
+        RunError: outputs differ by more than ``TOLERANCE`` of the largest (or, in a network that
+            amplifies rounding, by more than four times what rounding to fp32 does to it), a zero of
+            a weight is not zero in the file, or a weight expands to other bits. No file is left.
     """
     model = copy.deepcopy(model).cpu().eval()
     if reference is None:
@@ -65,54 +72,91 @@ def export_onnx(
     with atomic_write(path) as temporary:
         dense = to_onnx(model, inputs, metadata)
         if encoding == "gaps":
-            dense = sparse_encoding.rounded(dense, values)
-        proto = sparse_encoding.fold_weights(dense, values) if encoding == "gaps" else dense
-        temporary.write_bytes(checked_bytes(proto))
+            dense = sparse_encoding.round_weights(dense, values)
+            proto = sparse_encoding.encode_weights(dense, values)
+        else:
+            proto = dense
+        temporary.write_bytes(serialize(proto))
         exact = values == "fp32" or encoding == "dense"
-        tolerance = TOLERANCE if exact else _TOLERANCE_FP16
-        found = compare(
-            run(temporary, inputs),
+        difference = compare_outputs(
+            run_onnx(temporary, inputs),
             reference,
             path,
-            tolerance=tolerance,
-            explained=partial(explained_by_rounding, model, inputs),
+            tolerance=TOLERANCE if exact else _TOLERANCE_FP16,
+            rounding=partial(rounding_tolerance, model, inputs),
             labels=labels,
         )
         # Rounding can make more zeros; it never takes one away.
         check_zeros(model, dense, path, rounded=not exact)
         if encoding == "gaps":
-            check_unfolded(dense, temporary, inputs, path)
-    checked = f"{len(inputs):,} real inputs through onnxruntime{found.said}, every weight's zeros"
+            check_expansion(dense, temporary, inputs, path)
+    count, size = len(inputs), path.stat().st_size
+    checked = f"{count:,} real inputs through onnxruntime{difference.note}, every weight's zeros"
     if encoding == "gaps":
-        checked += ", unfolded weights and outputs bit for bit those of the dense file"
-    size = path.stat().st_size
-    count = len(inputs)
-    return Exported(str(path), "onnx", size, checked, found.difference, count, found.changed)
+        checked += ", expanded weights and outputs bit for bit those of the dense file"
+    return ExportedFile(
+        str(path), "onnx", size, checked, difference.largest, count, difference.changed
+    )
 
 
-def to_onnx(model: nn.Module, inputs: Tensor, metadata: dict[str, str] | None = None) -> Any:
-    """Return the ONNX model of a network on the CPU, without the exporter's notes.
+def to_onnx(model: nn.Module, inputs: Tensor, metadata: Mapping[str, str] | None = None) -> Any:
+    """Return the ONNX model of a network on the CPU, without the exporter's annotations.
+
+    Args:
+        model: the network in evaluation mode.
+        inputs: (N ≥ 2, …) inputs; only their shape and dtype matter.
+        metadata: texts to store in the model.
 
     Raises:
-        RunError: PyTorch cannot export it.
+        RunError: PyTorch cannot export the network.
     """
     try:
-        program = _exported(model, inputs)
-    except Exception as error:  # the exporter raises what the network makes it raise
+        program = _torch_export(model, inputs)
+    except Exception as error:  # the exporter raises whatever the network makes it raise
         raise RunError(
             f"PyTorch cannot export this network: {one_line(error)[:300]}",
             "no file was left; --format safetensors does not need the exporter",
         ) from error
     proto = program.model_proto
     _strip(proto)
-    for key, value in (metadata or {}).items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value
+    _set_metadata(proto, metadata or {})
     return proto
 
 
-def checked_bytes(proto: Any) -> bytes:
-    """Return the bytes of a model that the ONNX checker accepts."""
+def quantize(dense: bytes, training: Source, metadata: Mapping[str, str]) -> bytes:
+    """Return a network with int8 weights (by row, zeros stay zero) and int8 activations.
+
+    onnxruntime's own tools store weights and activations in quantize-dequantize pairs (QDQ), which
+    runtimes fuse. The range of an activation is what it takes on over examples that are spread
+    evenly over the training split.
+
+    Args:
+        dense: the fp32 ONNX model.
+        training: source of the calibration examples; never the test split.
+        metadata: texts to store in the file.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    with tempfile.TemporaryDirectory() as folder, silenced():
+        path = Path(folder, "int8.onnx")
+        quantize_static(
+            onnx.load_from_string(dense),
+            path,
+            _calibration_reader(training),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+        )
+        proto = onnx.load(path, load_external_data=False)
+    del proto.metadata_props[:]
+    _set_metadata(proto, metadata)
+    return serialize(proto)
+
+
+def serialize(proto: Any) -> bytes:
+    """Return the bytes of a model, after the ONNX checker has accepted it."""
     import onnx
 
     onnx.checker.check_model(proto, full_check=True)
@@ -120,36 +164,9 @@ def checked_bytes(proto: Any) -> bytes:
     return data
 
 
-def _exported(model: nn.Module, inputs: Tensor) -> Any:
-    batch = torch.export.Dim("batch")
-    with quiet():
-        return torch.onnx.export(
-            model,
-            (inputs[:2],),
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            opset_version=_OPSET,
-            input_names=["input"],
-            output_names=["output"],
-            dynamic_shapes=({0: batch},),
-        )
-
-
-def _strip(proto: Any) -> None:
-    """Drop the exporter's notes (stack traces, paths of this machine): 70 kB on a ResNet-20."""
-    del proto.metadata_props[:]
-    graph = proto.graph
-    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        del item.metadata_props[:]
-    for item in (*graph.node, *graph.initializer):
-        item.doc_string = ""
-    del graph.value_info[:]
-
-
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress texts and advice of exporters away from the user's terminal."""
+def silenced() -> Iterator[None]:
+    """Keep progress messages and advice of the exporters away from the user's terminal."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch", None)
     loggers = [logging.getLogger(n) for n in names]
     levels = [logger.level for logger in loggers]
@@ -164,64 +181,56 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-# MERGED: Static int8 of an ONNX network: ranges from training data, by onnxruntime's own tools.
-# Training examples whose activations set the ranges.
-EXAMPLES = 512
-_BATCH = 64
-
-
-def quantize(dense: bytes, training: Source, metadata: dict[str, str]) -> bytes:
-    """Return a network with int8 weights (by row, zeros stay zero) and int8 activations.
-
-    Weights and activations are stored in quantise-dequantise pairs (QDQ), which runtimes fuse.
-    The ranges of activations are the extremes over examples spread evenly over the training part.
-
-    Args:
-        dense: the fp32 ONNX model.
-        training: where calibration examples come from; never the test part.
-        metadata: texts stored in the file.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        path = Path(folder, "int8.onnx")
-        quantize_static(
-            onnx.load_from_string(dense),
-            path,
-            _reader(training),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
+def _torch_export(model: nn.Module, inputs: Tensor) -> Any:
+    batch = torch.export.Dim("batch")
+    with silenced():
+        return torch.onnx.export(
+            model,
+            (inputs[:2],),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            opset_version=_OPSET,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_shapes=({0: batch},),
         )
-        proto = onnx.load(path, load_external_data=False)
+
+
+def _strip(proto: Any) -> None:
+    """Drop the exporter's stack traces and paths of this machine: 70 kB for a ResNet-20."""
     del proto.metadata_props[:]
+    graph = proto.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del item.metadata_props[:]
+    for item in (*graph.node, *graph.initializer):
+        item.doc_string = ""
+    del graph.value_info[:]
+
+
+def _set_metadata(proto: Any, metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
-    onnx.checker.check_model(proto, full_check=True)
-    data: bytes = proto.SerializeToString()
-    return data
 
 
-def _reader(training: Source) -> Any:
-    """Wrap training examples as onnxruntime wants them."""
+def _calibration_reader(training: Source) -> Any:
+    """Return training examples in the form that onnxruntime expects."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
         def __init__(self) -> None:
-            self._batches = _examples(training)
+            self._batches = _calibration_batches(training)
 
         def get_next(self) -> dict[str, Any] | None:
             """Return the next batch by input name; None at the end."""
-            x = next(self._batches, None)
-            return None if x is None else {"input": x.numpy()}
+            inputs = next(self._batches, None)
+            return None if inputs is None else {"input": inputs.numpy()}
 
     return Reader()
 
 
-def _examples(training: Source) -> Iterator[Tensor]:
-    count = min(EXAMPLES, len(training))
+def _calibration_batches(training: Source) -> Iterator[Tensor]:
+    count = min(CALIBRATION_EXAMPLES, len(training))
     order = torch.linspace(0, len(training) - 1, count).long()
-    yield from (x for x, _ in training.batches(_BATCH, order=order))
+    yield from (inputs for inputs, _ in training.batches(_CALIBRATION_BATCH, order=order))

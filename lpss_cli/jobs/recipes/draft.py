@@ -22,12 +22,13 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.jobs import recipes
 from lpss_cli.jobs.config import Request, check, read_options
 from lpss_cli.jobs.plan import Plan, plan
-from lpss_cli.jobs.resolve import restore, settings_for, sparsity_of
+from lpss_cli.jobs.resolve import settings_for, sparsity_of
+from lpss_cli.jobs.restore import restore
 from lpss_cli.sparsity.prunable import Weight, trainable_weights
 from lpss_cli.sparsity.targets import zero_count
 from lpss_cli.training.method import Method, make, options_of
 from lpss_cli.training.options import SPARSIFY_BUDGET, SPARSITY
-from lpss_cli.training.setup import Settings
+from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.utils.files import atomic_write, reserve_output
 
 _STAGE = "sparsify"
@@ -83,26 +84,26 @@ def draft(
     for text in checkpoint.notes:
         note(text)
     with reserve_output(out, force=request.force):
-        model, arch, data = restore(checkpoint, request, note)
+        model, info, data = restore(checkpoint, request, note)
         weights = trainable_weights(model)
         sparsity = sparsity_of(request, weights, SPARSITY)
         settings = settings_for(request, data, sparsity, SPARSIFY_BUDGET)
         planned = plan(
-            arch,
+            info.arch,
             weights,
             sparsity=sparsity,
             options={"ranking": method.config.ranking},
             layers=request.layers,
             skip=request.skip,
         )
-        options = _chosen(request, checkpoint, arch, method, settings) | _typed(typed)
+        options = _chosen(request, checkpoint, info.arch, method, settings) | _typed(typed)
         command = _command(path, request)
         text = commented(path, command, method, options, weights, planned, len(data.train))
         return _write(out, text, command, options)
 
 
 def _chosen(
-    request: Request, checkpoint: Checkpoint, arch: str, method: Method, settings: Settings
+    request: Request, checkpoint: Checkpoint, arch: str, method: Method, settings: TrainingSettings
 ) -> dict[str, Any]:
     """Return what would be done, by the keys of the options."""
     # The data of an lpss artifact are known; a name that is not theirs would lose the rest.

@@ -23,20 +23,21 @@ from lpss_cli.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Values = Mapping[str, Tensor] | Mapping[str, Array]
+    Tensors = Mapping[str, Tensor] | Mapping[str, Array]
 
+# Metrics that are shown in percent.
 _FRACTIONS = ("accuracy", "balanced_accuracy")
-# What epochs record, as people call it.
-_NAMES = {"hoyer": "Hoyer", "lr": "learning rate"}
+# Labels of recorded quantities whose keys are not.
+_LABELS = {"hoyer": "Hoyer", "lr": "learning rate"}
 _UNITS = ("B", "kB", "MB", "GB")
 
 
-def write(path: Path, pages: Sequence[tuple[Report, Values]]) -> int:
+def write(path: Path, pages: Sequence[tuple[Report, Tensors]]) -> int:
     """Write a page about one or several checkpoints, side by side.
 
     Args:
         path: the file; it is replaced in one piece.
-        pages: each report with its checkpoint's tensors, of which small masks are drawn.
+        pages: each report with its checkpoint's tensors, whose masks are drawn if they are small.
 
     Returns:
         The number of bytes written.
@@ -47,10 +48,14 @@ def write(path: Path, pages: Sequence[tuple[Report, Values]]) -> int:
     return path.stat().st_size
 
 
-def render(pages: Sequence[tuple[Report, Values]]) -> str:
-    """Return the page as HTML; every text from a file is escaped."""
-    shown = [_page(report, tensors) for report, tensors in pages]
-    return _template().render(pages=shown, version=__version__)
+def render(pages: Sequence[tuple[Report, Tensors]]) -> str:
+    """Return the page as HTML; every text from a file is escaped.
+
+    Args:
+        pages: see :func:`write`.
+    """
+    variables = [_page_variables(report, tensors) for report, tensors in pages]
+    return _template().render(pages=variables, version=__version__)
 
 
 @cache
@@ -72,13 +77,14 @@ def _template() -> Template:
     return environment.get_template("report.html")
 
 
-def _page(report: Report, tensors: Values) -> dict[str, Any]:
-    meta, began = report.meta, histograms.of_record(report.meta)
+def _page_variables(report: Report, tensors: Tensors) -> dict[str, Any]:
+    """Return what the template needs about one checkpoint."""
+    meta, initial = report.meta, histograms.of_record(report.meta)
     predicted = _predicted(report.layers)
     masks = {
-        layer.name: figures.mask_picture(tensors[layer.name])
+        layer.name: figures.mask_image(tensors[layer.name])
         for layer in report.layers
-        if layer.zeros and layer.name in tensors and figures.drawable(layer.shape)
+        if layer.zeros and layer.name in tensors and figures.is_drawable(layer.shape)
     }
     return {
         "report": report,
@@ -87,10 +93,10 @@ def _page(report: Report, tensors: Values) -> dict[str, Any]:
         "metrics": _metrics(meta),
         "masks": masks,
         "histograms": [
-            (layer, figures.histogram(near, before), figures.further(near, before))
-            for layer, near, before in _spreads(report, tensors, began)
+            (layer, figures.histogram(after, before), figures.outlier_note(after, before))
+            for layer, after, before in _histograms(report, tensors, initial)
         ],
-        "began": any(layer.name in began for layer in report.layers),
+        "has_initial": any(layer.name in initial for layer in report.layers),
         "agreement": figures.agreement(predicted),
         "predicted": bool(predicted),
         "curves": _curves(meta),
@@ -98,18 +104,18 @@ def _page(report: Report, tensors: Values) -> dict[str, Any]:
     }
 
 
-def _spreads(
-    report: Report, tensors: Values, began: Mapping[str, ZoomedHistogram]
+def _histograms(
+    report: Report, tensors: Tensors, initial: Mapping[str, ZoomedHistogram]
 ) -> Iterator[tuple[Layer, ZoomedHistogram, ZoomedHistogram | None]]:
-    """Yield the layers with weights, how these are spread, and how they were before training."""
+    """Yield each layer with nonzero weights, their histogram, and the one before training."""
     for layer in report.layers:
         if layer.survivors is not None:
-            near = zoomed_histogram(layer.survivors, partial(tensors.__getitem__, layer.name))
-            yield layer, near, began.get(layer.name)
+            weight = partial(tensors.__getitem__, layer.name)
+            yield layer, zoomed_histogram(layer.survivors, weight), initial.get(layer.name)
 
 
 def _cards(report: Report) -> list[tuple[str, str, str]]:
-    """Return (title, figure, remark) of the summary."""
+    """Return (title, figure, remark) for each card of the summary."""
     cards = []
     for name, before, after in _metrics(report.meta)[:1]:
         remark = f"was {metric(before, name)}" if before is not None else "trained from scratch"
@@ -119,23 +125,22 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     cards.append(
         ("kept weights", f"{kept:,}", f"1 in {report.compression:.4g}" if kept else "none")
     )
-    cards.append(("Hoyer", number(report.hoyer), "0 all equal, 1 one weight a neuron"))
+    cards.append(("Hoyer", number(report.hoyer), "0: all equal; 1: one weight per neuron"))
     cards.append(("file", size(report.file_bytes), f"{report.parameters:,} parameters"))
     if report.live is not None:
-        (before, after), (old, new) = report.live.flops, report.live.parameters
+        (flops_before, flops_after), (total, live) = report.live.flops, report.live.parameters
         changed = report.live.changed
-        cards.append(
-            ("FLOPs", count(after), f"an example; was {count(before)}" if changed else "an example")
-        )
+        remark = f"per example; was {count(flops_before)}" if changed else "per example"
+        cards.append(("FLOPs", count(flops_after), remark))
         if changed:
-            cards.append(("live parameters", count(new), f"of {old:,}"))
+            cards.append(("live parameters", count(live), f"of {total:,}"))
     if report.dead:
         cards.append(("dead neurons", f"{report.dead:,}", "rows without a weight"))
     return cards
 
 
 def _metrics(meta: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
-    """Return (name, before, after) of every metric, the one that counts first."""
+    """Return (name, before, after) of every metric, the primary one first."""
     measured = meta.get("metrics") or {}
     before, after = measured.get("before") or {}, measured.get("after") or {}
     primary = meta.get("primary_metric")
@@ -144,7 +149,7 @@ def _metrics(meta: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
 
 
 def _predicted(layers: Sequence[Layer]) -> list[tuple[str, float, float]]:
-    """Return (layer, predicted, measured) Hoyer, where there are both."""
+    """Return (layer, predicted Hoyer, measured Hoyer) of every layer that has both."""
     return [
         (layer.name, layer.predicted, layer.hoyer)
         for layer in layers
@@ -152,60 +157,61 @@ def _predicted(layers: Sequence[Layer]) -> list[tuple[str, float, float]]:
     ]
 
 
-def _history(meta: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Return (epoch, value) of what changes over the epochs, by name, the metric first.
-
-    A checkpoint's own metric is that of epoch 0. An epoch that was not measured has no point.
-    """
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name, before, _ in _metrics(meta)[:1]:
-        found[name] = [] if before is None else [(0, before)]
-    for number, epoch in enumerate(meta.get("history") or [], 1):
-        for name, value in epoch.items():
-            if name not in ("epoch", "seconds") and value is not None and math.isfinite(value):
-                found.setdefault(name, []).append((epoch.get("epoch", number), value))
-    return {
-        name: points for name, points in found.items() if len({value for _, value in points}) > 1
-    }
-
-
 def _curves(meta: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """Return (caption, picture) of every quantity that changes over the epochs."""
     pictures = []
     for key, points in _history(meta).items():
-        name = _NAMES.get(key, key.replace("_", " "))
+        label = _LABELS.get(key, key.replace("_", " "))
 
         def show(value: float, key: str = key) -> str:
-            fraction = key in (*_FRACTIONS, "sparsity")
-            return percent(value) if fraction else f"{value:.{2 if key == 'lr' else 3}g}"
+            is_fraction = key in (*_FRACTIONS, "sparsity")
+            return percent(value) if is_fraction else f"{value:.{2 if key == 'lr' else 3}g}"
 
-        # The first one's unit is the last one's: the caption must fit its picture.
+        # The unit is written once, because the caption must fit its picture.
         first, last = (show(value) for _, value in (points[0], points[-1]))
-        caption = f"{name}: {first.removesuffix(' %')} → {last}"
-        pictures.append((caption, figures.curve(name, points, show)))
+        caption = f"{label}: {first.removesuffix(' %')} → {last}"
+        pictures.append((caption, figures.curve(label, points, show)))
     return pictures
 
 
+def _history(meta: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Return name → (epoch, value) of what changes over the epochs, the primary metric first.
+
+    The metric of the input checkpoint is that of epoch 0. Epochs that were not measured have no
+    point.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, before, _ in _metrics(meta)[:1]:
+        curves[name] = [] if before is None else [(0, before)]
+    for index, epoch in enumerate(meta.get("history") or [], 1):
+        for name, value in epoch.items():
+            if name not in ("epoch", "seconds") and value is not None and math.isfinite(value):
+                curves.setdefault(name, []).append((epoch.get("epoch", index), value))
+    return {
+        name: points for name, points in curves.items() if len({value for _, value in points}) > 1
+    }
+
+
 def _origin(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return how the checkpoint was made, as far as it says so."""
+    """Return (name, text) of what the checkpoint says about how it was made."""
     versions = ", ".join(f"{k} {v}" for k, v in (meta.get("versions") or {}).items())
     rows = {
         "command": meta.get("command"),
         "network": meta.get("arch"),
         "data": meta.get("data_name"),
         "method": meta.get("method"),
-        "its options": _facts(meta.get("config") or {}),
-        "settings": _facts(meta.get("settings") or {}),
+        "method options": _options_text(meta.get("config") or {}),
+        "settings": _options_text(meta.get("settings") or {}),
         "versions": versions,
-        "training": f"{meta['seconds']:.1f} s" if meta.get("seconds") else None,
+        "training time": f"{meta['seconds']:.1f} s" if meta.get("seconds") else None,
         "data fingerprint": meta.get("data_fingerprint"),
     }
     return [(name, str(value)) for name, value in rows.items() if value]
 
 
-def _facts(values: Mapping[str, Any]) -> str:
-    """Write options for people: an empty list is none, None was left to the method."""
-    shown = []
+def _options_text(values: Mapping[str, Any]) -> str:
+    """Return options in words; an empty list is "none", and None means chosen by the method."""
+    texts = []
     for name, value in values.items():
         if isinstance(value, bool):
             text = "yes" if value else "no"
@@ -213,18 +219,18 @@ def _facts(values: Mapping[str, Any]) -> str:
             text = " ".join(map(str, value)) or "none"
         else:
             text = "chosen" if value is None else str(value)
-        shown.append(f"{name.replace('_', ' ')} {text}")
-    return ", ".join(shown)
+        texts.append(f"{name.replace('_', ' ')} {text}")
+    return ", ".join(texts)
 
 
 def percent(fraction: float) -> str:
-    """Write a share so that 100 % means all."""
+    """Return a fraction in percent; only 1 gives 100.00 % and only 0 gives 0.00 %."""
     text = f"{100 * fraction:.2f}"
     return f"{text if fraction in (0, 1) or text not in ('0.00', '100.00') else 100 * fraction} %"
 
 
 def size(count: int) -> str:
-    """Write a number of bytes with three digits or so."""
+    """Return a number of bytes with four digits and a unit."""
     value, unit = float(count), 0
     while value >= 1000 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
@@ -232,7 +238,7 @@ def size(count: int) -> str:
 
 
 def count(value: float) -> str:
-    """Write a number of things with three digits."""
+    """Return a count with three digits and a unit."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g}\N{NO-BREAK SPACE}{name}"
@@ -240,10 +246,10 @@ def count(value: float) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number, or a dash where there is none."""
+    """Return a number with so many digits after the point, or a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def metric(value: float, name: str) -> str:
-    """Write a metric: fractions in percent."""
+    """Return the value of a metric; fractions are in percent."""
     return f"{100 * value:.2f} %" if name in _FRACTIONS else f"{value:.4g}"

@@ -1,5 +1,5 @@
 "use strict";
-// A click on a column's title sorts by it, a second click the other way round.
+// A click on a column's title sorts by that column; a second click reverses the order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   table.querySelectorAll("th").forEach((head, column) => {

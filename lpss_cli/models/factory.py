@@ -1,4 +1,4 @@
-"""Networks made by a function of the user's: ``file.py:factory`` and ``pkg.mod:factory``."""
+"""Networks made by a function of the user: ``file.py:factory`` or ``pkg.mod:factory``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from lpss_cli.utils.user_code import call_function
 def build(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """Call the factory and check that it returns a network.
 
-    The factory is called with those of ``input_shape``, ``outputs``, ``num_classes`` that its
-    signature names, by keyword, and with nothing else.
+    The factory receives those of ``input_shape``, ``outputs`` and ``num_classes`` that its
+    signature names, as keyword arguments.
 
     Raises:
-        InputError: no such file, module or function; the factory raised; not an ``nn.Module``.
+        InputError: the file, module or function does not exist; the factory raised; it did not
+            return an ``nn.Module``.
     """
     known = {"input_shape": input_shape, "outputs": outputs, "num_classes": outputs}
     network = call_function(spec, known)
