@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli.api import Examples, Sparse, data_of, renamed_callback, result_of, texts, uncompiled
+from lpss_cli.api import Examples, Sparse, data_of, renamed_callback, result_of, uncompiled
 from lpss_cli.data.tasks import Loss
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
 from lpss_cli.training.batches import no_batches
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.method import Method, make
+from lpss_cli.training.method import Method, make, option_texts, texts
 from lpss_cli.training.run import Run
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
@@ -100,15 +100,13 @@ class Sparsifier:
                 f"steps={steps} is not an integer of 1 or more",
                 "give the number of all optimizer steps: epochs * len(loader)",
             )
-        if "p" in options:
-            options["p"] = texts(options["p"])
         chosen = _method_for(optimizer, method, options)
         target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
         self._arguments: dict[str, Any] = {
             "method": method,
             "steps": int(steps),
             "sparsity": target,
-            **{n: ",".join(v) if n == "p" else str(v) for n, v in options.items()},
+            **option_texts(options),
         }
         self._given_model = model
         self._trainer = Trainer(
@@ -205,7 +203,8 @@ class Sparsifier:
                 "the saved state has masks of other weights",
                 "make the same network, with the same skip",
             )
-        _check_arguments(state.get("made", self._arguments), self._arguments)
+        saved = state.get("made", self._arguments)
+        _check_arguments(option_texts(saved), option_texts(self._arguments))
         self.run.load_state_dict(state)
         self._hooks.forget_learning_rates()
 

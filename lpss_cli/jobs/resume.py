@@ -23,6 +23,7 @@ from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import InputError, StoppedError, one_line
 from lpss_cli.optim import native
 from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.method import aliases
 from lpss_cli.training.run import Run
 from lpss_cli.utils.signals import Interrupts
 
@@ -97,7 +98,7 @@ def find(
     except InputError as error:
         raise StateError(error.what, error.do) from error
     try:
-        differences = _differences(content["identity"], record.identity)
+        differences = _differences(_present_names(content["identity"]), record.identity)
         changes = _differences(content["circumstances"], record.circumstances)
         state, measured = dict(content["state"]), dict(content["measured"])
         done = f"{state['step']:,} steps, {state['epoch']:,} epochs"
@@ -110,6 +111,12 @@ def find(
     record.measured.update(measured)
     note(f"going on from {path}, after {done}")
     return state
+
+
+def _present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity of a saved state with the options of the method under present names."""
+    keys = {f"method.{alias}": f"method.{key}" for alias, key in aliases().items()}
+    return {keys.get(name, name): value for name, value in identity.items()}
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

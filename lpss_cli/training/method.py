@@ -7,6 +7,8 @@ neither this module nor a method's file imports torch at module level.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
@@ -215,8 +217,27 @@ def aliases() -> dict[str, str]:
 
 
 def texts(value: float | str | Sequence[float | str]) -> tuple[str, ...]:
-    """Return a number, a text or several of them as an option of many texts takes them."""
+    """Return a number, a text or several of them as texts, for an option that takes several."""
     return (str(value),) if isinstance(value, (int, float, str)) else tuple(map(str, value))
+
+
+def option_texts(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return options of a method by their keys, each as one text that can be saved and compared.
+
+    Args:
+        options: by key or alias, as :func:`make` takes them, or as an earlier version saved them:
+            with several texts as Python writes a tuple or a list.
+    """
+    declared, keys = all_options(), aliases()
+    result = {}
+    for name, value in options.items():
+        key = keys.get(name, name)
+        if key in declared and declared[key].kind == tuple[str, ...]:
+            with contextlib.suppress(ValueError, SyntaxError):  # of a text that is not a list
+                value = ast.literal_eval(value) if str(value)[:1] in "([" else value
+            value = ",".join(texts(value))
+        result[key] = str(value)
+    return result
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
@@ -224,7 +245,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
 
     Args:
         name: of the method.
-        options: by name or alias; where an option takes many texts, one will do, and numbers too.
+        options: by key or alias. Where an option takes several texts, a single one or a number is
+            enough.
 
     Raises:
         InputError: unknown method, an option it does not have, or a value out of range.
