@@ -23,7 +23,8 @@ from lpss_cli.sparsity.prunable import prunable_weights
 from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.evaluation import evaluate
-from lpss_cli.training.method import make
+from lpss_cli.training.method import DEFAULT, make, texts
+from lpss_cli.training.options import SPARSIFY_BUDGET, SPARSITY
 from lpss_cli.training.run import Run
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
@@ -58,10 +59,10 @@ def sparsify(
     train: Examples,
     test: Examples | None = None,
     *,
-    sparsity: float | str = 0.9,
+    sparsity: float | str = SPARSITY,
     p: float | str | Sequence[str] | None = None,
-    method: str = "lpss",
-    epochs: int = 4,
+    method: str = DEFAULT,
+    epochs: int = SPARSIFY_BUDGET.epochs,
     batch_size: int = 256,
     loss: Loss | None = None,
     layers: str | Sequence[str] = (),
@@ -102,7 +103,7 @@ def sparsify(
     callback = renamed_callback(callback, options)
     target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
     if p is not None:
-        options["p"] = texts(p)
+        options["p"] = p
     chosen = make(method, options)
     data = data_of(train, test, batch_size, loss)
     settings = TrainingSettings(
@@ -176,11 +177,6 @@ def renamed_callback(callback: Callback | None, options: dict[str, Any]) -> Call
     warnings.warn("watcher is now callback", DeprecationWarning, stacklevel=3)
     watcher: Callback | None = options.pop("watcher")
     return watcher if callback is None else callback
-
-
-def texts(value: float | str | Sequence[float | str]) -> tuple[str, ...]:
-    """Return one value or several as texts, the way an option with several values takes them."""
-    return (str(value),) if isinstance(value, (int, float, str)) else tuple(map(str, value))
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

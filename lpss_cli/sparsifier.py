@@ -8,6 +8,7 @@ are masked and the masks updated after it.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +17,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli.api import Examples, Sparse, data_of, renamed_callback, result_of, texts, uncompiled
+from lpss_cli.api import Examples, Sparse, data_of, renamed_callback, result_of, uncompiled
 from lpss_cli.data.tasks import Loss
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
 from lpss_cli.training.batches import no_batches
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.method import Method, make
+from lpss_cli.training.method import DEFAULT, Method, make, texts
+from lpss_cli.training.options import SPARSITY
 from lpss_cli.training.run import Run
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
@@ -81,8 +83,8 @@ class Sparsifier:
         model: nn.Module,
         steps: int,
         *,
-        sparsity: float | str = 0.9,
-        method: str = "lpss",
+        sparsity: float | str = SPARSITY,
+        method: str = DEFAULT,
         optimizer: Optimizer | None = None,
         schedule: bool = True,
         layers: str | Sequence[str] = (),
@@ -100,15 +102,13 @@ class Sparsifier:
                 f"steps={steps} is not an integer of 1 or more",
                 "give the number of all optimizer steps: epochs * len(loader)",
             )
-        if "p" in options:
-            options["p"] = texts(options["p"])
         chosen = _method_for(optimizer, method, options)
         target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
         self._arguments: dict[str, Any] = {
             "method": method,
             "steps": int(steps),
             "sparsity": target,
-            **{n: ",".join(v) if n == "p" else str(v) for n, v in options.items()},
+            **{name: _text_of(value) for name, value in options.items()},
         }
         self._given_model = model
         self._trainer = Trainer(
@@ -347,7 +347,7 @@ def _check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> No
     Raises:
         InputError: an argument differs.
     """
-    names = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
+    names = [n for n in {**saved, **present} if _bare(saved.get(n)) != _bare(present.get(n))]
     if names:
         then, now = (
             ", ".join(f"{n}={arguments[n]}" for n in names if n in arguments) or "the defaults"
@@ -357,3 +357,15 @@ def _check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> No
             f"the saved state is of {then}, and this sparsifier of {now}",
             "make it with the same arguments",
         )
+
+
+def _text_of(value: Any) -> str:
+    """Return the value of an option as a text; several values are separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _bare(argument: Any) -> Any:
+    """Return a text without brackets and quotes: old states hold several values as a tuple's."""
+    if not isinstance(argument, str):
+        return argument
+    return re.sub(r"[\[\]()' ]", "", argument).rstrip(",")

@@ -1,5 +1,7 @@
 """lpss from Python: one call, and LpSGD in a loop of one's own."""
 
+import inspect
+
 import pytest
 import torch
 from helpers import blobs, network
@@ -8,7 +10,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lpss_cli
 from lpss_cli import InputError, LpSGD, describe, sparsify
+from lpss_cli.jobs.config import Request
 from lpss_cli.sparsity.hoyer_prediction import suitable_p
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.utils.options import options
 
 BLOBS = blobs()
 TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)
@@ -157,3 +162,27 @@ def test_lpsgd_drops_into_a_loop_of_ones_own():
 def test_the_public_names_are_those_of_the_package():
     for name in lpss_cli.__all__:
         assert getattr(lpss_cli, name) is not None
+
+
+@pytest.mark.parametrize("function", [sparsify, lpss_cli.Sparsifier])
+def test_defaults_are_those_that_are_declared(function):
+    declared, names = options(Request), []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in declared and name != "device":  # here: where the model is
+            names.append(name)
+            assert parameter.default == declared[name].python_default, name
+    assert {"sparsity", "method", "batch_size", "layers", "skip", "seed"} <= set(names)
+
+
+def test_deprecated_names_of_keywords_still_work():
+    epochs = []
+    callback = Callback()
+    callback.on_epoch = lambda run: epochs.append(run.history[-1]["epoch"])
+    with pytest.warns(DeprecationWarning, match="watcher is now callback"):
+        sparsify(network(), TRAIN, epochs=2, method="static", watcher=callback)
+    assert epochs == [1, 2]
+    info = {"4.weight": {"row_dim": 0}}
+    with pytest.warns(DeprecationWarning, match="facts is now layer_info"):
+        named = describe(network(), facts=info)
+    assert [layer.name for layer in named.layers] == ["4.weight"]
+    assert describe(network(), info) == named == describe(network(), layer_info=info)

@@ -22,6 +22,7 @@ from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import InputError, StoppedError, one_line
 from lpss_cli.optim import native
+from lpss_cli.training import method as methods
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.run import Run
 from lpss_cli.utils.signals import Interrupts
@@ -97,11 +98,11 @@ def find(
     except InputError as error:
         raise StateError(error.what, error.do) from error
     try:
-        differences = _differences(content["identity"], record.identity)
+        differences = _differences(_with_present_names(content["identity"]), record.identity)
         changes = _differences(content["circumstances"], record.circumstances)
         state, measured = dict(content["state"]), dict(content["measured"])
         done = f"{state['step']:,} steps, {state['epoch']:,} epochs"
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(f"{path} cannot be read: {one_line(error)}", _DO) from None
     if differences:
         raise StateError(f"{path} is of another run: {'; '.join(differences)}", _DO)
@@ -110,6 +111,17 @@ def find(
     record.measured.update(measured)
     note(f"going on from {path}, after {done}")
     return state
+
+
+def _with_present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved identity with the options of methods under the names they have now."""
+    prefix, aliases = "method.", methods.aliases()
+    return {
+        prefix + aliases.get(name[len(prefix) :], name[len(prefix) :])
+        if name.startswith(prefix)
+        else name: value
+        for name, value in identity.items()
+    }
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
