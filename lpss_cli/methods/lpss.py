@@ -210,7 +210,7 @@ class LpSS(Method):
             InputError: ``hoyer`` and p are both given, no p reaches it, or see :meth:`exponents`.
         """
         if hoyer is not None and self.config.p:
-            raise InputError("--hoyer and --p exclude each other", "give the one you wish for")
+            raise InputError("--hoyer and --p exclude each other", "give one of the two")
         exponents = self.exponents(fan_ins, targets)
         if hoyer is not None:
             from lpss_cli.sparsity.hoyer_prediction import p_for

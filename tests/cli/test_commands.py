@@ -151,6 +151,7 @@ WRONG_P = [
     (["--p", "1.2,1.3"], "lists 2 values for 3 weights", "fc2.weight"),
     (["--p", "conv*=1.2"], "'conv*' matches no weight", "fc1.weight"),
     (["--eta", "0.7"], "--eta 0.7 is out of range", "0.5"),
+    (["--radius", "huge"], "--radius 'huge' is not a choice", "fixed"),
     (["--gain", "huge"], "'huge' is not a choice", "fixed"),
     (["--off-sphere", "x"], "matches no weight", "fc1.weight"),
 ]
@@ -270,7 +271,7 @@ def test_help_names_every_method_and_flag(lpss):
         assert code == 0
         assert "--sparsity" in out
         assert all(name in out for name in method.registry())
-    assert all(flag in out for flag in ("--p", "--eta", "--gain", "--sparsity", "--ranking"))
+    assert all(flag in out for flag in ("--p", "--eta", "--radius", "--sparsity", "--ranking"))
 
 
 def test_names_from_files_cannot_write_to_the_terminal(lpss):
@@ -309,7 +310,7 @@ def test_a_plan_of_a_checkpoint_and_the_report_agree_on_its_layers(lpss):
 @pytest.mark.parametrize(
     ("args", "what", "do"),
     [
-        (["--arch", "lenet300", "--hoyer", "0.99"], "no p gives fc1.weight", "wish for"),
+        (["--arch", "lenet300", "--hoyer", "0.99"], "no p gives fc1.weight", "choose from"),
         (["--arch", "lenet300", "--hoyer", "0.5", "--p", "1.2"], "exclude each other", "give"),
         (["--arch", "lenet301"], "unknown network", "lenet300"),
         (["--arch", "lenet300", "--sparsity", "1"], "outside [0, 1)", "0.9"),

@@ -56,6 +56,7 @@ def values(command, flag):
     [
         ("sparsify", "--data", KNOWN),
         ("train", "--ranking", method.RANKINGS),
+        ("train", "--radius", ("fixed", "learned", "unit")),
         ("train", "--gain", ("fixed", "learned", "unit")),
         ("train", "--precision", PRECISIONS),
         ("train", "--augment", AUGMENTS),

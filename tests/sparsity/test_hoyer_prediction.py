@@ -84,7 +84,7 @@ def test_the_inverse_gives_back_the_wish(n, wished):
 def test_an_unreachable_wish_names_the_reachable_ones(wished):
     with pytest.raises(InputError, match=r"no p gives fc1 \(fan-in 300\)") as error:
         p_for(wished, 300, "fc1")
-    low, _, high = error.value.do.removeprefix("wish for ").partition(" to ")
+    low, _, high = error.value.do.removeprefix("choose from ").partition(" to ")
     assert predicted_hoyer(p_for(float(low), 300), 300) == pytest.approx(float(low), abs=1e-3)
     assert predicted_hoyer(p_for(float(high), 300), 300) == pytest.approx(float(high), abs=1e-3)
 
