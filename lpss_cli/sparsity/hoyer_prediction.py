@@ -24,8 +24,8 @@ _SHAPE, _START = (0.793, 0.0732), 9.09
 TYPICAL_TRAVEL = 10.0
 # Smallest number of kept inputs per row that ``suitable_p`` aims at.
 _FEWEST_INPUTS = 8
-# Its range. On held-out data, p above 1.5 was never better (benchmarks/tune.py), and p below 1.2 was
-# worse wherever a network is pruned to a fiftieth or less (benchmarks/stability.py).
+# Its range. On held-out data, p above 1.5 was never better (benchmarks/tune.py), and p below 1.2
+# was worse wherever a network is pruned to a fiftieth or less (benchmarks/stability.py).
 _AUTO_P = (1.2, 1.5)
 # Nodes of the two integration grids.
 _NODES_V, _NODES_T = 600, 400

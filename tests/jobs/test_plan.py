@@ -67,7 +67,7 @@ def test_weights_of_rows_that_are_no_slices_are_planned_off_the_sphere():
 def test_what_cannot_be_planned_is_refused(weights):
     with pytest.raises(InputError, match="exclude each other"):
         plan("net", weights, sparsity=0.9, options={"p": ("1.2",)}, hoyer=0.5)
-    with pytest.raises(InputError, match="no p gives fc1.weight"):
+    with pytest.raises(InputError, match=r"no p gives fc1\.weight"):
         plan("net", weights, sparsity=0.9, hoyer=0.99)
     with pytest.raises(InputError, match="holds no prunable weight"):
         plan("net", {}, sparsity=0.9)
