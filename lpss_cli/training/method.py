@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -177,7 +178,9 @@ class Method:
 @cache
 def registry() -> dict[str, type[Method]]:
     """All methods by name: one from every module of ``lpss_cli.methods``."""
-    importlib.import_module("lpss_cli.methods")  # each of its modules registers its method
+    package = importlib.import_module("lpss_cli.methods")
+    for module in pkgutil.iter_modules(package.__path__):  # each of them registers its method
+        importlib.import_module(f"lpss_cli.methods.{module.name}")
     return dict(sorted(Method.registry.items()))
 
 
@@ -210,12 +213,12 @@ def get(name: str) -> type[Method]:
 
 
 def aliases() -> dict[str, str]:
-    """Return the other keys that options of any method are known by → their keys."""
+    """Return the aliases of the options of all methods, each with the key that it stands for."""
     return {alias: item.key for item in all_options().values() for alias in item.aliases}
 
 
 def texts(value: float | str | Sequence[float | str]) -> tuple[str, ...]:
-    """Return a number, a text or several of them as an option of many texts takes them."""
+    """Return a number, a string or several of them as an option of several strings takes them."""
     return (str(value),) if isinstance(value, (int, float, str)) else tuple(map(str, value))
 
 
@@ -224,7 +227,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
 
     Args:
         name: of the method.
-        options: by name or alias; where an option takes many texts, one will do, and numbers too.
+        options: by key or alias; None is the same as nothing. An option of several strings also
+            takes one, and numbers.
 
     Raises:
         InputError: unknown method, an option it does not have, or a value out of range.
@@ -247,6 +251,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
         )
     several = {item.key for item in options_of(cls) if item.kind == tuple[str, ...]}
     values: dict[str, Any] = {
-        names[key]: texts(value) if key in several else value for key, value in options.items()
+        names[key]: texts(value) if key in several else value
+        for key, value in options.items()
+        if value is not None
     }
     return cls(cls.Config(**values))
