@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lpss_cli
-from lpss_cli import InputError, LpSGD, describe, sparsify
-from lpss_cli.jobs.config import Request
+from lpss_cli import InputError, LpSGD, Sparsifier, describe, sparsify
 from lpss_cli.sparsity.hoyer_prediction import suitable_p
 from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.options import MethodOptions, TrainingOptions
 from lpss_cli.utils.options import options
 
 BLOBS = blobs()
@@ -125,7 +125,7 @@ class Endless(IterableDataset):
         ({"p": 1.01}, "1.01"),
         ({"method": "lps"}, "unknown method"),
         ({"skip": "nothing*"}, "nothing"),
-        ({"batch_size": 0}, "batch size"),
+        ({"batch_size": 0}, "batch_size 0 is out of range"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_model_is_touched(arguments, message):
@@ -164,16 +164,6 @@ def test_the_public_names_are_those_of_the_package():
         assert getattr(lpss_cli, name) is not None
 
 
-@pytest.mark.parametrize("function", [sparsify, lpss_cli.Sparsifier])
-def test_defaults_are_those_that_are_declared(function):
-    declared, names = options(Request), []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in declared and name != "device":  # here: where the model is
-            names.append(name)
-            assert parameter.default == declared[name].python_default, name
-    assert {"sparsity", "method", "batch_size", "layers", "skip", "seed"} <= set(names)
-
-
 def test_deprecated_names_of_keywords_still_work():
     epochs = []
     callback = Callback()
@@ -186,3 +176,15 @@ def test_deprecated_names_of_keywords_still_work():
         named = describe(network(), facts=info)
     assert [layer.name for layer in named.layers] == ["4.weight"]
     assert describe(network(), info) == named == describe(network(), layer_info=info)
+
+
+@pytest.mark.parametrize("function", [sparsify, Sparsifier])
+def test_the_keywords_and_their_defaults_are_those_of_the_declared_options(function):
+    declared = {**options(TrainingOptions), **options(MethodOptions)}
+    parameters = inspect.signature(function).parameters
+    shared = [name for name in parameters if name in declared]
+    assert {"sparsity", "method", "batch_size", "layers", "skip", "seed"} <= set(shared)
+    for name in shared:
+        assert parameters[name].default == declared[name].python_default
+        assert f" {name}: " in function.__doc__
+    assert {"p", "chosen", "_chosen"}.isdisjoint(parameters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -187,7 +188,9 @@ class Method:
 @cache
 def registry() -> dict[str, type[Method]]:
     """Return all methods by name: one from every module of ``lpss_cli.methods``."""
-    importlib.import_module("lpss_cli.methods")  # each of its modules registers its method
+    package = importlib.import_module("lpss_cli.methods")
+    for module in pkgutil.iter_modules(package.__path__):  # each of them registers its method
+        importlib.import_module(f"lpss_cli.methods.{module.name}")
     return dict(sorted(Method.registry.items()))
 
 
@@ -258,6 +261,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
         )
     several = {item.key for item in options_of(cls) if item.kind == tuple[str, ...]}
     values: dict[str, Any] = {
-        names[key]: texts(value) if key in several else value for key, value in options.items()
+        names[key]: texts(value) if key in several else value
+        for key, value in options.items()
+        if value is not None
     }
     return cls(cls.Config(**values))
