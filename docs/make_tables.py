@@ -22,6 +22,7 @@ from typing import Any
 
 from lpss_cli.sparsity.targets import parse_sparsity
 from lpss_cli.training import method
+from lpss_cli.utils.options import Option
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -41,19 +42,18 @@ _RUN = re.compile(r"(?P<method>[\w-]+) at (?P<sparsity>[^,]+), seed \d+, (?P<opt
 def flags(name: str) -> str:
     """Return the table of a method's flags: default, range or choices, description."""
     lines = ["| flag | default | values | description |", "|---|---|---|---|"]
-    for field in method.options_of(method.get(name)):
-        default = _UNSET.get(field.default, f"`{field.default}`")
-        flag = "--" + field.name.replace("_", "-")
-        text = str(field.metadata["help"]).replace("|", "\\|")
-        lines.append(f"| `{flag}` | {default} | {_values(field.metadata)} | {text} |")
+    for option in method.options_of(method.get(name)):
+        default = _UNSET.get(option.default, f"`{option.default}`")
+        text = option.help.replace("|", "\\|")
+        lines.append(f"| `{option.flag}` | {default} | {_values(option)} | {text} |")
     return "\n".join(lines)
 
 
-def _values(limits: Any) -> str:
+def _values(option: Option) -> str:
     """Return the choices or the closed range of a flag; empty if neither limits it."""
-    if limits["choices"]:
-        return ", ".join(f"`{choice}`" for choice in limits["choices"])
-    low, high = limits["low"], limits["high"]
+    if option.choices:
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    low, high = option.low, option.high
     if low == -float("inf"):
         return ""
     return f"≥ {low:g}" if high == float("inf") else f"{low:g} to {high:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ from lpss_cli.data import Data, DataSpec
 from lpss_cli.data.factory import as_source
 from lpss_cli.data.sources import LoaderSource, Source
 from lpss_cli.data.tasks import CLASSIFICATION, REGRESSION, Loss, Task
-from lpss_cli.errors import InputError
 from lpss_cli.report.report import Report, report
 from lpss_cli.sparsity.prunable import prunable_weights
-from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
+from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.evaluation import evaluate
-from lpss_cli.training.method import make, texts
+from lpss_cli.training.method import make
+from lpss_cli.training.options import MethodOptions, TrainingOptions
 from lpss_cli.training.run import Run
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
 from lpss_cli.utils import torch_utils
+from lpss_cli.utils.options import keywords, only, options
 
 #: A DataLoader, a map-style Dataset, or a pair of tensors or arrays (inputs, targets).
 Examples = Any
@@ -53,24 +54,21 @@ class Sparse:
     history: list[dict[str, float]]
 
 
+@keywords(
+    only(TrainingOptions, "sparsity")
+    | options(MethodOptions)
+    | only(TrainingOptions, "epochs", "batch_size", "layers", "skip", "seed", "precision")
+)
 def sparsify(
     model: nn.Module,
     train: Examples,
     test: Examples | None = None,
     *,
-    sparsity: float | str = 0.9,
-    p: float | str | Sequence[str] | None = None,
-    method: str = "lpss",
-    epochs: int = 4,
-    batch_size: int = 256,
+    _chosen: Mapping[str, Any],
     loss: Loss | None = None,
-    layers: str | Sequence[str] = (),
-    skip: str | Sequence[str] = (),
-    seed: int = 0,
     device: torch.device | str | None = None,
-    precision: str = "fp32",
     callback: Callback | None = None,
-    **options: Any,
+    **method_options: Any,
 ) -> Sparse:
     """Sparse-train a model in place until exactly ``round(sparsity·N)`` of its weights are zero.
 
@@ -80,8 +78,6 @@ def sparsify(
             a map-style Dataset, or a pair of tensors.
         test: examples to measure with, before and after; never used to choose anything.
         sparsity: zeros / prunable weights, in [0, 1), or a text as for ``--sparsity``.
-        p: exponent of the spheres, 0.2…1 or 1.03…4, or a text as for ``--p``; None chooses by
-            layer.
         method: name of a method, as for ``lpss sparsify --method``.
         epochs: passes over the training examples; 0 only prunes.
         batch_size: batch size, unless ``train`` is a loader.
@@ -93,28 +89,20 @@ def sparsify(
         device: where to train; None: where the model is.
         precision: ``fp32`` or ``bf16``.
         callback: watches the run.
-        options: options of the method, named like their flags: ``eta=0.01, ranking="erk"``.
+        method_options: options of the method, named like their flags:
+            ``p=1.2, eta=0.01, ranking="erk"``.
 
     Raises:
         InputError: an argument does not exist or does not fit; the model is unchanged.
         RunError: training diverged.
     """
-    callback = renamed_callback(callback, options)
-    target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
-    if p is not None:
-        options["p"] = p
-    chosen = make(method, options)
-    data = data_of(train, test, batch_size, loss)
-    settings = TrainingSettings(
-        epochs=epochs,
-        batch_size=data.train.batch_size if isinstance(data.train, LoaderSource) else batch_size,
-        seed=seed,
-        sparsity=target,
-        layers=texts(layers),
-        skip=texts(skip),
-        keep_zeros=True,
-        precision=precision,
-    )
+    callback = renamed_callback(callback, method_options)
+    check_sparsity(_chosen["sparsity"])
+    method = make(_chosen["method"], method_options)
+    settings = settings_of(_chosen)
+    data = data_of(train, test, settings.batch_size, loss)
+    if isinstance(data.train, LoaderSource):
+        settings = replace(settings, batch_size=data.train.batch_size)
     device = next(model.parameters()).device if device is None else torch.device(device)
 
     def metrics() -> dict[str, float] | None:
@@ -122,7 +110,7 @@ def sparsify(
 
     before = metrics()
     with torch_utils.preserve_training_mode(model):
-        trainer = Trainer(model, data, chosen, settings, device=device, callback=callback)
+        trainer = Trainer(model, data, method, settings, device=device, callback=callback)
         run = trainer.train()
     return result_of(model, run, before, metrics())
 
@@ -164,18 +152,24 @@ def result_of(
     return Sparse(model, describe(model, layer_info), dict(run.masks), before, after, run.history)
 
 
-def renamed_callback(callback: Callback | None, options: dict[str, Any]) -> Callback | None:
+def renamed_callback(callback: Callback | None, others: dict[str, Any]) -> Callback | None:
     """Return the callback, also if it was given under its deprecated name ``watcher``.
 
     Args:
         callback: the argument ``callback``.
-        options: other keywords; ``watcher`` is taken out of them.
+        others: other keywords; ``watcher`` is taken out of them.
     """
-    if "watcher" not in options:
+    if "watcher" not in others:
         return callback
-    warnings.warn("watcher is now callback", DeprecationWarning, stacklevel=3)
-    watcher: Callback | None = options.pop("watcher")
+    warnings.warn("watcher is now callback", DeprecationWarning, stacklevel=4)
+    watcher: Callback | None = others.pop("watcher")
     return watcher if callback is None else callback
+
+
+def settings_of(chosen: Mapping[str, Any]) -> TrainingSettings:
+    """Return the settings of a training in memory, from the options that a function was given."""
+    known = {name: value for name, value in chosen.items() if name in options(TrainingOptions)}
+    return TrainingSettings(**known, keep_zeros=True)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -188,10 +182,8 @@ def data_of(train: Examples, test: Examples | None, batch_size: int, loss: Loss 
     """Return examples in memory as data with a task that fits their targets.
 
     Raises:
-        InputError: they are not examples, or the batch size is not positive.
+        InputError: they are not examples.
     """
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size} is not positive", "give 1 or more")
     source = _source(train, "training")
     x, y = source.first if isinstance(source, LoaderSource) else next(source.batches(1))
     task = REGRESSION if y.is_floating_point() else CLASSIFICATION

@@ -8,24 +8,34 @@ are masked and the masks updated after it.
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lpss_cli.api import Examples, Sparse, data_of, renamed_callback, result_of, uncompiled
+from lpss_cli.api import (
+    Examples,
+    Sparse,
+    data_of,
+    renamed_callback,
+    result_of,
+    settings_of,
+    uncompiled,
+)
 from lpss_cli.data.tasks import Loss
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
+from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.batches import no_batches
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.method import Method, make, option_texts, texts
+from lpss_cli.training.method import Method, aliases, make
+from lpss_cli.training.options import MethodOptions, TrainingOptions
 from lpss_cli.training.run import Run
-from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
+from lpss_cli.utils.options import keywords, only, options
 
 # Options of a method that configure its optimizer or the schedule of the learning rate.
 _OPTIMIZER_OPTIONS = ("lr", "momentum", "weight_decay", "warmup")
@@ -63,7 +73,7 @@ class Sparsifier:
         loss: (outputs, targets) → scalar, for such methods; None: by the kind of the targets.
         batch_size: batch size for ``train``, unless it is a loader.
         callback: receives notes and warnings.
-        options: options of the method, named like their flags: ``p="0.5", ranking="erk"``.
+        method_options: options of the method, named like their flags: ``p="0.5", ranking="erk"``.
 
     Attributes:
         optimizer: the optimizer that the loop has to step.
@@ -76,58 +86,50 @@ class Sparsifier:
     optimizer: Optimizer
     run: Run
 
+    @keywords(
+        only(TrainingOptions, "sparsity")
+        | options(MethodOptions)
+        | only(TrainingOptions, "layers", "skip", "seed", "batch_size")
+    )
     def __init__(
         self,
         model: nn.Module,
         steps: int,
         *,
-        sparsity: float | str = 0.9,
-        method: str = "lpss",
+        _chosen: Mapping[str, Any],
         optimizer: Optimizer | None = None,
         schedule: bool = True,
-        layers: str | Sequence[str] = (),
-        skip: str | Sequence[str] = (),
-        seed: int = 0,
         train: Examples | None = None,
         loss: Loss | None = None,
-        batch_size: int = 256,
         callback: Callback | None = None,
-        **options: Any,
+        **method_options: Any,
     ) -> None:
-        callback = renamed_callback(callback, options)
+        callback = renamed_callback(callback, method_options)
         if not 1 <= steps < math.inf or steps != int(steps):  # often the result of a division
             raise InputError(
                 f"steps={steps} is not an integer of 1 or more",
                 "give the number of all optimizer steps: epochs * len(loader)",
             )
-        chosen = _method_for(optimizer, method, options)
-        target = check_sparsity(parse_sparsity(sparsity, "sparsity"))
+        method = _method_for(optimizer, _chosen["method"], method_options)
+        check_sparsity(_chosen["sparsity"])
         self._arguments: dict[str, Any] = {
-            "method": method,
+            "method": method.name,
             "steps": int(steps),
-            "sparsity": target,
-            **option_texts(options),
+            "sparsity": _chosen["sparsity"],
+            **{n: _text_of(v) for n, v in _present_names(method_options).items() if v is not None},
         }
         self._given_model = model
         self._trainer = Trainer(
             uncompiled(model),
-            None if train is None else data_of(train, None, batch_size, loss),
-            chosen,
-            TrainingSettings(
-                epochs=1,
-                batch_size=batch_size,
-                seed=seed,
-                sparsity=target,
-                layers=texts(layers),
-                skip=texts(skip),
-                keep_zeros=True,
-            ),
+            None if train is None else data_of(train, None, _chosen["batch_size"], loss),
+            method,
+            settings_of({**_chosen, "epochs": 1}),
             steps=int(steps),
             device=None,
             callback=callback,
         )
         self.run = self._trainer.run
-        self._prepare(optimizer, method, train is not None)
+        self._prepare(optimizer, method.name, train is not None)
         self.optimizer = self.run.optimizer
         for text in self.run.notes:
             (callback or Callback()).on_note(text)
@@ -203,8 +205,8 @@ class Sparsifier:
                 "the saved state has masks of other weights",
                 "make the same network, with the same skip",
             )
-        saved = state.get("made", self._arguments)
-        _check_arguments(option_texts(saved), option_texts(self._arguments))
+        saved = _present_names(state.get("made", self._arguments))
+        _check_arguments(saved, self._arguments)
         self.run.load_state_dict(state)
         self._hooks.forget_learning_rates()
 
@@ -346,7 +348,7 @@ def _check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> No
     Raises:
         InputError: an argument differs.
     """
-    names = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
+    names = [n for n in {**saved, **present} if _bare(saved.get(n)) != _bare(present.get(n))]
     if names:
         then, now = (
             ", ".join(f"{n}={arguments[n]}" for n in names if n in arguments) or "the defaults"
@@ -356,3 +358,21 @@ def _check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> No
             f"the saved state is of {then}, and this sparsifier of {now}",
             "make it with the same arguments",
         )
+
+
+def _present_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with the options of methods under the names that they have now."""
+    keys = aliases()
+    return {keys.get(name, name): value for name, value in arguments.items()}
+
+
+def _text_of(value: Any) -> str:
+    """Return the value of an option as a text; several values are separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _bare(argument: Any) -> Any:
+    """Return a text without brackets and quotes: old states hold several values as a tuple's."""
+    if not isinstance(argument, str):
+        return argument
+    return re.sub(r"[\[\]()' ]", "", argument).rstrip(",")

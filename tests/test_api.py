@@ -1,5 +1,7 @@
 """lpss from Python: one call, and LpSGD in a loop of one's own."""
 
+import inspect
+
 import pytest
 import torch
 from helpers import blobs, network
@@ -7,8 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lpss_cli
-from lpss_cli import InputError, LpSGD, describe, sparsify
+from lpss_cli import InputError, LpSGD, Sparsifier, describe, sparsify
 from lpss_cli.sparsity.hoyer_prediction import suitable_p
+from lpss_cli.training.callbacks import Callback
+from lpss_cli.training.options import MethodOptions, TrainingOptions
+from lpss_cli.utils.options import options
 
 BLOBS = blobs()
 TRAIN, TEST = (BLOBS.train.x, BLOBS.train.y), (BLOBS.test.x, BLOBS.test.y)
@@ -120,7 +125,7 @@ class Endless(IterableDataset):
         ({"p": 1.01}, "1.01"),
         ({"method": "lps"}, "unknown method"),
         ({"skip": "nothing*"}, "nothing"),
-        ({"batch_size": 0}, "batch size"),
+        ({"batch_size": 0}, "batch_size 0 is out of range"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_model_is_touched(arguments, message):
@@ -157,3 +162,29 @@ def test_lpsgd_drops_into_a_loop_of_ones_own():
 def test_the_public_names_are_those_of_the_package():
     for name in lpss_cli.__all__:
         assert getattr(lpss_cli, name) is not None
+
+
+def test_deprecated_names_of_keywords_still_work():
+    epochs = []
+    callback = Callback()
+    callback.on_epoch = lambda run: epochs.append(run.history[-1]["epoch"])
+    with pytest.warns(DeprecationWarning, match="watcher is now callback"):
+        sparsify(network(), TRAIN, epochs=2, method="static", watcher=callback)
+    assert epochs == [1, 2]
+    info = {"4.weight": {"row_dim": 0}}
+    with pytest.warns(DeprecationWarning, match="facts is now layer_info"):
+        named = describe(network(), facts=info)
+    assert [layer.name for layer in named.layers] == ["4.weight"]
+    assert describe(network(), info) == named == describe(network(), layer_info=info)
+
+
+@pytest.mark.parametrize("function", [sparsify, Sparsifier])
+def test_the_keywords_and_their_defaults_are_those_of_the_declared_options(function):
+    declared = {**options(TrainingOptions), **options(MethodOptions)}
+    parameters = inspect.signature(function).parameters
+    shared = [name for name in parameters if name in declared]
+    assert {"sparsity", "method", "batch_size", "layers", "skip", "seed"} <= set(shared)
+    for name in shared:
+        assert parameters[name].default == declared[name].python_default
+        assert f" {name}: " in function.__doc__
+    assert {"p", "chosen", "_chosen"}.isdisjoint(parameters)

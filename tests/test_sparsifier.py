@@ -362,3 +362,35 @@ def test_a_model_that_moves_takes_the_masks_along():
     result = sparsifier.finish()
     assert result.report.zeros == 576
     assert all(mask.is_cuda for mask in result.masks.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "old"),
+    [
+        (["2.*"], "['2.*']"),  # as str() wrote a list
+        (("2.*", "0.w*"), "('2.*', '0.w*')"),
+        (("2.*",), "('2.*',)"),
+        ("2.*", "2.*"),
+    ],
+)
+def test_the_state_of_an_older_version_with_several_values_is_of_the_same_arguments(option, old):
+    sparsifier = Sparsifier(plain(), STEPS, off_sphere=option)
+    state = sparsifier.state_dict()
+    state["made"] = {**state["made"], "off_sphere": old}
+    sparsifier.load_state_dict(state)
+    state["made"]["off_sphere"] = "1.*"
+    with pytest.raises(InputError, match=r"off_sphere=1\.\*"):
+        sparsifier.load_state_dict(state)
+
+
+def test_deprecated_names_still_work():
+    said = []
+    callback = Callback()
+    callback.on_warning = said.append
+    model = plain()
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.warns(DeprecationWarning, match="watcher is now callback"):
+        sparsifier = Sparsifier(model, STEPS, sparsity=0.5, watcher=callback)
+    assert said == ["weights made from other parameters are not pruned: 0.weight"]
+    with pytest.warns(DeprecationWarning, match="cut_step is now final_prune_step"):
+        assert sparsifier.run.cut_step == sparsifier.run.final_prune_step

@@ -14,9 +14,8 @@ from typer.models import ArgumentInfo
 
 from lpss_cli.cli.completion import one_of, several_of
 from lpss_cli.errors import LpssError
-from lpss_cli.jobs.config import OUTPUT
 from lpss_cli.training import method as methods
-from lpss_cli.utils.options import Option, option
+from lpss_cli.utils.options import OUTPUT_PANEL, Option, option
 
 #: A checkpoint that need not be named.
 File = Annotated[
@@ -37,13 +36,13 @@ class PrintingOptions:
     """
 
     as_json: bool = option(
-        False, "print one JSON document on stdout", group=OUTPUT, key="json", recipe=False
+        False, "print one JSON document on stdout", group=OUTPUT_PANEL, key="json", recipe=False
     )
     quiet: bool = option(
-        False, "print no notes and no progress", group=OUTPUT, short="-q", recipe=False
+        False, "print no notes and no progress", group=OUTPUT_PANEL, short="-q", recipe=False
     )
     debug: bool = option(
-        False, "show tracebacks of errors", group=OUTPUT, recipe=False, advanced=True
+        False, "show tracebacks of errors", group=OUTPUT_PANEL, recipe=False, advanced=True
     )
 
 

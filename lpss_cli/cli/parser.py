@@ -26,12 +26,10 @@ from lpss_cli.cli.options import (
     without_empty_paths,
 )
 from lpss_cli.training import method as methods
-from lpss_cli.utils.options import Option, options, refuse_excluded
+from lpss_cli.utils.options import METHOD_PANEL, Option, options, refuse_excluded
 
 #: Options of a dataclass, or some of them.
 Group = type[Any] | Mapping[str, Option]
-#: The panel of options of methods.
-METHOD_PANEL = "Options of methods"
 # What the help needs to know is kept in the context of the parser under these names.
 _EVERYTHING, _METHOD = "lpss.everything", "lpss.method"
 # Parameters that the parser passes and no command is given.

@@ -15,7 +15,7 @@ from typing import Any
 
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.utils import options as declarations
-from lpss_cli.utils.options import option
+from lpss_cli.utils.options import DATA_PANEL, option
 
 KNOWN = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name; ``digits`` is embedded, the others are files in the data folder."""
@@ -67,7 +67,7 @@ def _names(value: Any, name: str) -> tuple[str, ...]:
     return names
 
 
-_option = partial(option, group="Data and network", advanced=True)
+_option = partial(option, group=DATA_PANEL, advanced=True)
 
 
 @dataclass(frozen=True)

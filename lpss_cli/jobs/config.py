@@ -19,15 +19,20 @@ from lpss_cli.errors import InputError, nearest
 from lpss_cli.models import FAMILIES, usages
 from lpss_cli.models import KNOWN as NETWORKS
 from lpss_cli.training import method as methods
-from lpss_cli.training.options import TrainingOptions
+from lpss_cli.training.options import MethodOptions, TrainingOptions
 from lpss_cli.utils import options as declarations
-from lpss_cli.utils.options import Option, comma_separated, option
+from lpss_cli.utils.options import (
+    DATA_PANEL,
+    OUTPUT_PANEL,
+    SPARSITY_PANEL,
+    TRAINING_PANEL,
+    Option,
+    comma_separated,
+    option,
+)
 
 if TYPE_CHECKING:
     import torch
-
-#: Panels of the help.
-SPARSITY, TRAINING, NETWORK, OUTPUT = "Sparsity", "Training", "Data and network", "Output"
 
 #: File that a new network is written to by default.
 MODEL = Path("model.pt")
@@ -60,7 +65,7 @@ class OutputOptions:
     out: Path | None = option(
         None,
         "file to write",
-        group=OUTPUT,
+        group=OUTPUT_PANEL,
         short="-o",
         default_text={
             "": "FILE.sparse.pt",
@@ -71,28 +76,8 @@ class OutputOptions:
         },
         recipe=False,
     )
-    force: bool = option(False, "replace existing files", group=OUTPUT, short="-f", recipe=False)
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    """How a network becomes sparse.
-
-    Attributes:
-        method: Name of a registered method; None: ``default_method``.
-    """
-
-    method: str | None = option(
-        None,
-        f"how the network becomes sparse: {', '.join(methods.registry())}",
-        group=SPARSITY,
-        short="-m",
-        default_text={
-            "": methods.DEFAULT,
-            "train": f"{methods.DENSE}; {methods.DEFAULT} with --sparsity or --layer",
-        },
-        suggestions=lambda: tuple(methods.registry()),
-        python_default=methods.DEFAULT,
+    force: bool = option(
+        False, "replace existing files", group=OUTPUT_PANEL, short="-f", recipe=False
     )
 
 
@@ -108,7 +93,7 @@ class ComputeOptions:
     device: str = option(
         "auto",
         "device: cpu, cuda, cuda:1 or mps; auto is CUDA where it is available",
-        group=TRAINING,
+        group=TRAINING_PANEL,
         suggestions=lambda: _DEVICES,
     )
     threads: int | None = option(
@@ -116,7 +101,7 @@ class ComputeOptions:
         "number of CPU threads",
         low=1,
         high=_MOST_THREADS,
-        group=TRAINING,
+        group=TRAINING_PANEL,
         default_text="1 for small networks, else PyTorch's own choice",
         advanced=True,
     )
@@ -137,14 +122,14 @@ class SearchOptions:
         "metric on a held-out part of the training data",
         low=0,
         high=100,
-        group=SPARSITY,
+        group=SPARSITY_PANEL,
     )
     tries: int | None = option(
         None,
         "number of sparsities that --target-drop tries",
         low=1,
         high=_MOST_TRIES,
-        group=SPARSITY,
+        group=SPARSITY_PANEL,
         default_text=f"{TRIES}",
         advanced=True,
     )
@@ -165,14 +150,14 @@ class NetworkOptions:
         None,
         f"data: {', '.join(DATA_SETS)}, a folder train/CLASS/*, table.csv, arrays.npz, or "
         "file.py:factory",
-        group=NETWORK,
+        group=DATA_PANEL,
         default_text={"": "that of the checkpoint", "train": "digits", "compare": "digits"},
         suggestions=lambda: DATA_SETS,
     )
     arch: str | None = option(
         None,
         f"network: {', '.join((*NETWORKS, *usages()[:-1]))}, or {usages()[-1]}",
-        group=NETWORK,
+        group=DATA_PANEL,
         default_text={
             "": "that of the checkpoint, else recognized",
             "train": "mlp",
@@ -184,13 +169,13 @@ class NetworkOptions:
         None,
         "fraction of the training data to measure on instead of the test split, for choosing "
         "options",
-        group=NETWORK,
+        group=DATA_PANEL,
         advanced=True,
     )
     trust_pickle: bool = option(
         False,
         "unpickle arbitrary objects; only for files that you trust",
-        group=NETWORK,
+        group=DATA_PANEL,
         recipe=False,
     )
 
@@ -209,13 +194,13 @@ class RunOptions:
     """
 
     resume: bool = option(
-        False, "resume an interrupted run from OUT.partial", group=TRAINING, recipe=False
+        False, "resume an interrupted run from OUT.partial", group=TRAINING_PANEL, recipe=False
     )
     checkpoint_steps: int | None = option(
         None,
         "number of steps between two saves of the run's state",
         low=1,
-        group=TRAINING,
+        group=TRAINING_PANEL,
         default_text="at ends of epochs, at least 30 s apart",
         advanced=True,
     )
@@ -223,21 +208,28 @@ class RunOptions:
         None,
         "number of epochs between two measurements for the report's curve; 0 for none",
         low=0,
-        group=TRAINING,
+        group=TRAINING_PANEL,
         default_text="ten measurements per run",
         advanced=True,
     )
     log: Path | None = option(
-        None, "append a JSON line per epoch to this file", group=OUTPUT, recipe=False,
+        None,
+        "append a JSON line per epoch to this file",
+        group=OUTPUT_PANEL,
+        recipe=False,
         advanced=True,
-    )  # fmt: skip
+    )
     tensorboard: Path | None = option(
-        None, "write TensorBoard events to this folder", group=OUTPUT, recipe=False, advanced=True
+        None,
+        "write TensorBoard events to this folder",
+        group=OUTPUT_PANEL,
+        recipe=False,
+        advanced=True,
     )
     keep_init: bool = option(
         False,
         "also store the weights that training starts from, for `lpss ticket`",
-        group=OUTPUT,
+        group=OUTPUT_PANEL,
         recipe=False,
         advanced=True,
     )

@@ -22,8 +22,8 @@ from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import InputError, StoppedError, one_line
 from lpss_cli.optim import native
+from lpss_cli.training import method as methods
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.method import aliases
 from lpss_cli.training.run import Run
 from lpss_cli.utils.signals import Interrupts
 
@@ -98,11 +98,11 @@ def find(
     except InputError as error:
         raise StateError(error.what, error.do) from error
     try:
-        differences = _differences(_present_names(content["identity"]), record.identity)
+        differences = _differences(_with_present_names(content["identity"]), record.identity)
         changes = _differences(content["circumstances"], record.circumstances)
         state, measured = dict(content["state"]), dict(content["measured"])
         done = f"{state['step']:,} steps, {state['epoch']:,} epochs"
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(f"{path} cannot be read: {one_line(error)}", _DO) from None
     if differences:
         raise StateError(f"{path} is of another run: {'; '.join(differences)}", _DO)
@@ -113,10 +113,15 @@ def find(
     return state
 
 
-def _present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity of a saved state with the options of the method under present names."""
-    keys = {f"method.{alias}": f"method.{key}" for alias, key in aliases().items()}
-    return {keys.get(name, name): value for name, value in identity.items()}
+def _with_present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved identity with the options of methods under the names they have now."""
+    prefix, aliases = "method.", methods.aliases()
+    return {
+        prefix + aliases.get(name[len(prefix) :], name[len(prefix) :])
+        if name.startswith(prefix)
+        else name: value
+        for name, value in identity.items()
+    }
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plain momentum SGD: dense training, or one magnitude cut followed by fine-tuning."""
+"""Plain momentum SGD: dense training, or one magnitude pruning followed by fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lpss_cli.training.method import Method, MethodConfig, option
 
 
 class Dense(Method):
-    """Train densely; with a target, cut once at ``end`` and fine-tune what is left."""
+    """Train densely; with a target, prune once at ``end`` and fine-tune the weights that stay."""
 
     name: ClassVar[str] = "dense"
-    paper: ClassVar[str] = "momentum SGD; with --sparsity one magnitude cut (Han et al. 2015)"
+    paper: ClassVar[str] = "momentum SGD; with --sparsity one magnitude pruning (Han et al. 2015)"
     ignores: ClassVar[tuple[str, ...]] = ("begin", "frequency")
 
     @dataclass(frozen=True)
     class Config(MethodConfig):
-        """SGD with a little decay."""
+        """SGD with a small weight decay."""
 
-        weight_decay: float = option(5e-4, "L2 decay of weights", low=0)
+        weight_decay: float = option(5e-4, "L2 decay of the weights", low=0)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class GMP(Method):
-    """Cut the smallest weights along a cubic path; what is cut stays zero."""
+    """Prune the smallest weights along a cubic path; pruned weights stay zero."""
 
     name: ClassVar[str] = "gmp"
     paper: ClassVar[str] = "Zhu & Gupta 2017, arXiv:1710.01878"

@@ -1,4 +1,4 @@
-"""Lottery tickets: rounds of training, cutting and rewinding (Frankle & Carbin 2019)."""
+"""Lottery tickets: rounds of training, pruning and rewinding (Frankle & Carbin 2019)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Lottery(Method):
-    """Train, cut the smallest weights, put the others back to their early values; again.
+    """Train, prune the smallest weights, rewind the others to their early values, and repeat.
 
-    The steps of a run are shared by all rounds alike, each with a learning rate of its own. A
-    round but the last ends with a cut that leaves the same fraction of the weights that were
-    left, and with a rewind of all parameters and buffers. The last round trains the final mask.
+    The rounds have the same number of steps and each its own learning-rate schedule. Every round
+    but the last ends with a pruning, which keeps the same fraction of the remaining weights in each
+    round, and with a rewind of all parameters and buffers. The last round trains the final mask.
     """
 
     name: ClassVar[str] = "lottery"
@@ -27,25 +27,28 @@ class Lottery(Method):
 
     @dataclass(frozen=True)
     class Config(MethodConfig):
-        """Plain momentum SGD in every round; ``rounds`` decides when cuts happen."""
+        """Plain momentum SGD in every round; ``rounds`` decides when to prune."""
 
-        rounds: int = option(5, "trainings that share the epochs; all but the last cut", low=2)
+        rounds: int = option(
+            5, "number of rounds that share the epochs; all but the last end with a pruning", low=2
+        )
         rewind: float = option(
             0.0,
-            "part of the first round whose end weights go back to; 0 is the very start",
+            "fraction of the first round after which the weights are saved to rewind to; 0 for its "
+            "start",
             low=0,
             high=0.99,
         )
 
     def prepare(self, run: MethodContext) -> None:
-        """Move the exact cut to the start of the last round, and keep the start."""
+        """Move the final pruning to the start of the last round; save a start to rewind to."""
         if run.total_steps:
             run.final_prune_step = max(1, self._ends(run)[-2])
         if self._rewind_step(run) == 0:
-            self._keep(run)
+            self._save_start(run)
 
     def lr_scale(self, run: MethodContext) -> float:
-        """Return the factor of the present round's own warm-up and cosine."""
+        """Return the factor of the warm-up and cosine of the current round."""
         ends = self._ends(run)
         index = bisect_right(ends, run.step)
         begin = ends[index - 1] if index else 0
@@ -53,22 +56,22 @@ class Lottery(Method):
         return warmup_cosine(progress, self.config.warmup)
 
     def sparsity_at(self, run: MethodContext) -> float | None:
-        """Return the sparsity that a round ends with: densities fall by equal factors."""
-        ends, cuts = self._ends(run), self.config.rounds - 1
+        """Return the sparsity after a round: densities fall by equal factors."""
+        ends, prunings = self._ends(run), self.config.rounds - 1
         if run.step not in ends[:-1] or run.sparsity <= run.start_sparsity:
             return None
         # The last of equal ends, where there are fewer steps than rounds.
         done = bisect_right(ends, run.step)
-        whole, kept = 1 - run.start_sparsity, 1 - run.sparsity
-        return float(1 - whole * (kept / whole) ** (done / cuts))
+        first, last = 1 - run.start_sparsity, 1 - run.sparsity
+        return float(1 - first * (last / first) ** (done / prunings))
 
     def on_weights(self, run: MethodContext) -> None:
-        """Keep the weights to go back to, once they are reached."""
+        """Save the weights to rewind to, once they are reached."""
         if run.step == self._rewind_step(run):
-            self._keep(run)
+            self._save_start(run)
 
     def on_prune(self, run: MethodContext) -> None:
-        """Rewind after a cut: the survivors' early values, no momentum, early statistics."""
+        """Rewind parameters, buffers and optimizer state; the masks stay."""
         import torch
 
         if run.sparsity <= run.start_sparsity or not run.total_steps:
@@ -80,13 +83,13 @@ class Lottery(Method):
         run.optimizer.state.clear()
         run.apply_masks()
 
-    def _keep(self, run: MethodContext) -> None:
+    def _save_start(self, run: MethodContext) -> None:
         run.method_state["start"] = {
             n: t.detach().clone() for n, t in run.model.state_dict().items()
         }
 
     def _ends(self, run: MethodContext) -> list[int]:
-        """Return the steps that the rounds end with."""
+        """Return the last step of every round."""
         rounds = self.config.rounds
         return [round(r * run.total_steps / rounds) for r in range(1, rounds + 1)]
 

@@ -1,4 +1,4 @@
-"""RigL: sparse from the first step, connections moving to where the gradient wants them."""
+"""RigL: sparse from the first step; connections move to where the gradient is large."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class RigL(SET):
-    """SET that grows the connections of largest dense gradient.
+    """SET that grows the connections with the largest dense gradients.
 
-    An update takes the place of that iteration's gradient step, as in the paper's algorithm 1.
-    From a checkpoint the first mask holds the largest weights, within the same layer budgets.
+    An update replaces the gradient step of its iteration, as in the paper's algorithm 1. From a
+    checkpoint, the first mask keeps the largest weights, within the same layer budgets.
     """
 
     name: ClassVar[str] = "rigl"
     paper: ClassVar[str] = "Evci et al. 2020, arXiv:1911.11134"
 
     def on_gradients(self, run: MethodContext) -> bool:
-        """Move connections where an update is due, instead of the gradient step."""
+        """Move connections if an update is due, instead of the gradient step."""
         return not self.update(run)
 
     def growth(self, run: MethodContext, weight: Tensor) -> Tensor:
-        """Return ``|∂L/∂w|`` of one layer, inactive connections included."""
+        """Return ``|∂L/∂w|`` of one layer, including inactive connections."""
         return weight.new_zeros(weight.shape) if weight.grad is None else weight.grad.abs()

@@ -1,4 +1,4 @@
-"""SNIP: connections chosen once, before training, by their effect on the loss."""
+"""SNIP: connections are chosen once, before training, by their effect on the loss."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class SNIP(Method):
-    """Keep the largest ``|w · ∂L/∂w|`` of the start, over all layers; the mask is fixed then.
+    """Keep the weights with the largest ``|w · ∂L/∂w|`` at the start, over all layers.
 
-    From a checkpoint the same is done to its weights.
+    The mask is fixed from then on. The same is done to the weights of a checkpoint.
     """
 
     name: ClassVar[str] = "snip"
@@ -29,8 +29,10 @@ class SNIP(Method):
     class Config(MethodConfig):
         """Plain momentum SGD after the choice."""
 
-        ranking: str = option("magnitude", "how scores of layers compare", choices=RANKINGS)
-        snip_batches: int = option(1, "batches that connections are scored on", low=1)
+        ranking: str = option(
+            "magnitude", "how scores of different layers are compared", choices=RANKINGS
+        )
+        snip_batches: int = option(1, "number of batches to score connections on", low=1)
 
     def prepare(self, run: MethodContext) -> None:
         """Score every connection on the first batches and set the final mask."""
@@ -38,7 +40,7 @@ class SNIP(Method):
             run.prune_to_sparsity(run.sparsity, self._sensitivity(run), self.config.ranking)
 
     def _sensitivity(self, run: MethodContext) -> Mapping[str, Tensor]:
-        """Return ``log|w · Σg|``, equation 4 of the paper without its normalising constant."""
+        """Return ``log|w · Σg|``, equation 4 of the paper without its normalizing constant."""
         import torch
 
         from lpss_cli.sparsity.masks import to_float32
@@ -59,10 +61,10 @@ class SNIP(Method):
         run.average(total)
         with torch.no_grad():
             for name, buffer in run.model.named_buffers():
-                buffer.copy_(buffers[name])  # looking must not move BatchNorm's statistics
+                buffer.copy_(buffers[name])  # scoring must not change BatchNorm statistics
         tiny = torch.finfo(torch.float32).tiny
         return {
-            # A score of 0 (a dead unit's) ranks last but is no zero weight: exact counts need it.
+            # A score of 0 (in a dead unit) ranks last, but may be needed for the exact count.
             name: (to_float32(w.detach()) * g)
             .abs()
             .clamp_min(tiny)

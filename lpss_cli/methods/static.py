@@ -1,4 +1,4 @@
-"""A random mask that never changes: what any other choice of connections has to beat."""
+"""A random mask that never changes: the baseline of every other choice of connections."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Static(Method):
-    """Keep a random part of every layer from the first step on.
+    """Keep random connections of every layer from the first step on.
 
-    The ranking sets the layers' budgets and the connections within them are drawn. A checkpoint's
-    weights are drawn from in the same way, whatever they are worth; its zeros stay zeros.
+    The ranking decides how many connections each layer keeps; which ones is random. The same is
+    done to a checkpoint, whatever its weights are; its zeros stay zeros.
     """
 
     name: ClassVar[str] = "static"

@@ -1,1 +1,1 @@
-"""TODO lpss_cli/training."""
+"""Training: the trainer, the interface of methods, callbacks, evaluation and distillation."""

@@ -1,11 +1,11 @@
-"""Knowledge distillation: a sparse network learns what the dense one says of every example.
+"""Knowledge distillation: a sparse network learns the dense network's outputs.
 
 Hinton, Vinyals & Dean, arXiv:1503.02531. With logits z of the student and v of the teacher, both
 divided by a temperature T before the softmax,
 
     L = (1 - W) · L_task + W · T² · KL(softmax(v/T) ‖ softmax(z/T)),
 
-where T² keeps the gradient of the second part as large as it is at T = 1.
+where T² keeps the gradient of the second term as large as it is at T = 1.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lpss_cli.utils import torch_utils
 
 @dataclass(frozen=True)
 class Teacher:
-    """A fixed network and how much it counts.
+    """A fixed network, and the weight of its loss.
 
     Attributes:
         model: in evaluation mode, without gradients, on the student's device.
-        weight: W in (0, 1]; at 1 the targets play no part.
+        weight: W in (0, 1]; at 1 the targets do not count.
         temperature: T > 0.
-        precision: of its forward pass.
+        precision: precision of the teacher's forward pass.
     """
 
     model: nn.Module
@@ -39,22 +39,22 @@ class Teacher:
     precision: str = "fp32"
 
     def loss(self, x: Tensor, outputs: Tensor, loss: Tensor) -> Tensor:
-        """Return the task's loss with the teacher's part.
+        """Return the weighted sum of the task's loss and the distillation loss.
 
         Args:
-            x: (N, …) the inputs as the student saw them.
-            outputs: (N, C) the student's logits, in fp32.
-            loss: scalar, the task's.
+            x: (N, …) inputs, as the student sees them.
+            outputs: (N, C) logits of the student, in fp32.
+            loss: scalar loss of the task.
         """
         with torch.no_grad(), torch_utils.autocast(x.device, self.precision):
-            said = self.model(x)
+            logits = self.model(x)
         return (1 - self.weight) * loss + self.weight * divergence(
-            outputs, said.to(outputs.dtype), self.temperature
+            outputs, logits.to(outputs.dtype), self.temperature
         )
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return ``T²·KL(softmax(teacher/T) ‖ softmax(student/T))``, a mean over the examples.
+    """Return ``T²·KL(softmax(teacher/T) ‖ softmax(student/T))``, averaged over the examples.
 
     Args:
         student: (N, C) logits.
@@ -67,19 +67,19 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def teacher_of(model: nn.Module, weight: float, temperature: float, precision: str) -> Teacher:
-    """Return a teacher with the weights that a model has now; it takes as much memory again."""
-    fixed = copy.deepcopy(model).eval().requires_grad_(False)
-    return Teacher(fixed, weight, temperature, precision)
+    """Return a teacher with a copy of the model's present weights."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    return Teacher(copied, weight, temperature, precision)
 
 
 def check_task(task: Task) -> None:
     """Refuse tasks without class scores.
 
     Raises:
-        InputError: it is no classification.
+        InputError: the task is not classification.
     """
     if task.name != "classification":
         raise InputError(
-            f"--distill compares scores of classes, and the task is {task.name}",
-            "leave --distill out, or let the factory's own loss do it",
+            f"--distill compares class scores, and the task is {task.name}",
+            "leave --distill out, or put distillation into the factory's own loss",
         )

@@ -1,4 +1,4 @@
-"""Metrics of a network on one part of the data."""
+"""Outputs and metrics of a network on one part of the data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lpss_cli.data import Source
 from lpss_cli.data.tasks import Task
 from lpss_cli.utils import torch_utils
 
-# Examples at a time.
-_BATCH = 1024
+# Examples per batch.
+_BATCH_SIZE = 1024
 
 
 @torch.no_grad()
@@ -20,10 +20,19 @@ def outputs(
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """All outputs and targets of a source, on the CPU, with the network in evaluation mode."""
+    """Return all outputs and targets, on the CPU, with the network in evaluation mode.
+
+    Args:
+        model: the network; it is moved to the device, and its modes are restored.
+        source: the examples.
+        device: device of the forward pass.
+
+    Returns:
+        Outputs (N, …) and targets (N, …).
+    """
     with torch_utils.preserve_training_mode(model):
         model.eval().to(device)
-        pairs = [(model(x).cpu(), y.cpu()) for x, y in source.batches(_BATCH, device=device)]
+        pairs = [(model(x).cpu(), y.cpu()) for x, y in source.batches(_BATCH_SIZE, device=device)]
     return torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
@@ -34,5 +43,5 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Return the task's metrics, by name, on the source."""
+    """Return the metrics of the task, by name, on a source of examples; see :func:`outputs`."""
     return task.metrics(*outputs(model, source, device=device))

@@ -1,14 +1,12 @@
-"""The one interface of a sparsification method, and the registry of those there are.
+"""The interface of sparsification methods, and their registry.
 
 A method is one file in ``lpss_cli/methods`` with one subclass of ``Method``. Its command-line
-flags, its help and its contract tests follow from the class. So that a command's help is instant,
-neither this module nor a method's file imports torch at module level.
+flags, its help and its contract tests follow from the class. Neither this module nor the file of a
+method imports torch at module level, so that the help of a command appears at once.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
@@ -31,10 +29,10 @@ if TYPE_CHECKING:
     from lpss_cli.training.context import MethodContext
 
 
-#: How weights of different layers compare when they are ranked; see ``masks.RANKINGS``.
+#: How weights of different layers are compared; see ``masks.RANKINGS``.
 RANKINGS = ("lamp", "balanced", "magnitude", "uniform", "erk")
 
-#: The methods that are used where none is named: for sparse training, and for dense training.
+#: The methods that are used if none is named: for sparse and for dense training.
 DEFAULT, DENSE = "lpss", "dense"
 
 
@@ -73,17 +71,27 @@ class MethodConfig:
 
 
 class Method:
-    """How one run becomes sparse. Override what differs; the engine owns the rest.
+    """Decides which weights of a run are pruned, and when. Override what differs.
 
-    One step is, in this order: forward and backward → ``on_gradients`` (dense gradients) →
-    gradients masked → optimizer step → masks enforced → ``on_weights`` → topology update. The
-    engine ranks ``scores``, cuts to exact counts and makes the exact cut at ``config.end``.
+    The trainer owns the rest. One step has this order: forward and backward pass →
+    ``on_gradients`` (dense gradients) → gradients masked → optimizer step → weights masked →
+    ``on_weights`` → ``sparsity_at``. The trainer ranks ``scores`` to prune to exact counts, and
+    after the fraction ``config.end`` of training it prunes to the target. The hooks see the run as
+    a :class:`MethodContext`.
+
+    Args:
+        config: options of the method; None: their defaults.
+
+    Raises:
+        InputError: the first update comes after the final pruning.
     """
 
+    #: Name for ``--method``; a class without one is a base class.
     name: ClassVar[str]
+    #: Reference to the paper.
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    #: Shared options that mean nothing to this method: it has no such flags.
+    #: Shared options that the method does not have.
     ignores: ClassVar[tuple[str, ...]] = ()
     #: What the method notes about layers in ``run.layer_info``.
     layer_facts: ClassVar[tuple[LayerFact, ...]] = ()
@@ -96,9 +104,9 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = cls.__dict__  # what is inherited has been declared
-        layer_info.declare(own.get("layer_facts", ()), own.get("layer_columns", ()))
-        if "name" in cls.__dict__:  # a nameless class is a base for others
+        attributes = cls.__dict__  # inherited ones have been declared already
+        layer_info.declare(attributes.get("layer_facts", ()), attributes.get("layer_columns", ()))
+        if "name" in attributes:
             if cls.name in Method.registry:
                 raise TypeError(f"there are two methods called {cls.name!r}")
             Method.registry[cls.name] = cls
@@ -119,7 +127,7 @@ class Method:
         """Return what would be noted about layers before the first step, for ``lpss plan``.
 
         Args:
-            fan_ins: name → entries of one row, in layer order; None where rows are not simple
+            fan_ins: name → entries of one row, in layer order; None if rows are not simple
                 slices.
             targets: name → target sparsity of the layer.
             hoyer: desired Hoyer sparsity of every layer without pruning, if any.
@@ -149,7 +157,7 @@ class Method:
 
     def lr_scale(self, run: MethodContext) -> float:
         """Return the factor on every group's peak learning rate for the coming step."""
-        # In the middle of the step, so that neither the first nor the last one is lost.
+        # At the middle of the step: neither the first nor the last one has a factor of 0.
         return warmup_cosine((run.step + 0.5) / run.total_steps, self.config.warmup)
 
     def scores(self, run: MethodContext) -> Mapping[str, Tensor]:
@@ -159,26 +167,26 @@ class Method:
         return {name: log_magnitude(w) for name, w in run.weights.items()}
 
     def sparsity_at(self, run: MethodContext) -> float | None:
-        """Return the sparsity to cut to after this step; None leaves the masks alone.
+        """Return the sparsity to prune to after this step; None leaves the masks as they are.
 
-        Asked after every step before the exact cut; ``run.due`` tells the steps of updates.
+        Called after every step before the final pruning; see ``run.is_update_step``.
         """
         return None
 
     def on_prune(self, run: MethodContext) -> None:
-        """See the masks that a cut has left, along the path or at its end: a place to rewind."""
+        """See the masks after every pruning, along the path and at its end: a place to rewind."""
 
     def on_gradients(self, run: MethodContext) -> bool:
-        """See dense gradients before they are masked; False skips this optimizer step."""
+        """See the dense gradients before they are masked; return False to skip the step."""
         return True
 
     def on_weights(self, run: MethodContext) -> None:
-        """See the weights after the step and its enforcement."""
+        """See the weights after the step, masked again."""
 
 
 @cache
 def registry() -> dict[str, type[Method]]:
-    """All methods by name: one from every module of ``lpss_cli.methods``."""
+    """Return all methods by name: one from every module of ``lpss_cli.methods``."""
     importlib.import_module("lpss_cli.methods")  # each of its modules registers its method
     return dict(sorted(Method.registry.items()))
 
@@ -190,14 +198,14 @@ def options_of(cls: type[Method]) -> list[Option]:
 
 
 def all_options() -> dict[str, Option]:
-    """Return the options of all methods by key; an option of several methods is one of theirs.
+    """Return the options of all methods by key; the first method that has an option declares it.
 
-    The options that all methods share are those of ``MethodConfig``.
+    Options that all methods share are declared by ``MethodConfig``.
     """
-    found = dict(declarations.options(MethodConfig))
+    declared = dict(declarations.options(MethodConfig))
     for cls in registry().values():
-        found = declarations.options(cls.Config) | found
-    return {item.key: item for item in found.values()}
+        declared = declarations.options(cls.Config) | declared
+    return {item.key: item for item in declared.values()}
 
 
 def get(name: str) -> type[Method]:
@@ -212,44 +220,25 @@ def get(name: str) -> type[Method]:
 
 
 def aliases() -> dict[str, str]:
-    """Return the other keys that options of any method are known by → their keys."""
+    """Return alias → key of the options of all methods."""
     return {alias: item.key for item in all_options().values() for alias in item.aliases}
 
 
 def texts(value: float | str | Sequence[float | str]) -> tuple[str, ...]:
-    """Return a number, a text or several of them as texts, for an option that takes several."""
+    """Return a number, a text or several of them as an option with several texts takes them."""
     return (str(value),) if isinstance(value, (int, float, str)) else tuple(map(str, value))
 
 
-def option_texts(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return options of a method by their keys, each as one text that can be saved and compared.
-
-    Args:
-        options: by key or alias, as :func:`make` takes them, or as an earlier version saved them:
-            with several texts as Python writes a tuple or a list.
-    """
-    declared, keys = all_options(), aliases()
-    result = {}
-    for name, value in options.items():
-        key = keys.get(name, name)
-        if key in declared and declared[key].kind == tuple[str, ...]:
-            with contextlib.suppress(ValueError, SyntaxError):  # of a text that is not a list
-                value = ast.literal_eval(value) if str(value)[:1] in "([" else value
-            value = ",".join(texts(value))
-        result[key] = str(value)
-    return result
-
-
 def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
-    """Build a method from its name and the options that were given.
+    """Return a method by its name, with options.
 
     Args:
-        name: of the method.
-        options: by key or alias. Where an option takes several texts, a single one or a number is
-            enough.
+        name: name of the method.
+        options: options of the method by key or alias. An option with several texts also takes a
+            single one, or numbers.
 
     Raises:
-        InputError: unknown method, an option it does not have, or a value out of range.
+        InputError: the method is unknown, it has no such option, or a value is out of range.
     """
     cls = get(name)
     options = declarations.canonical(options_of(cls), options or {})
@@ -269,6 +258,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
         )
     several = {item.key for item in options_of(cls) if item.kind == tuple[str, ...]}
     values: dict[str, Any] = {
-        names[key]: texts(value) if key in several else value for key, value in options.items()
+        names[key]: texts(value) if key in several else value
+        for key, value in options.items()
+        if value is not None
     }
     return cls(cls.Config(**values))

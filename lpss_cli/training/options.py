@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from lpss_cli.sparsity.targets import parse_sparsity
-from lpss_cli.utils.options import option
+from lpss_cli.training import method as methods
+from lpss_cli.utils.options import SPARSITY_PANEL, TRAINING_PANEL, option
 
 #: ``int`` once the number is chosen, ``int | None`` while it may be open; likewise for floats.
 Count = TypeVar("Count", int, "int | None")
@@ -34,7 +35,6 @@ class Budget(NamedTuple):
 #: Long enough to settle on small data; on large data, epochs count.
 TRAIN_BUDGET, SPARSIFY_BUDGET = Budget(12, 2000), Budget(4, 1000)
 
-_SPARSITY, _TRAINING = "Sparsity", "Training"
 _MORE = "more on small data"
 
 
@@ -50,7 +50,7 @@ class TrainingOptions(Generic[Count, Number]):
         None,
         "number of passes over the training data; 0 prunes without training",
         low=0,
-        group=_TRAINING,
+        group=TRAINING_PANEL,
         default_text={
             "": f"{SPARSIFY_BUDGET.epochs}, {_MORE}",
             "train": f"{TRAIN_BUDGET.epochs}, {_MORE}",
@@ -63,7 +63,7 @@ class TrainingOptions(Generic[Count, Number]):
         None,
         "number of examples per step, over all processes",
         low=1,
-        group=_TRAINING,
+        group=TRAINING_PANEL,
         default_text="16 to 256, by the size of the data",
         python_default=256,
     )
@@ -72,13 +72,13 @@ class TrainingOptions(Generic[Count, Number]):
         "seed for initialization, data order, dropout and random masks",
         low=0,
         high=2**63 - 1,
-        group=_TRAINING,
+        group=TRAINING_PANEL,
     )
     sparsity: Number = option(
         None,
         "fraction of the prunable weights that become zero: 0.9, 90%, or 10x for one weight in "
         "ten kept",
-        group=_SPARSITY,
+        group=SPARSITY_PANEL,
         short="-s",
         parse=parse_sparsity,
         default_text={"": f"{SPARSITY:g}", "train": "0"},
@@ -88,17 +88,17 @@ class TrainingOptions(Generic[Count, Number]):
         (),
         "PATTERN=SPARSITY, the exact sparsity of the layers that match; the other layers share "
         "what the overall target leaves; repeatable, later ones win",
-        group=_SPARSITY,
+        group=SPARSITY_PANEL,
         key="layer",
     )
     skip: tuple[str, ...] = option(
-        (), "weights that are not pruned, by pattern; repeatable", group=_SPARSITY
+        (), "weights that are not pruned, by pattern; repeatable", group=SPARSITY_PANEL
     )
     precision: str = option(
         "fp32",
         "number format of the forward and backward passes; weights and optimizer stay in fp32",
         choices=PRECISIONS,
-        group=_TRAINING,
+        group=TRAINING_PANEL,
         advanced=True,
     )
     distill: Number = option(
@@ -107,7 +107,7 @@ class TrainingOptions(Generic[Count, Number]):
         "network as it was before",
         low=0,
         high=1,
-        group=_TRAINING,
+        group=TRAINING_PANEL,
         default_text="0",
         python_default=0.0,
         advanced=True,
@@ -117,10 +117,32 @@ class TrainingOptions(Generic[Count, Number]):
         "temperature of --distill; higher is softer",
         low=0.1,
         high=100,
-        group=_TRAINING,
+        group=TRAINING_PANEL,
         default_text=f"{TEMPERATURE:g}",
         python_default=TEMPERATURE,
         advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """How a network becomes sparse.
+
+    Attributes:
+        method: Name of a registered method; None: ``default_method``.
+    """
+
+    method: str | None = option(
+        None,
+        f"how the network becomes sparse: {', '.join(methods.registry())}",
+        group=SPARSITY_PANEL,
+        short="-m",
+        default_text={
+            "": methods.DEFAULT,
+            "train": f"{methods.DENSE}; {methods.DEFAULT} with --sparsity or --layer",
+        },
+        suggestions=lambda: tuple(methods.registry()),
+        python_default=methods.DEFAULT,
     )
 
 

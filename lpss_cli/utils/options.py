@@ -18,7 +18,10 @@ that it is constrained to. This module does not import PyTorch, so that help is 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +30,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from lpss_cli.errors import InputError, nearest
 
+#: Panels of the help, in which options stand together.
+SPARSITY_PANEL, TRAINING_PANEL = "Sparsity", "Training"
+DATA_PANEL, OUTPUT_PANEL, METHOD_PANEL = "Data and network", "Output", "Options of methods"
+
+Result = TypeVar("Result")
 #: Reads a value as it was typed or as TOML has it: (value, name of the option) -> value.
 Parser = Callable[[Any, str], Any]
 
@@ -328,6 +336,63 @@ def canonical(declared: Iterable[Option], values: Mapping[str, Any]) -> dict[str
     return renamed
 
 
+def keywords(declared: Mapping[str, Option]) -> Callable[[Callable[..., Result]], Any]:
+    """Give a function options as keywords, which are checked and which ``help`` shows.
+
+    The function gets their values as a mapping ``_chosen`` by name: what was given, else the
+    defaults of the Python interface. None is the same as nothing.
+
+    Args:
+        declared: The options by name.
+
+    Raises:
+        InputError: When the function is called: a value is of another type, or not allowed.
+    """
+    aliases = {alias: name for name, item in declared.items() for alias in item.aliases}
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **given: Any) -> Result:
+            given = {aliases.get(name, name): value for name, value in given.items()}
+            chosen = {name: item.python_default for name, item in declared.items()}
+            for name in given.keys() & declared.keys():
+                value = given.pop(name)
+                if value is not None:
+                    chosen[name] = declared[name].read(value, name)
+                    declared[name].check(chosen[name], name)
+            return function(*args, _chosen=chosen, **given)
+
+        wrapper.__signature__ = _signature(function, declared)  # type: ignore[attr-defined]  # for help
+        return wrapper
+
+    return decorate
+
+
+def _signature(function: Callable[..., Any], declared: Mapping[str, Option]) -> inspect.Signature:
+    """Return the signature of a function with options as keywords, before its own keywords."""
+    signature = inspect.signature(function)
+    own = [item for item in signature.parameters.values() if item.name != "_chosen"]
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=item.python_default,
+            annotation=_annotation(item),
+        )
+        for name, item in declared.items()
+    ]
+    keywords = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    first = next((i for i, item in enumerate(own) if item.kind in keywords), len(own))
+    return signature.replace(parameters=[*own[:first], *added, *own[first:]])
+
+
+def _annotation(item: Option) -> str:
+    """Return the type of a keyword: a string stands for what is typed, and for a list of one."""
+    generic = bool(get_args(item.kind))
+    name = str(item.kind) if generic else item.kind.__name__
+    return f"{name} | str" if generic or item.parse else name
+
+
 def conform(value: Any, kind: Any) -> Any:
     """Return a value in the type of an option: whole numbers may be floats, lists are tuples.
 
@@ -338,9 +403,11 @@ def conform(value: Any, kind: Any) -> Any:
         part, _ = get_args(kind)
         if isinstance(value, list | tuple):
             return tuple(map(partial(conform, kind=part), value))
-    elif kind is float and type(value) in (int, float):
-        return float(value)
-    elif isinstance(value, kind) and (kind is not int or type(value) is int):
+    elif kind in (int, float):
+        number: type[Any] = numbers.Real if kind is float else numbers.Integral  # NumPy's too
+        if isinstance(value, number) and type(value) is not bool:
+            return kind(value)
+    elif isinstance(value, kind):
         return value
     raise TypeError(f"expected {_KINDS.get(kind, 'a list')}, found {value!r}")
 

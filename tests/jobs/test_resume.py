@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lpss_cli.checkpoints import artifact, loading
-from lpss_cli.checkpoints.training_state import paths_of
+from lpss_cli.checkpoints.training_state import TrainingStateFiles, paths_of
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.jobs import commands, resume
@@ -137,6 +137,21 @@ def test_the_state_of_another_run_is_refused_with_every_difference(more, said):
         commands.train(ask("a.pt", **{"sparsity": 0.5, **more}, resume=True))
     assert "leave --resume out" in error.value.do
     assert Path("a.pt.partial").read_bytes() == before
+
+
+def test_the_state_of_an_older_version_has_options_under_their_older_names():
+    more = {"sparsity": 0.9, "options": {"frequency": 3}}
+    commands.train(ask("straight.pt", **more))
+    killed(lambda callback: commands.train(ask("a.pt", **more), callback))
+    saved = TrainingStateFiles(Path("a.pt"))
+    content = saved.read(pytest.fail)[1]
+    for name, old in (("radius", "gain"), ("radius_lr", "gain_lr")):
+        content["identity"][f"method.{old}"] = content["identity"].pop(f"method.{name}")
+    assert {"zeros", "own", "others"} == set(content["state"]["start"])  # as they always were
+    assert {"memory", "facts"} <= set(content["state"])
+    saved.write(content)
+    commands.train(ask("a.pt", **more, resume=True))
+    assert_same_bits("straight.pt", "a.pt")
 
 
 def test_another_input_of_a_sparsification_is_another_run():

@@ -10,7 +10,7 @@ from torch import nn
 from lpss_cli.errors import InputError
 from lpss_cli.jobs import commands
 from lpss_cli.jobs.config import Request
-from lpss_cli.methods.gsm import DECAY, GSM, remaining
+from lpss_cli.methods.gsm import DECAY, GSM, remaining_fraction
 from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.settings import TrainingSettings
@@ -167,8 +167,10 @@ def test_a_weight_without_gradient_fades_as_the_solver_says(nesterov):
         model, {"nesterov": nesterov}, TrainingSettings(20, 16, sparsity=0.8), callback, data
     )
     memory = state.method_state
-    rates = GSM()._rates(state, memory["peak"])
-    expected = remaining(rates, memory["lr"], memory["momentum"], memory["weight_decay"], nesterov)
+    rates = GSM()._lr_factors(state, memory["peak"])
+    expected = remaining_fraction(
+        rates, memory["lr"], memory["momentum"], memory["weight_decay"], nesterov
+    )
     assert 1e-5 < expected <= 3e-5
     torch.testing.assert_close(left[0], torch.full((40,), expected), rtol=1e-2, atol=0)
     assert "fades to 3e-05" in state.notes[0]

@@ -13,14 +13,13 @@ from lpss_cli.cli.parser import with_options
 from lpss_cli.data.spec import DataSpec
 from lpss_cli.jobs.config import (
     ComputeOptions,
-    MethodOptions,
     NetworkOptions,
     OutputOptions,
     RunOptions,
     SearchOptions,
 )
 from lpss_cli.jobs.recipes import RecipeOptions
-from lpss_cli.training.options import TrainingOptions
+from lpss_cli.training.options import MethodOptions, TrainingOptions
 from lpss_cli.utils.options import only, without
 
 

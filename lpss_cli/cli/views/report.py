@@ -52,7 +52,7 @@ def layer_table(report: Report, width: int) -> Table:
     declared = _shown_columns(report)
     for column in declared:
         columns[column.heading] = _mean_error(report, column), partial(_number, column)
-    # Columns that a narrow terminal goes without, the least missed first.
+    # Columns that are left out on a narrow terminal, the least important one first.
     dispensable = [
         *("shape", "live shape", "weights", "zeros"),
         *(column.heading for column in declared if column.predicts),

@@ -16,8 +16,8 @@ from typing import Any
 
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.jobs import config
-from lpss_cli.jobs.config import TRAINING, Request
-from lpss_cli.utils.options import option
+from lpss_cli.jobs.config import Request
+from lpss_cli.utils.options import TRAINING_PANEL, option
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,7 +45,7 @@ class RecipeOptions:
     recipe: str | None = option(
         None,
         "take options from a published experiment or a .toml file; options that are typed win",
-        group=TRAINING,
+        group=TRAINING_PANEL,
         suggestions=names,
         recipe=False,
     )

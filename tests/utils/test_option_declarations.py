@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import pytest
 
 from lpss_cli.errors import InputError
@@ -124,3 +126,33 @@ def test_aliases_stand_for_their_key():
 def test_some_options_of_a_class():
     assert list(options.only(Example, "rate", "count")) == ["rate", "count"]
     assert list(options.without(Example, "rate", "count")) == ["colors", "place", "loud"]
+
+
+@options.keywords(options.only(Example, "rate", "colors", "count"))
+def painted(wall, *, _chosen, brush=None, **rest):
+    """Return everything."""
+    return wall, _chosen, brush, rest
+
+
+def test_a_function_gets_options_as_checked_keywords():
+    defaults = {"rate": 0.5, "colors": (), "count": None}
+    assert painted("w") == ("w", defaults, None, {})
+    found = painted("w", rate=1, colors="red", brush="b", other=3, count=np.int64(4))
+    assert found == ("w", {"rate": 1.0, "colors": ("red",), "count": 4}, "b", {"other": 3})
+    assert type(found[1]["count"]) is int
+    assert painted("w", speed=0.25, colors=None)[1] == {**defaults, "rate": 0.25}
+    for wrong, what in (
+        ({"rate": 2}, "rate 2 is out of range"),
+        ({"rate": "x"}, "rate 'x' is not a number"),
+        ({"colors": ["green"]}, "colors 'green' is not a choice"),
+        ({"count": 1.5}, "count 1.5 is not a whole number"),
+    ):
+        with pytest.raises(InputError, match=what):
+            painted("w", **wrong)
+
+
+def test_the_signature_of_such_a_function_shows_them():
+    text = "(wall, *, rate: 'float' = 0.5, colors: 'tuple[str, ...] | str' = (), "
+    text += "count: 'int' = None, brush=None, **rest)"
+    assert str(inspect.signature(painted)) == text
+    assert painted.__doc__ == "Return everything."
