@@ -58,7 +58,7 @@ def test_what_is_typed_is_written_and_the_rest_stands_in_comments(lpss):
     assert found["sparsity"] == 0.8  # what the layers add up to
     assert "fc2.weight  10x20      200      20      -" in text
     commented = {line.split()[1] for line in text.splitlines() if " = " in line and line[0] == "#"}
-    config = {name for name in text.split() if name in ("momentum", "gain", "path", "warmup")}
+    config = {name for name in text.split() if name in ("momentum", "radius", "path", "warmup")}
     assert config <= commented
     assert len(config) == 4
 

@@ -8,6 +8,7 @@ from helpers import blobs, network
 from torch import nn
 
 from lpss_cli.errors import InputError
+from lpss_cli.methods.lpss import SparsityPath
 from lpss_cli.optim.lpsgd import LpSGD
 from lpss_cli.training import method
 from lpss_cli.training.callbacks import Callback
@@ -77,7 +78,7 @@ def test_what_is_not_pruned_may_sit_on_a_sphere():
 def test_radii_stay_and_eta_follows_p():
     model = deep()
     radius = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
-    state = run(model, {"p": ("1.15",), "eta": 0.02, "gain": "fixed"}, TrainingSettings(2, 16))
+    state = run(model, {"p": ("1.15",), "eta": 0.02, "radius": "fixed"}, TrainingSettings(2, 16))
     after = model[0].weight.detach().abs().pow(1.15).sum(1).pow(1 / 1.15)
     torch.testing.assert_close(after, radius, rtol=1e-4, atol=0)
     assert state.optimizer.param_groups[0]["initial_lr"] == 0.02
@@ -141,6 +142,20 @@ def test_transposed_and_grouped_convolutions_and_attention_train():
     row_dims = [g["row_dim"] for g in state.optimizer.param_groups if g["p"]]
     assert sorted(row_dims) == [0, 1]
     assert state.masked == round(0.5 * state.total)
+
+
+def test_every_path_is_a_choice_and_every_choice_a_path():
+    for name in ("lpss", "lpss-published"):
+        (choices,) = (o.choices for o in method.options_of(method.get(name)) if o.name == "path")
+        assert set(choices) == set(SparsityPath.registry)
+
+
+def test_only_methods_that_steer_the_hoyer_sparsity_plan_one():
+    fan_ins, targets = {"a": 64, "b": None}, {"a": 0.9, "b": 0.9}
+    assert method.make("lpss", {"p": 1.2}).plan_layers(fan_ins, targets) == {"a": {"p": 1.2}}
+    assert method.make("gmp").plan_layers(fan_ins, targets) == {}
+    with pytest.raises(InputError, match="'gmp' does not steer the Hoyer sparsity"):
+        method.make("gmp").plan_layers(fan_ins, targets, 0.7)
 
 
 CONTROLLER = {"path": "controller", "begin": 0.2, "end": 0.8}

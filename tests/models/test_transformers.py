@@ -53,7 +53,7 @@ def test_every_neuron_of_attention_moves_on_a_sphere_of_its_own():
     torch.manual_seed(0)
     model = Attending()
     start = model.attention.in_proj_weight.detach().clone()
-    lpss = method.make("lpss", {"p": ("1.5",), "gain": "fixed"})
+    lpss = method.make("lpss", {"p": ("1.5",), "radius": "fixed"})
     run = Trainer(model, blobs(), lpss, TrainingSettings(3, 16)).train()
     after = model.attention.in_proj_weight.detach()
     assert run.layer_info["attention.in_proj_weight"]["p"] == 1.5

@@ -16,6 +16,7 @@ from lpss_cli.report.histograms import ZoomedHistogram, zoomed_histogram
 from lpss_cli.report.html import figures
 from lpss_cli.report.layers import Layer
 from lpss_cli.report.report import Report
+from lpss_cli.sparsity import layer_info
 from lpss_cli.utils.arrays import Array
 from lpss_cli.utils.files import atomic_write
 from lpss_cli.version import __version__
@@ -80,7 +81,13 @@ def _template() -> Template:
 def _page_variables(report: Report, tensors: Tensors) -> dict[str, Any]:
     """Return what the template needs about one checkpoint."""
     meta, initial = report.meta, histograms.of_record(report.meta)
-    predicted = _predicted(report.layers)
+    declared = layer_info.columns().values()
+    predictions = _predictions(report.layers)
+    predicted = [
+        (layer.name, prediction, layer.hoyer)
+        for layer, prediction in zip(report.layers, predictions, strict=True)
+        if prediction is not None and layer.hoyer is not None
+    ]
     masks = {
         layer.name: figures.mask_image(tensors[layer.name])
         for layer in report.layers
@@ -99,6 +106,8 @@ def _page_variables(report: Report, tensors: Tensors) -> dict[str, Any]:
         "has_initial": any(layer.name in initial for layer in report.layers),
         "agreement": figures.agreement(predicted),
         "predicted": bool(predicted),
+        "layers": list(zip(report.layers, predictions, strict=True)),
+        "columns": [column for column in declared if not column.predicts],
         "curves": _curves(meta),
         "origin": _origin(meta),
     }
@@ -148,12 +157,13 @@ def _metrics(meta: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
     return [(name, before.get(name), after[name]) for name in names]
 
 
-def _predicted(layers: Sequence[Layer]) -> list[tuple[str, float, float]]:
-    """Return (layer, predicted Hoyer, measured Hoyer) of every layer that has both."""
+def _predictions(layers: Sequence[Layer]) -> list[float | None]:
+    """Return the Hoyer sparsity that a method predicts for each layer; None where none does."""
+    declared = layer_info.columns().values()
+    names = [column.name for column in declared if column.predicts == "hoyer"]
     return [
-        (layer.name, layer.predicted, layer.hoyer)
+        next((value for name in names if (value := layer.columns.get(name)) is not None), None)
         for layer in layers
-        if layer.predicted is not None and layer.hoyer is not None
     ]
 
 
