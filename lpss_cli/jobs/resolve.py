@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpss_cli.checkpoints import artifact
+from lpss_cli.checkpoints import artifact_lookup
 from lpss_cli.data import Data, DataSpec, load
 from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.errors import InputError
@@ -34,7 +34,7 @@ def input_file(path: Path | None, note: Callable[[str], None]) -> Path:
     """
     if path is not None:
         return path
-    newest = artifact.newest_artifact(Path())
+    newest = artifact_lookup.newest_artifact(Path())
     note(f"reading {newest}, the newest artifact here")
     return newest
 

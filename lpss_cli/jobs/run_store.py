@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.errors import InputError, RunError
+from lpss_cli.jobs import training_job
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.resume import StateError
@@ -217,14 +218,12 @@ def measure_run(interrupts: Interrupts, request: Request) -> tuple[dict[str, Any
 
 def _train(request: Request, callback: _Listener) -> Outcome:
     """Go on with the run, or begin it; a state that is of no use is no reason to give up."""
-    from lpss_cli.jobs import commands
-
     request = replace(request, resume=True, force=True, eval_every=0)
     try:
-        return commands.train(request, callback)
+        return training_job.train(request, callback)
     except StateError as error:
         callback.on_warning(f"{error.what}; the run begins again")
-        return commands.train(replace(request, resume=False), callback)
+        return training_job.train(replace(request, resume=False), callback)
 
 
 def peak_bytes() -> int | None:

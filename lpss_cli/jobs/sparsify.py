@@ -31,6 +31,6 @@ def sparsify(path: Path, request: Request, callback: JobCallback | None = None) 
     """
     if oneshot.applies(path, request):
         return oneshot.prune_file(path, request, callback or JobCallback())
-    from lpss_cli.jobs import commands
+    from lpss_cli.jobs import sparse_training
 
-    return commands.sparsify(path, request, callback)
+    return sparse_training.sparsify_checkpoint(path, request, callback)

@@ -27,7 +27,7 @@ from lpss_cli.distributed import launch
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.distributed.process_group import joined
 from lpss_cli.errors import InputError, RunError, StoppedError
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.training import callbacks, method
@@ -299,7 +299,7 @@ def noisy(out, resume=False, name="lpss"):
 
 def train(out, resume=False, stop=None, rank=0, name="lpss"):
     eyes = Eyes(stop, rank)
-    outcome = commands.train(noisy(out, resume, name), eyes)
+    outcome = training_job.train(noisy(out, resume, name), eyes)
     return outcome.after, outcome.report.zeros, eyes.said
 
 
@@ -341,7 +341,7 @@ def gone(out):
                 os._exit(9)
 
     request = noisy(out)
-    commands.train(Request(**{**request.__dict__, "checkpoint_steps": 5}), Gone())
+    training_job.train(Request(**{**request.__dict__, "checkpoint_steps": 5}), Gone())
 
 
 def test_a_process_that_ends_ends_the_run_which_another_number_resumes():

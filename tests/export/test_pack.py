@@ -21,8 +21,8 @@ from lpss_cli.export import pack as packing
 from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.export.pack import Reference, export_pack, round_to_code, unpack_file
 from lpss_cli.export.safetensors import export_safetensors
-from lpss_cli.jobs import commands, verify
 from lpss_cli.jobs import export as export_job
+from lpss_cli.jobs import training_job, verify
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.models import ModelInfo
@@ -323,7 +323,7 @@ def exported(tmp_path_factory):
     """A trained checkpoint and its ONNX file."""
     folder = tmp_path_factory.mktemp("exported")
     path = folder / "m.pt"
-    commands.train(Request(path, epochs=1, sparsity=0.9))
+    training_job.train(Request(path, epochs=1, sparsity=0.9))
     export_file(path, Request(path), ExportOptions(("onnx",), onnx=OnnxOptions(latency=False)))
     return path, folder / "m.onnx"
 

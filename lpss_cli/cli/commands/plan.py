@@ -34,7 +34,7 @@ def plan(
 ) -> None:
     """Predict p, Hoyer sparsity and kept weights before any training."""
     from lpss_cli.cli.views.report import plan_table
-    from lpss_cli.jobs.commands import plan_for
+    from lpss_cli.jobs.plan import plan_for
 
     result = plan_for(file, typed.request(), typed.of(PlanOptions).hoyer, out.note)
     out.show(plan_table(result, out.width))
