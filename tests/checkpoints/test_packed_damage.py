@@ -51,9 +51,8 @@ def sample_network() -> dict[str, torch.Tensor]:
 
 
 NAMES = [name for name in sample_network() if name.endswith("weight")]
-with mock.patch.object(
-    tensors, "SPLIT_COST", 13
-):  # without this, such small tensors would not be split
+# At the usual cost such small tensors would not be split.
+with mock.patch.object(tensors, "SPLIT_COST", 13):
     WHOLE = pack(sample_network(), {"arch": "x"}, NAMES, "int8")
     PLAIN = pack(sample_network(), {"arch": "x"}, NAMES, "int8", compress=False)
 START = container.HEADER_OFFSET
