@@ -12,8 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from lpss_cli.data import DataSpec
-from lpss_cli.data.spec import KNOWN, canonical_name
+from lpss_cli.data.spec import KNOWN, DataSpec, canonical_name
 from lpss_cli.errors import InputError
 from lpss_cli.models import Fit, ModelInfo, find_family, runs_code
 from lpss_cli.models.checks import plural
