@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lpss_cli import models
 from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import Data
 from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.jobs.config import TRIES, Request, device_of, read_options
-from lpss_cli.jobs.restore import build
 from lpss_cli.models import ModelInfo
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import trainable_weights
@@ -180,7 +180,10 @@ class WarmStartSearch:
             self.note(f"trained without the held-out examples: {self._said(self.reference)}")
 
     def _again(self, method: Method, settings: TrainingSettings, info: ModelInfo) -> None:
-        self.model.load_state_dict(build(info, self.data, settings.seed).state_dict())
+        torch.manual_seed(settings.seed)
+        data = self.data
+        fresh = models.build(info.arch, data.input_shape, data.outputs).state_dict()
+        self.model.load_state_dict(fresh)
         seeds.seed_everything(settings.seed)
         Trainer(self.model, self.data, method, settings, device=self.device).train()
         self.accept()
