@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -188,9 +187,7 @@ class Method:
 @cache
 def registry() -> dict[str, type[Method]]:
     """Return all methods by name: one from every module of ``lpss_cli.methods``."""
-    package = importlib.import_module("lpss_cli.methods")
-    for module in pkgutil.iter_modules(package.__path__):  # each of them registers its method
-        importlib.import_module(f"lpss_cli.methods.{module.name}")
+    importlib.import_module("lpss_cli.methods")  # each of its modules registers its method
     return dict(sorted(Method.registry.items()))
 
 
