@@ -131,7 +131,11 @@ class DataSpec:
         0, "number of processes that read data too big for memory", low=0, high=_MOST_WORKERS
     )
     split_seed: int = _option(
-        0, "which of the fixed train/test splits of a table", low=0, high=2**32 - 1
+        0,
+        "which of the fixed train/test splits of a table",
+        low=0,
+        high=2**32 - 1,
+        high_text="2^32 - 1",
     )
     augment: str | None = _option(
         None,
