@@ -73,7 +73,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(method):
     assert not Path("a.pt").exists()
     callback = Killer()
     outcome = training_job.train(ask("a.pt", **more, resume=True), callback)
-    assert "going on from a.pt.partial, after 22 steps, 2 epochs" in callback.notes
+    assert "resuming from a.pt.partial, after 22 steps, 2 epochs" in callback.notes
     assert callback.epochs == 2
     assert_same_bits("straight.pt", "a.pt")
     assert sorted(p.name for p in Path().iterdir()) == ["a.pt", "straight.pt"]
@@ -105,7 +105,7 @@ def test_without_resume_a_run_starts_from_the_beginning_and_says_so():
     killed(lambda callback: training_job.train(ask("a.pt"), callback))
     callback = Killer()
     training_job.train(ask("a.pt"), callback)
-    assert "a.pt.partial is of a killed run: --resume would go on with it" in callback.notes
+    assert "a.pt.partial is of an interrupted run: --resume would continue it" in callback.notes
     assert callback.epochs == 4
     assert not Path("a.pt.partial").exists()
 
@@ -113,21 +113,21 @@ def test_without_resume_a_run_starts_from_the_beginning_and_says_so():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"epochs": 5}, "epochs was 4 there and is 5 here$"),
+        ({"epochs": 5}, "epochs was 4 and is 5 now$"),
         (
             {"epochs": 5, "seed": 4, "options": {"p": ("1.2",), "lr": 0.03}},
-            r"epochs was 4 there and is 5 here; seed was 3 there and is 4 here; "
-            r"method\.lr was 0\.05 there and is 0\.03 here; "
-            r"method\.p was \[\] there and is \['1\.2'\] here$",
+            r"epochs was 4 and is 5 now; seed was 3 and is 4 now; "
+            r"method\.lr was 0\.05 and is 0\.03 now; "
+            r"method\.p was \[\] and is \['1\.2'\] now$",
         ),
-        ({"seed": 4}, "seed was 3 there and is 4 here"),
-        ({"arch": "mlp:64-20-10"}, "arch was 'mlp:64-300-100-10' there and is 'mlp:64-20-10' here"),
-        ({"method": "gmp"}, "method was 'lpss' there and is 'gmp' here"),
-        ({"options": {"lr": 0.03}}, r"method\.lr was 0\.\d+ there and is 0\.03 here"),
+        ({"seed": 4}, "seed was 3 and is 4 now"),
+        ({"arch": "mlp:64-20-10"}, "arch was 'mlp:64-300-100-10' and is 'mlp:64-20-10' now"),
+        ({"method": "gmp"}, "method was 'lpss' and is 'gmp' now"),
+        ({"options": {"lr": 0.03}}, r"method\.lr was 0\.\d+ and is 0\.03 now"),
         ({"holdout": 0.5}, "data fingerprint was"),
         (
             {"data_overrides": {"mean": [0.1]}},
-            r"data\.mean was \[0\.30.*\] there and is \[0\.1\]",
+            r"data\.mean was \[0\.30.*\] and is \[0\.1\] now",
         ),
     ],
     ids=str,
@@ -220,7 +220,7 @@ def test_a_damaged_newest_state_falls_back_to_the_previous_one():
             training_job.train(ask("a.pt", resume=True), callback)
         assert callback.warnings[0].startswith("a.pt.partial cannot be read: ")
         assert callback.warnings[0].endswith("; a.pt.partial.old takes its place")
-        assert "going on from a.pt.partial.old, after 11 steps, 1 epochs" in callback.notes
+        assert "resuming from a.pt.partial.old, after 11 steps, 1 epochs" in callback.notes
         assert torch.load(newest, weights_only=True)["state"]["epoch"] == 3
         assert torch.load(previous, weights_only=True)["state"]["epoch"] == 2
         killed(lambda callback: training_job.train(ask("a.pt"), callback))  # the same two again
@@ -249,8 +249,8 @@ def test_other_versions_threads_and_devices_are_warned_of(monkeypatch):
     training_job.train(ask("a.pt", resume=True), callback)
     (text,) = callback.warnings
     assert "torch was" in text
-    assert "is '2.0' here" in text
-    assert "is '7' here; so the result will not be the same to the last bit" in text
+    assert "is '2.0' now" in text
+    assert "is '7' now; so the result will not be the same to the last bit" in text
 
 
 def test_states_are_saved_every_so_many_steps(monkeypatch):
@@ -303,4 +303,4 @@ def test_a_state_that_was_written_when_the_others_were_lost_is_gone_on_from(monk
     monkeypatch.setattr(DistributedContext, "run_on_main", run_on_main)
     with pytest.raises(LostError) as lost:
         training_job.train(ask("a.pt", command="lpss train --out a.pt"), Killer())
-    assert lost.value.do == "go on with: lpss train --out a.pt --resume"
+    assert lost.value.do == "resume with: lpss train --out a.pt --resume"

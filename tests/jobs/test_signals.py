@@ -92,7 +92,7 @@ def goes_on(err):
     what, do = err.splitlines()[-2:]
     assert what.startswith("Error: interrupted by SIG")
     assert "Traceback" not in err
-    assert do.startswith("  go on with: lpss ")
+    assert do.startswith("  resume with: lpss ")
     code, _, err = lpss(*shlex.split(do.partition("lpss ")[2]), "--quiet")
     assert code == 0, err
 
@@ -114,7 +114,7 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(server, straight, here, 
     assert not Path("a.pt").exists()
     what, do = err.splitlines()[-2:]
     assert what.endswith(f"by {name} after step 7 of 20: its state is in a.pt.partial")
-    assert do == f"  go on with: lpss {shlex.join(TRAIN)} --resume"
+    assert do == f"  resume with: lpss {shlex.join(TRAIN)} --resume"
     goes_on(err)
     same_bits(straight, "a.pt")
     assert not [path for path in paths_of(Path("a.pt")) if path.exists()]
@@ -223,7 +223,7 @@ def test_a_comparison_goes_on_in_the_middle_of_a_run(server, here, monkeypatch):
                 assert said.startswith("Error: interrupted by SIGTERM after step ")
                 assert "of 18: its state is in c/running/rigl-at-0.5-seed-0-" in said
                 assert said.endswith(".pt.partial; 1 finished run is in c/results.json")
-                assert do == f"  go on with: lpss {shlex.join(words)}"
+                assert do == f"  resume with: lpss {shlex.join(words)}"
                 assert "Traceback" not in run.err
             assert signalled == signal.SIGTERM or run.code() == -signal.SIGKILL
             wait_for(lambda: not run.members, "the end of its process")
@@ -371,7 +371,7 @@ def test_a_ticket_goes_on_in_its_second_training():
                 tickets.ticket(
                     source, ask(out, resume=callback.step is None), start, callback=callback
                 )
-            assert error.value.do == f"go on with: lpss ticket s.pt --out {out} --resume"
+            assert error.value.do == f"resume with: lpss ticket s.pt --out {out} --resume"
         trained = Path(out).read_bytes()
         if start == "rewind":
             with pytest.raises(InputError, match=r"no ticket of s\.pt from the start 'random'"):
