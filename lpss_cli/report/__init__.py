@@ -1,1 +1,1 @@
-"""TODO lpss_cli/report."""
+"""From a checkpoint to numbers: layers, Hoyer sparsity, histograms, FLOPs and sizes, and their page."""
