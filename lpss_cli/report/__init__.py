@@ -1,1 +1,1 @@
-"""From a checkpoint to numbers: layers, Hoyer sparsity, histograms, FLOPs and sizes, and their page."""
+"""From a checkpoint to numbers: layers, Hoyer sparsity, FLOPs and sizes, and the HTML page."""
