@@ -10,11 +10,13 @@ from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request
 
 if TYPE_CHECKING:
-    from lpss_cli.jobs.oneshot import Cut
+    from lpss_cli.jobs.oneshot import OneShotResult
     from lpss_cli.jobs.training_job import Outcome
 
 
-def sparsify(path: Path, request: Request, callback: JobCallback | None = None) -> Outcome | Cut:
+def sparsify(
+    path: Path, request: Request, callback: JobCallback | None = None
+) -> Outcome | OneShotResult:
     """Make a checkpoint sparse: by training, or at once where only its tensors are known.
 
     Without epochs, network and data, a safetensors file of other origin is pruned in blocks, which
