@@ -175,7 +175,7 @@ def complete_data_spec(spec: DataSpec, info: ModelInfo, note: Note) -> DataSpec:
     """
     if info.recorded:
         return spec
-    spec = spec.unstandardised()
+    spec = spec.unstandardized()
     published = info.preprocessing
     if published is None or not _is_folder(spec):
         return spec
