@@ -25,13 +25,12 @@ from lpss_cli.jobs.config import MODEL, Request, check, device_of
 from lpss_cli.jobs.plan import Plan, plan
 from lpss_cli.jobs.resolve import (
     input_file,
-    load_data,
     output_beside,
     preprocessing_notes,
     settings_for,
     sparsity_of,
 )
-from lpss_cli.jobs.restore import restore, untrained
+from lpss_cli.jobs.restore import load_data, restore, untrained
 from lpss_cli.jobs.sparsity_search import search
 from lpss_cli.jobs.training_job import Job, Outcome
 from lpss_cli.report.report import weights_of
