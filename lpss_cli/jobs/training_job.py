@@ -25,12 +25,11 @@ from lpss_cli.jobs import loggers, resume
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import MODEL, Request, check, device_of
 from lpss_cli.jobs.resolve import (
-    load_data,
     preprocessing_notes,
     settings_for,
     sparsity_of,
 )
-from lpss_cli.jobs.restore import untrained
+from lpss_cli.jobs.restore import load_data, untrained
 from lpss_cli.jobs.resume import TrainingCheckpointer
 from lpss_cli.models import ModelInfo
 from lpss_cli.report import histograms
