@@ -128,7 +128,7 @@ def test_what_is_no_ticket_is_refused(sparse, tmp_path):
     with pytest.raises(InputError, match="is dense"):
         ticket(tmp_path / "dense.pt", budget(tmp_path))
     ticket(sparse, Request(tmp_path / "bare.pt", epochs=0), "random", control=False)
-    with pytest.raises(InputError, match="does not hold the weights"):
+    with pytest.raises(InputError, match="does not hold the initial weights"):
         ticket(tmp_path / "bare.pt", budget(tmp_path))
     with pytest.raises(InputError, match="--init 'x' is not a choice"):
         ticket(sparse, budget(tmp_path), "x")
