@@ -166,7 +166,7 @@ class Option:
 
     @property
     def range_text(self) -> str:
-        """The range in words: ``from 0 to 1``, ``from 1 up`` or ``up to 9``; empty without limits."""
+        """The range in words: ``from 0 to 1``, ``from 1 up``, ``up to 9``; empty without limits."""
         if self.low == -math.inf:
             return "" if self.high == math.inf else f"up to {_number(self.high)}"
         low = f"from {_number(self.low)}"
