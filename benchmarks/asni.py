@@ -21,7 +21,7 @@ from tables import FOLDER, Results, spread
 from tables import table as markdown
 from tune import LENET300
 
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.ticket import ticket
 
@@ -39,8 +39,8 @@ def measure(base: dict[str, Any], sparsity: float, root: str, seed: int) -> dict
         sparse, again = Path(folder) / "sparse.pt", Path(folder) / "again.pt"
         shared = {**base, "data_overrides": {"data_dir": root}, "seed": seed}
         if sparsity == 0:
-            return {"dense": commands.train(Request(sparse, **shared)).after["accuracy"]}
-        first = commands.train(Request(sparse, method="asni", sparsity=sparsity, **shared))
+            return {"dense": training_job.train(Request(sparse, **shared)).after["accuracy"]}
+        first = training_job.train(Request(sparse, method="asni", sparsity=sparsity, **shared))
         retraining = {k: v for k, v in shared.items() if k not in ("arch", "data")}
         second = ticket(sparse, Request(again, **retraining), "centroids")
         return {

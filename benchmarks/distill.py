@@ -20,7 +20,7 @@ from typing import Any
 from tables import FOLDER, Results, spread
 from tables import table as markdown
 
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import sparse_training, training_job
 from lpss_cli.jobs.config import Request
 
 WEIGHTS = (0.0, 0.5, 0.9)
@@ -37,10 +37,10 @@ def measure(base: dict[str, Any], sparsity: float, root: str, seed: int) -> dict
         dense, sparse = Path(folder) / "dense.pt", Path(folder) / "sparse.pt"
         overrides = {"data_dir": root} if base["data"] != "digits" else {}
         shared = {"data_overrides": overrides, "seed": seed}
-        found = {"dense": commands.train(Request(dense, **base, **shared)).after["accuracy"]}
+        found = {"dense": training_job.train(Request(dense, **base, **shared)).after["accuracy"]}
         for weight in WEIGHTS:
             request = Request(sparse, sparsity=sparsity, distill=weight, force=True, **shared)
-            outcome = commands.sparsify(dense, request)
+            outcome = sparse_training.sparsify_checkpoint(dense, request)
             found[f"{weight:g}"] = outcome.after["accuracy"]
         return found | {"zeros": outcome.report.zeros, "prunable": outcome.report.weights}
 

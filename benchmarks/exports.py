@@ -28,7 +28,7 @@ from lpss_cli.export.onnx.export import export_onnx, serialize, to_onnx
 from lpss_cli.export.onnx.runtime import run_onnx
 from lpss_cli.export.onnx.sparse_encoding import encode_weights, expand_weights, round_weights
 from lpss_cli.export.options import ExportOptions, OnnxOptions
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.models import build
@@ -101,7 +101,7 @@ def lenet5(method: str, options: dict, data_dir: str, work: Path) -> dict[str, o
             path, data="mnist", data_overrides=data, arch="lenet5", method=method,
             options=options, sparsity=1 - 1 / 125, epochs=5, precision="bf16",
         )  # fmt: skip
-        commands.train(request)
+        training_job.train(request)
     found: dict[str, object] = {}
     for encoding in ("dense", "gaps"):
         onnx = OnnxOptions(encoding=encoding, int8=encoding == "dense")

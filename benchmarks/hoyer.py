@@ -18,7 +18,7 @@ from tables import FOLDER, Results
 from training import request_for
 
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import training_job
 from lpss_cli.sparsity.hoyer_prediction import predicted_hoyer
 
 FASHION_CNN = {"data": "fashion-mnist", "batch_size": 256, "precision": "bf16"}
@@ -45,7 +45,7 @@ def measured(spec: dict, p: float, root: str) -> list[dict]:
         out = Path(folder) / "m.pt"
         options = {"p": (str(p),)}
         request = request_for(out, **spec, data_dir=root, method="lpss", options=options)
-        report = commands.train(request).report
+        report = training_job.train(request).report
         facts = read(out).meta["weights"]
     return [
         {

@@ -25,7 +25,7 @@ from torch import Tensor
 from lpss_cli.checkpoints import metadata
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.checkpoints.packed import CHOICES, pack, unpack
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.models import build
 from lpss_cli.report import sizes
@@ -54,7 +54,7 @@ def trained(root: str) -> Iterator[Network]:
         out = folder / f"pack-{spec['arch']}.pt"
         if not out.exists():
             overrides = {"data_dir": root}
-            commands.train(
+            training_job.train(
                 Request(out, data_overrides=overrides, sparsity=0.9, batch_size=256, **spec)
             )
         checkpoint = read(out)

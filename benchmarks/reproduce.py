@@ -26,7 +26,7 @@ from tables import FOLDER, Results, spread, table
 from lpss_cli.checkpoints import loading
 from lpss_cli.data.spec import KNOWN
 from lpss_cli.errors import InputError, LpssError, RunError
-from lpss_cli.jobs import commands, config, recipes
+from lpss_cli.jobs import config, recipes, sparse_training, training_job
 from lpss_cli.jobs.recipes import Recipe
 from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.report.report import report
@@ -86,9 +86,9 @@ def artefacts(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> list[Pat
                 typed, options, out=out, resume=True, keep_init=True, command=recipe.name
             )
             if files:
-                commands.sparsify(files[-1], request, Printed())
+                sparse_training.sparsify_checkpoint(files[-1], request, Printed())
             else:
-                commands.train(request, Printed())
+                training_job.train(request, Printed())
         files.append(out)
     return files
 

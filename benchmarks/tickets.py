@@ -20,7 +20,7 @@ from reproduce import HERE, artefacts
 from tables import FOLDER, Results, spread
 from tables import table as markdown
 
-from lpss_cli.jobs import commands, config, recipes
+from lpss_cli.jobs import config, recipes, sparse_training
 from lpss_cli.jobs.recipes import Recipe
 from lpss_cli.jobs.ticket import ticket
 
@@ -43,7 +43,7 @@ def sparse(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) -> 
         options = {key: part[key] for key in ("sparsity", *SHARED) if key in part}
         typed = {"seed": seed, "data_dir": str(data_dir)}
         request = config.make_request(typed, {**options, **MASKS[mask]}, out=out, keep_init=True)
-        commands.sparsify(files[0], request)
+        sparse_training.sparsify_checkpoint(files[0], request)
     return out
 
 

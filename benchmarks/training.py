@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import sparse_training, training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import Outcome
 
@@ -21,7 +21,7 @@ def trained(**options: Any) -> Outcome:
         RunError: training diverged.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return commands.train(request_for(Path(folder) / "m.pt", **options))
+        return training_job.train(request_for(Path(folder) / "m.pt", **options))
 
 
 def sparsified(dense: Path, start: dict[str, Any], **options: Any) -> Outcome:
@@ -36,9 +36,11 @@ def sparsified(dense: Path, start: dict[str, Any], **options: Any) -> Outcome:
         RunError: training diverged.
     """
     if not dense.exists():
-        commands.train(request_for(dense, **start))
+        training_job.train(request_for(dense, **start))
     with tempfile.TemporaryDirectory() as folder:
-        return commands.sparsify(dense, request_for(Path(folder) / "m.pt", **options))
+        return sparse_training.sparsify_checkpoint(
+            dense, request_for(Path(folder) / "m.pt", **options)
+        )
 
 
 def request_for(out: Path, **options: Any) -> Request:

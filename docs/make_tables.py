@@ -5,7 +5,8 @@
 The prose is written by hand. The table in benchmarks/results/NAME.md goes between the marks
 ``<!-- NAME.md -->`` and ``<!-- /NAME.md -->``, its second table between marks with ``NAME.md 2``,
 and the comparison of methods between the marks ``compare``. The pages in docs/methods have marks
-for the flags of a method and for its measured rows.
+for the flags of a method and for its measured rows, docs/options.md those for the options of a
+panel of the help, or of one command.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lpss_cli.cli.app import app
+from lpss_cli.jobs import config
 from lpss_cli.sparsity.targets import parse_sparsity
 from lpss_cli.training import method
 from lpss_cli.utils.options import Option
@@ -29,6 +32,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from tables import options_text, spread  # noqa: E402  # beside this folder, not in a package
 
 PAGES = ROOT / "docs" / "methods"
+OPTIONS = ROOT / "docs" / "options.md"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 RESULTS = ROOT / "benchmarks" / "results"
 Run = dict[str, Any]
@@ -42,21 +46,69 @@ _RUN = re.compile(r"(?P<method>[\w-]+) at (?P<sparsity>[^,]+), seed \d+, (?P<opt
 def flags(name: str) -> str:
     """Return the table of a method's flags: default, range or choices, description."""
     lines = ["| flag | default | values | description |", "|---|---|---|---|"]
-    for option in method.options_of(method.get(name)):
-        default = _UNSET.get(option.default, f"`{option.default}`")
-        text = option.help.replace("|", "\\|")
-        lines.append(f"| `{option.flag}` | {default} | {_values(option)} | {text} |")
+    for item in method.options_of(method.get(name)):
+        default = _UNSET.get(item.default, f"`{item.default}`")
+        lines.append(f"| `{item.flag}` | {default} | {_values(item)} | {_cell(item.help)} |")
     return "\n".join(lines)
 
 
-def _values(option: Option) -> str:
-    """Return the choices or the closed range of a flag; empty if neither limits it."""
-    if option.choices:
-        return ", ".join(f"`{choice}`" for choice in option.choices)
-    low, high = option.low, option.high
-    if low == -float("inf"):
+def options(title: str) -> str:
+    """Return a table of options: those in a panel of the help, or those of one command alone.
+
+    Args:
+        title: name of the panel, or ``lpss`` and the command.
+    """
+    lines = ["| option | recipe | default | values | description |", "|---|---|---|---|---|"]
+    found: dict[str, tuple[Option, list[str]]] = {}
+    for command, item in _declared():
+        if item.group == title or (not item.group and f"lpss {command}" == title):
+            found.setdefault(item.key, (item, []))[1].append(command)
+    for item, commands in found.values():
+        key = f"`{item.key}`" if item.key in config.recipe_options() else ""
+        off = item.flag.replace("--", "--no-", 1) if item.default is True else ""
+        names = ", ".join(f"`{flag}`" for flag in (item.flag, off, item.short) if flag)
+        told = _cell(_defaults(item, commands))
+        lines.append(f"| {names} | {key} | {told} | {_values(item)} | {_cell(item.help)} |")
+    return "\n".join(lines)
+
+
+def panels() -> tuple[str, ...]:
+    """Return the titles of all tables of options."""
+    return tuple(dict.fromkeys(item.group or f"lpss {command}" for command, item in _declared()))
+
+
+def _declared() -> Iterator[tuple[str, Option]]:
+    """Yield each command with each of its options, except those of methods."""
+    for info in app.registered_commands:
+        command = info.name or info.callback.__name__
+        for item in info.callback.shown.declared.values():
+            if item.key not in method.all_options():
+                yield command, item
+
+
+def _defaults(item: Option, commands: list[str]) -> str:
+    """Return the default of an option, with the commands that have another one."""
+    told: dict[str, list[str]] = {}
+    for command in commands:
+        told.setdefault(item.default_for(command), []).append(command)
+    common = max(told, key=lambda text: len(told[text]))
+    others = [f"for {', '.join(told[text])}: {text}" for text in told if text != common]
+    return "; ".join([common, *others])
+
+
+def _values(item: Option) -> str:
+    """Return the choices or the closed range of an option; empty if neither limits it."""
+    if item.choices:
+        return ", ".join(f"`{choice}`" for choice in item.choices)
+    if not item.range_text:
         return ""
-    return f"≥ {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+    if item.high == float("inf"):
+        return f"≥ {item.low:g}"
+    return f"{item.low:g} to {item.high_text or f'{item.high:g}'}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def measured(name: str) -> str:
@@ -158,6 +210,8 @@ def filled(path: Path) -> str:
         for mark, name, which in re.findall(r"<!-- ((\w+\.md)(?: (\d))?) -->", page)
     }
     parts["compare"] = compared
+    if path == OPTIONS:
+        parts |= {title: partial(options, title) for title in panels()}
     if path.parent == PAGES:
         parts |= {"flags": partial(flags, path.stem), "measured": partial(measured, path.stem)}
     for mark, part in parts.items():

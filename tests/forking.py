@@ -26,7 +26,7 @@ LONGEST = 90.0
 SERVER = """
 import json, os, signal, sys, time
 import torch
-import lpss_cli.jobs.compare, lpss_cli.data, lpss_cli.jobs.commands, lpss_cli.jobs.ticket
+import lpss_cli.jobs.compare, lpss_cli.data, lpss_cli.jobs.sparse_training, lpss_cli.jobs.ticket
 from lpss_cli.jobs import resume
 from lpss_cli.cli import app
 from lpss_cli.cli.progress import Printer

@@ -19,7 +19,7 @@ _CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else 
 if hasattr(os, "fork"):
     # torch._dynamo is what the first optimizer imports.
     names = [
-        "lpss_cli.jobs.commands",
+        "lpss_cli.jobs.sparse_training",
         "lpss_cli.cli.progress",
         "faults",
         "helpers",

@@ -1,1 +1,1 @@
-"""Files that hold networks: which kind one is, what it says, and whether it is safe to load."""
+"""Reading and writing networks, and checking that a file is safe to load."""

@@ -12,8 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from lpss_cli.data import DataSpec
-from lpss_cli.data.spec import KNOWN, canonical_name
+from lpss_cli.data.spec import KNOWN, DataSpec, canonical_name
 from lpss_cli.errors import InputError
 from lpss_cli.models import Fit, ModelInfo, find_family, runs_code
 from lpss_cli.models.checks import plural
@@ -176,7 +175,7 @@ def complete_data_spec(spec: DataSpec, info: ModelInfo, note: Note) -> DataSpec:
     """
     if info.recorded:
         return spec
-    spec = spec.unstandardised()
+    spec = spec.unstandardized()
     published = info.preprocessing
     if published is None or not _is_folder(spec):
         return spec

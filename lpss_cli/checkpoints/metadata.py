@@ -1,8 +1,8 @@
 """The record inside an artifact, checked once when it is read and trusted from then on.
 
-What lpss writes about a run comes back from files that anybody may have made. :func:`verify` makes
-plain containers of bounded size of it, compares its digest, and drops every entry that the program
-looks at and that is not of the right type.
+What lpss writes about a run comes back from files that anybody may have made. :func:`verify` turns
+it into plain containers of bounded size, compares its digest, and drops every entry that the
+program uses and that is not as lpss writes it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 HISTOGRAMS = "histograms"
 #: What to do about a damaged file.
 REMEDY = "take another copy, or make it again"
-# Entries about the training alone: files in other formats leave them out.
+# Entries about the training only: files in other formats leave them out.
 _TRAINING_ENTRIES = ("history", HISTOGRAMS)
 # Bounds of a record: levels of containers, values, and characters of a text. A command line may
 # have 2 MB.
 _MAX_DEPTH, _MAX_VALUES, _MAX_TEXT = 32, 1_000_000, 4_000_000
-# Characters of names of networks, data sets and files: the longest list of MLP widths that makes
-# sense.
+# Characters of a name (that of an MLP lists its widths) and of a path.
 _MAX_NAME, _MAX_PATH = 1000, 4096
 _MAX_BINS = 1000
 # Weights are counted as float32; the distance of larger bounds may not be finite.
@@ -85,7 +84,7 @@ def for_export(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop_invalid(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Drop the entries that are not of their type; return the record and the dropped names.
+    """Drop the entries that are not as lpss writes them; return the rest and the dropped names.
 
     Args:
         record: plain containers, see :func:`to_plain`. Entries that lpss does not know stay.
@@ -144,7 +143,7 @@ def _copy(value: Any, depth: int, remaining: list[int]) -> Any:
     raise NotPlainError(f"holds a {type(value).__name__}")
 
 
-# What the entries have to be.
+# What the entries must be.
 
 
 def _is_name(value: Any) -> bool:
@@ -263,7 +262,7 @@ def _are_bounds(bounds: Any, *between: float) -> bool:
     return finite and numbers == sorted(numbers)
 
 
-# The entries that the program looks at.
+# The entries that the program uses.
 _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "arch": _is_name,
     "input_shape": _is_shape,

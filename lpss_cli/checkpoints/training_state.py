@@ -1,8 +1,8 @@
-"""The state of an unfinished run beside its output, in two generations.
+"""Files with the state of an unfinished run, beside its output.
 
-``OUT.partial`` is the newest, ``OUT.partial.old`` the one before. Each is a ``torch.save`` file of
-plain containers and tensors with a digest of everything in it. A file is read back before it takes
-the place of another, and one that is damaged later falls back to the other.
+``OUT.partial`` is the newest state, ``OUT.partial.old`` the one before it. Each is a ``torch.save``
+file of plain containers and tensors with a digest of its content. A file is read back before it
+replaces another. If the newest file is damaged later, the previous one takes its place.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ from lpss_cli.utils.files import atomic_write, write_error
 
 
 def paths_of(out: Path) -> tuple[Path, Path]:
-    """``model.pt`` -> ``model.pt.partial`` and ``model.pt.partial.old``."""
+    """Return the files of an output: ``model.pt.partial`` and ``model.pt.partial.old``."""
     return Path(f"{out}.partial"), Path(f"{out}.partial.old")
 
 
 class TrainingStateFiles:
-    """The saved states of one run.
+    """The two newest saved states of one run.
 
     Args:
-        out: the run's output.
+        out: output of the run.
     """
 
     def __init__(self, out: Path) -> None:
         self.newest, self.previous = paths_of(out)
-        # Of this run and whole. Another run's state is no generation of this one.
-        self._sound: set[Path] = set()
+        # Files that this process has written or read without an error. A file that is there
+        # already may be damaged, or the state of another run.
+        self._verified: set[Path] = set()
 
     @property
     def found(self) -> list[Path]:
-        """Those that are there, newest first."""
+        """The files that exist, newest first."""
         return [path for path in (self.newest, self.previous) if path.exists()]
 
     @property
     def kept(self) -> Path | None:
-        """The newest that this process has written or read, None if there is none."""
-        return next((path for path in self.found if path in self._sound), None)
+        """The newest file that this process has written or read; None if there is none."""
+        return next((path for path in self.found if path in self._verified), None)
 
     def read(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-        """Return the newest that is whole, and where it was.
+        """Return the newest file that is not damaged, and its content.
 
         Args:
-            warn: told why a newer one was passed over.
+            warn: called with the reason if a newer file is damaged.
 
         Raises:
-            InputError: none is whole, or there is none.
+            InputError: all files are damaged, or there are none.
         """
         failures = []
         for path in self.found:
@@ -67,7 +68,7 @@ class TrainingStateFiles:
                 continue
             for what in failures:
                 warn(f"{what}; {path.name} takes its place")
-            self._sound = {path}
+            self._verified = {path}
             return path, content
         if not failures:
             raise InputError(f"there is no {self.newest}", "start from the beginning")
@@ -78,36 +79,36 @@ class TrainingStateFiles:
         )
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Save a state as the newest generation, read back before it becomes that.
+        """Save a state as the newest one; it is read back before it replaces another.
 
         Args:
             content: plain containers and tensors, on any device.
 
         Raises:
-            InputError: it holds something else, reads back differently, or the disk is full or
-                gone.
+            InputError: the content holds something else or reads back differently, or the disk is
+                full or gone.
         """
         portable = _portable(content)
         with atomic_write(self.newest) as temporary:
             try:
                 torch.save({**portable, digest.MANIFEST_KEY: _digest(portable)}, temporary)
-            except RuntimeError as error:  # how PyTorch's writer says that the disk is full
+            except RuntimeError as error:  # PyTorch raises it if the disk is full
                 raise write_error(self.newest, error) from error
             _read(temporary)
             self._make_room()
-        self._sound.add(self.newest)
+        self._verified.add(self.newest)
 
     def remove(self) -> None:
-        """Remove both: the output is there."""
+        """Remove both files, once the output is written."""
         self.newest.unlink(missing_ok=True)
         self.previous.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
-        """Move the newest to the previous place if it is worth keeping."""
-        if self.newest in self._sound and self.newest.exists():
+        """Move the newest file to the place of the previous one, if it is verified."""
+        if self.newest in self._verified and self.newest.exists():
             os.replace(self.newest, self.previous)
-            self._sound = {self.previous}
-        elif self.previous not in self._sound:
+            self._verified = {self.previous}
+        elif self.previous not in self._verified:
             self.previous.unlink(missing_ok=True)
 
 
@@ -115,16 +116,16 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the content of one file.
 
     Raises:
-        InputError: it is damaged, or no such file.
+        InputError: the file is damaged, or is not one of these files.
     """
     try:
         content = dict(torch_file.load(path, read_bytes(path)))
         claimed = content.pop(digest.MANIFEST_KEY, None)
         if claimed is None:
-            raise ValueError("it holds no digest")
+            raise ValueError("it has no digest")
         if claimed != _digest(content):
-            raise ValueError("its digest does not fit its content")
-    except Exception as error:  # whatever a broken file makes a reader raise
+            raise ValueError("its digest does not match its content")
+    except Exception as error:  # a damaged file may make a reader raise anything
         reason = error.what if isinstance(error, InputError) else str(error) or one_line(error)
         raise InputError(
             f"{path} cannot be read: {' '.join(reason.split())[:200]}",
@@ -137,8 +138,8 @@ def _portable(value: Any) -> Any:
     """Return plain containers of detached tensors on the CPU, each with memory of its own size."""
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
-        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        return tensor if whole else tensor.clone()
+        is_view = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+        return tensor.clone() if is_view else tensor
     if isinstance(value, Mapping):
         return {key: _portable(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -151,7 +152,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     """Return a digest of nested containers and their tensors.
 
     Raises:
-        InputError: they hold something else.
+        InputError: the containers hold something else.
     """
     tensors: dict[str, Tensor] = {}
     try:
@@ -164,7 +165,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _outline(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return the containers with their kinds named, tensors left out: they are numbered."""
+    """Return the containers with their types named; tensors are collected by number instead."""
     if isinstance(value, Tensor):
         tensors[str(len(tensors))] = value
         return ["tensor"]

@@ -50,7 +50,7 @@ class Shown:
 
 
 def with_options(
-    *groups: Group, of_methods: bool = False, method_options: Collection[str] = ()
+    *groups: Group, of_methods: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command options.
 
@@ -61,14 +61,12 @@ def with_options(
         groups: Dataclasses that declare options, or some options of one; ``PrintingOptions`` come
             with every command.
         of_methods: Add the options of all methods.
-        method_options: Add these options of methods.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         shared = _merged((*groups, PrintingOptions))
-        every = methods.all_options()
-        added = every if of_methods else {key: every[key] for key in method_options}
-        added = {key: replace(item, group=METHOD_PANEL) for key, item in added.items()}
+        every = methods.all_options() if of_methods else {}
+        added = {key: replace(item, group=METHOD_PANEL) for key, item in every.items()}
         declared = shared | added
 
         @functools.wraps(command)
@@ -89,7 +87,7 @@ def with_options(
         # What the parser reads to make the flags; functions have attributes, mypy knows only some.
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {item.name: item.annotation for item in parameters}
-        wrapper.shown = Shown(declared, tuple(added) if of_methods else ())  # type: ignore[attr-defined]
+        wrapper.shown = Shown(declared, tuple(added))  # type: ignore[attr-defined]
         return wrapper
 
     return decorate

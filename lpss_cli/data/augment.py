@@ -11,13 +11,17 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpss_cli.data.sources import Augment
-from lpss_cli.data.spec import AUGMENTS
 from lpss_cli.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from lpss_cli.data.sources import Augment
 
 _PAD = 4  # pixels, for both named policies
 
@@ -113,20 +117,24 @@ def _draw(bound: int, x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(0, bound, (len(x),), generator=generator, device=x.device)
 
 
-def policy(name: str) -> Augment | None:
-    """Return a named policy; None for ``none``.
+#: Policies by name, the choices of ``--augment``. ``cifar`` pads by 4 pixels, crops, and flips;
+#: ``fashion`` does the same and then cuts out 6×6 pixels.
+POLICIES: dict[str, Callable[[], Augment | None]] = {
+    "none": lambda: None,
+    "fashion": lambda: compose(reflect_crop(_PAD), hflip(), cutout(6)),
+    "cifar": lambda: compose(reflect_crop(_PAD), hflip()),
+}
 
-    ``cifar``: pad by 4 pixels and crop, then flip. ``fashion``: the same, then a 6×6 cutout.
+
+def policy(name: str) -> Augment | None:
+    """Return a policy by its name; None for ``none``.
 
     Raises:
         InputError: no such policy.
     """
-    if name not in AUGMENTS:
-        raise InputError(f"no augmentation called {name!r}", nearest(name, AUGMENTS))
-    if name == "none":
-        return None
-    holes = (cutout(6),) if name == "fashion" else ()
-    return compose(reflect_crop(_PAD), hflip(), *holes)
+    if name not in POLICIES:
+        raise InputError(f"no augmentation called {name!r}", nearest(name, tuple(POLICIES)))
+    return POLICIES[name]()
 
 
 def for_shape(name: str, shape: tuple[int, ...]) -> Augment | None:

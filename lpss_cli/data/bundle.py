@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lpss_cli.data.sources import Augment, Source
-from lpss_cli.data.spec import DataSpec
 from lpss_cli.data.splits import fingerprint_texts, split
 from lpss_cli.data.tasks import Task
 from lpss_cli.errors import InputError
 from lpss_cli.utils.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from lpss_cli.data.sources import Augment, Source
+    from lpss_cli.data.spec import DataSpec
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 class BatchOptions:
     """The arguments of :meth:`Source.batches`, with its augmentation ready for numbered batches."""
 
-    batch_size: int
+    size: int
     device: torch.device
     order: Tensor | None
     drop_last: bool
@@ -121,14 +121,14 @@ class TensorSource(Source):
         return TensorSource(self.x[indices], self.y[indices], self.prepare)
 
     def _iterate(self, options: BatchOptions) -> Iterator[Batch]:
-        _check_batch_size(options.batch_size)
+        _check_batch_size(options.size)
         indices = torch.arange(len(self)) if options.order is None else options.order
         return self._select(indices.to(options.device), options)
 
     def _select(self, indices: Tensor, options: BatchOptions) -> Iterator[Batch]:
         x, y = self._tensors_on(indices.device)
-        for number, batch in enumerate(torch.split(indices, options.batch_size)):
-            if not len(batch) or (options.drop_last and len(batch) < options.batch_size):
+        for number, batch in enumerate(torch.split(indices, options.size)):
+            if not len(batch) or (options.drop_last and len(batch) < options.size):
                 return
             # index_select copies even in natural order: a network that starts with an in-place
             # operation must not write into the data set.
@@ -179,11 +179,11 @@ class DatasetSource(Source):
         return DatasetSource(self.dataset, self.workers, self._labels, self._rows[indices])
 
     def _iterate(self, options: BatchOptions) -> Iterator[Batch]:
-        _check_batch_size(options.batch_size)
+        _check_batch_size(options.size)
         rows = self._rows if options.order is None else self._rows[options.order.cpu()]
         loader: DataLoader[Any] = DataLoader(
             ErrorCapturingDataset(self.dataset),  # type: ignore[arg-type]  # map-style by its methods
-            batch_size=options.batch_size,
+            batch_size=options.size,
             sampler=rows.tolist(),
             num_workers=self.workers,
             collate_fn=collate,

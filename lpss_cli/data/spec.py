@@ -75,19 +75,19 @@ class DataSpec:
     """Which data to load, and how to prepare them.
 
     Attributes:
-        name: One of :data:`KNOWN`, a folder, a ``.csv`` or ``.npz`` file, or ``file.py:factory``.
-        data_dir: Folder of the known data sets; None: ``$LPSS_DATA_DIR``, else ``~/.cache/lpss``.
-        target: Table: the column to predict.
-        drop: Table: columns that are not features, such as identifiers.
-        image_size: Images: side of the square network input in pixels; None: the data's own.
-        resize: Folder: length of the shorter side before the center is cropped, in pixels; None:
+        name: one of :data:`KNOWN`, a folder, a ``.csv`` or ``.npz`` file, or ``file.py:factory``.
+        data_dir: folder of the known data sets; None: ``$LPSS_DATA_DIR``, else ``~/.cache/lpss``.
+        target: table: the column to predict.
+        drop: table: columns that are not features, such as identifiers.
+        image_size: images: side of the square network input in pixels; None: the data's own.
+        resize: folder: length of the shorter side before the center is cropped, in pixels; None:
             256/224 of the image size.
-        interpolation: Folder: one of :data:`INTERPOLATIONS`; None: bilinear.
-        mean: Images, arrays: per channel (or one for all), of values in [0, 1]; None: the data's.
-        std: The same, > 0.
-        workers: Number of processes that read data too big for memory; 0: this process.
-        split_seed: Table: which of the repeated train/test splits, in [0, 2**32).
-        augment: One of :data:`AUGMENTS`; None: the default of the data set.
+        interpolation: folder: one of :data:`INTERPOLATIONS`; None: bilinear.
+        mean: images, arrays: per channel (or one for all), of values in [0, 1]; None: the data's.
+        std: the same, > 0.
+        workers: number of processes that read data too big for memory; 0: this process.
+        split_seed: table: which of the repeated train/test splits, in [0, 2**32).
+        augment: one of :data:`AUGMENTS`; None: the default of the data set.
 
     Raises:
         InputError: A value is out of range.
@@ -131,7 +131,11 @@ class DataSpec:
         0, "number of processes that read data too big for memory", low=0, high=_MOST_WORKERS
     )
     split_seed: int = _option(
-        0, "which of the fixed train/test splits of a table", low=0, high=2**32 - 1
+        0,
+        "which of the fixed train/test splits of a table",
+        low=0,
+        high=2**32 - 1,
+        high_text="2^32 - 1",
     )
     augment: str | None = _option(
         None,
@@ -157,10 +161,10 @@ class DataSpec:
         if self.mean is not None and not all(map(math.isfinite, self.mean)):
             raise InputError(f"--mean {self.mean} is not finite", "give finite numbers")
 
-    def unstandardised(self) -> DataSpec:
-        """Return the same data with values left as they are, where that is a choice: arrays.
+    def unstandardized(self) -> DataSpec:
+        """Return the specification with the values of arrays left as they are.
 
-        Images and tables have their own conventions; a given mean or std stays.
+        Images and tables have their own conventions, and a given mean or std stays.
         """
         if not self.name.endswith(".npz") or self.mean is not None or self.std is not None:
             return self
@@ -214,12 +218,12 @@ def refuse(spec: DataSpec, what: str, *names: str) -> None:
     """Refuse options that mean nothing for this kind of data, rather than ignore them.
 
     Args:
-        spec: What was asked for.
-        what: The kind of data, for the message ("a table").
-        names: Fields that do not apply.
+        spec: what was asked for.
+        what: the kind of data, for the message ("a table").
+        names: fields that do not apply.
 
     Raises:
-        InputError: One of them is set.
+        InputError: one of them is set.
     """
     defaults = DataSpec()
     for name in names:

@@ -1,1 +1,1 @@
-"""Several processes that train one network."""
+"""Training one network in several processes."""

@@ -1,9 +1,9 @@
-"""What the processes of one run do together.
+"""Communication between the processes of one run.
 
-Every process holds the whole network and takes its part of each global batch. They stay alike
-because all of them change it in the same way: from the same start, by the same gradients (means
-over the global batch), by masks drawn from the same generator. Whoever trains alone is a
-:class:`DistributedContext` of one, for which all of this is nothing to do.
+Every process holds the whole network and takes its shard of each global batch. The networks stay
+equal because all processes change them in the same way: from the same start, by the same gradients
+(means over the global batch), with masks drawn from the same generator. A process that trains alone
+has a :class:`DistributedContext` of size 1, whose methods have nothing to do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.utils import digest as manifest
+from lpss_cli.utils import digest
 from lpss_cli.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -26,16 +26,19 @@ T = TypeVar("T")
 
 
 class LostError(RunError):
-    """Another process of the run has ended, or cannot be reached any more."""
+    """Another process of the run has ended, or can no longer be reached."""
 
 
 class DistributedContext:
-    """A process alone; :class:`ProcessGroupContext` is one of several.
+    """A process that trains alone; :class:`ProcessGroupContext` is one of several.
+
+    Args:
+        device: device to train on, as for ``--device``.
 
     Attributes:
-        rank: number of this process, 0 for the one that writes and speaks.
-        size: how many processes there are.
-        device: what it trains on, as ``--device`` has it.
+        rank: rank of this process, 0 for the main process.
+        size: number of processes.
+        device: device that this process trains on, as for ``--device``.
     """
 
     rank = 0
@@ -46,14 +49,17 @@ class DistributedContext:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def shard(self, count: int) -> tuple[int, int]:
-        """Return which of the examples of a global batch are this process's: [begin, end).
+        """Return the range [begin, end) of this process's examples in a global batch.
+
+        Args:
+            count: examples in the global batch.
 
         Raises:
-            InputError: there is not one for every process.
+            InputError: there are fewer examples than processes.
         """
         if count < self.size:
             raise InputError(
@@ -63,51 +69,62 @@ class DistributedContext:
         return self.rank * count // self.size, (self.rank + 1) * count // self.size
 
     def seed(self, number: int) -> int:
-        """Return the seed of what this process draws for its own examples; ``number`` if alone."""
+        """Return the seed for what this process draws for its own examples.
+
+        The main process keeps ``number``, so that a run of one process is the same as without.
+        """
         return number if self.is_main_process else derive_seed("process", number, self.rank)
 
     def run_on_main(self, function: Callable[[], T]) -> T:
-        """Let the first process call a function, and return what it gave, to all."""
+        """Call a function in the main process, and return its result in all processes."""
         return function()
 
     def local_main_first(self, function: Callable[[], T]) -> T:
-        """Call a function in every process; on each machine one does so before the others."""
+        """Call a function in every process; on each machine, one calls it before the others."""
         return function()
 
     def all_gather(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank."""
+        """Return the values of all processes, in the order of their ranks."""
         return [value]
 
     def all_reduce_max(self, number: int) -> int:
-        """Return the largest of all processes' numbers."""
+        """Return the largest of the numbers of all processes."""
         return number
 
     def check_equal(
         self, what: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Make sure that plain containers and tensors are the same bits in all processes.
+        """Check that plain containers and tensors have the same bits in all processes.
+
+        Args:
+            what: names them in the error.
+            record: plain containers.
+            tensors: name → tensor.
 
         Raises:
-            RunError: they are not; ``what`` names them.
+            RunError: they differ.
         """
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their means over all processes, in place."""
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace gradients by their means; a missing one counts as zeros where another has it."""
+        """Replace gradients by their means over all processes.
+
+        A gradient that is missing in some processes counts as zeros there.
+        """
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by those of the first process, in place."""
+        """Replace tensors by those of the main process, in place."""
 
 
 class ProcessGroupContext(DistributedContext):
     """One of several processes, connected by PyTorch's default process group.
 
     Args:
-        device: what it trains on.
-        local_rank: its number on this machine.
-        control: a group whose messages travel on the CPU and may take their time.
+        device: device that this process trains on.
+        local_rank: rank of this process on its machine.
+        control: a group with a long timeout, whose messages stay on the CPU.
     """
 
     def __init__(self, device: str, local_rank: int, control: ProcessGroup) -> None:
@@ -118,15 +135,15 @@ class ProcessGroupContext(DistributedContext):
         self._local_rank, self._control, self._dist = local_rank, control, dist
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Say in our words that a message did not arrive.
+    def _communication(self) -> Iterator[None]:
+        """Turn PyTorch's errors about lost processes into ours.
 
         Raises:
-            LostError: it did not.
+            LostError: a message did not arrive.
         """
         try:
             yield
-        except RuntimeError as error:  # PyTorch's own errors of this kind are all of it
+        except RuntimeError as error:  # the base of all of PyTorch's errors of this kind
             raise LostError(
                 f"process {self.rank} of {self.size} has lost the others: one of them ended, or "
                 "the connection broke",
@@ -134,41 +151,41 @@ class ProcessGroupContext(DistributedContext):
             ) from error
 
     def run_on_main(self, function: Callable[[], T]) -> T:
-        """See :meth:`DistributedContext.first`; what is given must be picklable."""
+        """See :meth:`DistributedContext.run_on_main`; the result must be picklable."""
         box = [function() if self.is_main_process else None]
-        with self._together():
+        with self._communication():
             self._dist.broadcast_object_list(box, src=0, group=self._control)
-        return box[0]  # type: ignore[return-value]  # the first process's own
+        return box[0]  # type: ignore[return-value]  # the main process's result
 
     def local_main_first(self, function: Callable[[], T]) -> T:
         """See :meth:`DistributedContext.local_main_first`."""
-        early = self._local_rank == 0
-        value = [function()] if early else []
-        with self._together():
+        is_first = self._local_rank == 0
+        value = [function()] if is_first else []
+        with self._communication():
             self._dist.barrier(group=self._control)
-        return value[0] if early else function()
+        return value[0] if is_first else function()
 
     def all_gather(self, value: T) -> list[T]:
-        """See :meth:`DistributedContext.gathered`; the values must be picklable."""
-        found: list[Any] = [None] * self.size
-        with self._together():
-            self._dist.all_gather_object(found, value, group=self._control)
-        return found
+        """See :meth:`DistributedContext.all_gather`; the values must be picklable."""
+        values: list[Any] = [None] * self.size
+        with self._communication():
+            self._dist.all_gather_object(values, value, group=self._control)
+        return values
 
     def all_reduce_max(self, number: int) -> int:
-        """See :meth:`DistributedContext.largest`."""
+        """See :meth:`DistributedContext.all_reduce_max`."""
         box = torch.tensor(number)
-        with self._together():
+        with self._communication():
             self._dist.all_reduce(box, self._dist.ReduceOp.MAX, group=self._control)
         return int(box)
 
     def check_equal(
         self, what: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> None:
-        """See :meth:`DistributedContext.agree`: digests are compared."""
-        own = {name: tensor.detach().cpu() for name, tensor in (tensors or {}).items()}
-        digests = self.all_gather(manifest.record_digest(record, {"tensors": own}))
-        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        """See :meth:`DistributedContext.check_equal`: digests are compared."""
+        copies = {name: tensor.detach().cpu() for name, tensor in (tensors or {}).items()}
+        digests = self.all_gather(digest.record_digest(record, {"tensors": copies}))
+        others = [rank for rank, other in enumerate(digests) if other != digests[0]]
         if others:
             raise RunError(
                 f"{what} differ between process 0 and process {', '.join(map(str, others))}",
@@ -177,19 +194,19 @@ class ProcessGroupContext(DistributedContext):
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """See :meth:`DistributedContext.average`."""
-        for group in _by_kind(tensors):
+        for group in _by_dtype_and_device(tensors):
             for tensor, mean in zip(group, self._means(group), strict=True):
                 tensor.copy_(mean)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """See :meth:`DistributedContext.average_gradients`.
 
-        A flag for each parameter travels along: a parameter without a gradient anywhere stays so,
-        as it would in one process.
+        A flag for each parameter is averaged, too: a parameter that has no gradient in any process
+        gets none, as in a single process.
         """
-        for group in _by_kind(p for p in parameters if p.requires_grad):
-            there = [p.grad is not None for p in group]
-            flags = torch.tensor(there, dtype=group[0].dtype).to(group[0].device)
+        for group in _by_dtype_and_device(p for p in parameters if p.requires_grad):
+            has_gradient = [p.grad is not None for p in group]
+            flags = torch.tensor(has_gradient, dtype=group[0].dtype).to(group[0].device)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
             *means, counts = self._means([*gradients, flags])
             for index, (parameter, mean) in enumerate(zip(group, means, strict=True)):
@@ -199,24 +216,24 @@ class ProcessGroupContext(DistributedContext):
                     parameter.grad = mean.clone()
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """See :meth:`DistributedContext.share`."""
-        for group in _by_kind(tensors):
+        """See :meth:`DistributedContext.broadcast`."""
+        for group in _by_dtype_and_device(tensors):
             flat = torch.cat([tensor.detach().flatten() for tensor in group])
-            with self._together():
+            with self._communication():
                 self._dist.broadcast(flat, src=0)
-            for tensor, shared in zip(group, _parts(flat, group), strict=True):
-                tensor.detach().copy_(shared)
+            for tensor, received in zip(group, _parts(flat, group), strict=True):
+                tensor.detach().copy_(received)
 
     def _means(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the means over all processes of tensors of one dtype and device."""
+        """Return the means over all processes, of tensors of one dtype and device."""
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-        with self._together():
+        with self._communication():
             self._dist.all_reduce(flat)
         return _parts(flat.div_(self.size), tensors)
 
 
-def _by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Sort tensors by dtype and device: each group travels as one message."""
+def _by_dtype_and_device(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Group tensors by dtype and device; each group is sent as one message."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
@@ -224,6 +241,6 @@ def _by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def _parts(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """Cut a flat tensor into the shapes of others."""
+    """Split a flat tensor into tensors of the shapes of others."""
     pieces = flat.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]

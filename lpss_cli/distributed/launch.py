@@ -1,4 +1,4 @@
-"""How this process was started: alone, or as one of several by ``torchrun``. Imports no torch."""
+"""How this process was started: alone, or by ``torchrun`` as one of several. Without PyTorch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from lpss_cli.errors import InputError
 
-# What PyTorch's ``env://`` needs; all of them, or this process is alone.
+# Variables of PyTorch's ``env://``. Without any of them, this process is alone.
 _NUMBERS = ("RANK", "WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a process among those of its run.
+    """The place of a process among the processes of its run.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        local_rank, local_size: the same among those of this machine.
+        rank: rank of the process, from 0.
+        size: number of processes.
+        local_rank, local_size: the same among the processes of this machine.
     """
 
     rank: int = 0
@@ -29,7 +29,7 @@ class Place:
 
 
 def place() -> Place:
-    """Read the place of this process from the environment, as ``torchrun`` sets it."""
+    """Return the place of this process, from the environment that ``torchrun`` sets."""
     environment = os.environ
     numbers = [environment.get(name, "") for name in _NUMBERS]
     if not all(n.isdecimal() for n in numbers) or not all(environment.get(n) for n in _ADDRESS):
@@ -42,16 +42,19 @@ def place() -> Place:
 
 
 def refuse(what: str) -> None:
-    """Refuse to do in several processes what is done in one.
+    """Refuse to run in several processes what only one process does.
+
+    Args:
+        what: the command, for the error.
 
     Raises:
-        InputError: there are several.
+        InputError: there are several processes.
     """
     size = place().size
     if size > 1:
         raise InputError(
-            f"{what} is done by one process, and this is one of {size}",
-            "start it without torchrun; train and sparsify share their work",
+            f"{what} runs in one process, and this is one of {size}",
+            "start it without torchrun; only train and sparsify run in several processes",
         )
 
 
@@ -59,11 +62,11 @@ def words(program: str) -> list[str]:
     """Return the first words of a command line that starts this run again.
 
     Args:
-        program: the command's own name, for a process alone.
+        program: name of the command, for a process that is alone.
     """
-    found = place()
-    if found.size == 1:
+    here = place()
+    if here.size == 1:
         return [program]
-    nodes = found.size // max(1, found.local_size)
+    nodes = here.size // max(1, here.local_size)
     machines = ["--nnodes", str(nodes)] if nodes > 1 else []
-    return ["torchrun", *machines, "--nproc-per-node", str(found.local_size), "-m", "lpss_cli"]
+    return ["torchrun", *machines, "--nproc-per-node", str(here.local_size), "-m", "lpss_cli"]

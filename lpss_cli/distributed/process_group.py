@@ -1,8 +1,8 @@
-"""Becoming one of several processes, and what they say when one of them fails.
+"""Joining the processes of a run, and reporting the error when one of them fails.
 
-``torchrun`` ends the others as soon as one process has ended, and when one fails, the others fail
-too: they have lost it. So the first to fail is the one that speaks, and the others wait until it
-has spoken. Who was first is decided by the store that ``torchrun`` keeps for them.
+When one process fails, the others fail, too, because they have lost it, and ``torchrun`` ends all
+of them as soon as one has ended. The first process to fail therefore prints its error, and the
+others wait until it has. The store that ``torchrun`` keeps for them decides which one was first.
 """
 
 from __future__ import annotations
@@ -22,30 +22,37 @@ from lpss_cli.utils import signals
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-# One process may measure or write for long while the others wait.
-_PATIENCE = timedelta(days=7)
-_FAILED, _SAID = "lpss failed", "lpss said"
-# How long the others stay, so that the one that speaks is not ended meanwhile.
-_SPEECH = timedelta(seconds=10)
+# One process may measure or write for a long time while the others wait.
+_CONTROL_TIMEOUT = timedelta(days=7)
+_FAILED, _REPORTED = "lpss failed", "lpss said"
+# How long the others wait, so that the process that prints is not ended meanwhile.
+_REPORT_TIMEOUT = timedelta(seconds=10)
 
 
 class _Failure:
-    """That this process has failed, and whether it was the first."""
+    """The failure of this process.
+
+    Args:
+        store: shared by all processes.
+
+    Attributes:
+        first: whether this process was the first to fail.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         try:
             self.first = store.add(_FAILED, 1) == 1
-        except RuntimeError:  # whoever kept the store is gone
+        except RuntimeError:  # the process that kept the store is gone
             self.first = True
 
-    def said(self) -> None:
-        """Tell the others that it has been said, or wait until the first has."""
+    def reported(self) -> None:
+        """Tell the others that the error was printed, or wait until the first process has."""
         with suppress(RuntimeError):
             if self.first:
-                self._store.set(_SAID, "yes")
+                self._store.set(_REPORTED, "yes")
             else:
-                self._store.wait([_SAID], _SPEECH)
+                self._store.wait([_REPORTED], _REPORT_TIMEOUT)
 
 
 _failure: _Failure | None = None
@@ -53,10 +60,13 @@ _failure: _Failure | None = None
 
 @contextmanager
 def joined(device: str) -> Iterator[DistributedContext]:
-    """Make this process one of those that were started together, inside the block.
+    """Join the processes that were started together, inside the block.
 
     Args:
-        device: as ``--device`` has it; each process of several takes a GPU of its own.
+        device: device, as for ``--device``; each of several processes takes a GPU of its own.
+
+    Yields:
+        This process's context, also if it is alone.
 
     Raises:
         InputError: there are fewer GPUs than processes, or the device names one for all.
@@ -70,24 +80,27 @@ def joined(device: str) -> Iterator[DistributedContext]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    own = _own_device(device, place)
+    process_device = _process_device(device, place)
     try:
         store, rank, size = next(rendezvous("env://"))
         dist.init_process_group(
-            "nccl" if own.startswith("cuda") else "gloo", store=store, rank=rank, world_size=size
+            "nccl" if process_device.startswith("cuda") else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
         )
-        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"process {place.rank} of {place.size} cannot reach the others: "
             f"{one_line(error)[:200]}",
             "start them all with torchrun; it sets MASTER_ADDR and MASTER_PORT",
         ) from error
-    assert not isinstance(control, int)  # only for processes that are not in the group
+    assert not isinstance(control, int)  # an integer only in processes outside of the group
     try:
-        yield ProcessGroupContext(own, place.local_rank, control)
+        yield ProcessGroupContext(process_device, place.local_rank, control)
     except BaseException:
-        # torchrun sends SIGTERM as soon as any process has ended; what is left to do is short.
+        # torchrun sends SIGTERM as soon as any process has ended; little is left to do.
         signals.ignore_signals()
         _failure = _Failure(store)
         raise
@@ -96,18 +109,22 @@ def joined(device: str) -> Iterator[DistributedContext]:
 
 @contextmanager
 def turn() -> Iterator[bool]:
-    """Say whether this process is to print the error of a run; it does so inside the block."""
+    """Yield whether this process is to print the error of a run, inside the block."""
     if _failure is None:
         yield launch.place().rank == 0
         return
     try:
         yield _failure.first
     finally:
-        _failure.said()
+        _failure.reported()
 
 
-def _own_device(device: str, place: launch.Place) -> str:
-    """Return this process's device."""
+def _process_device(device: str, place: launch.Place) -> str:
+    """Return the device of this process.
+
+    Raises:
+        InputError: there are fewer GPUs than processes, or the device names one for all.
+    """
     kind, _, index = device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,7 +136,7 @@ def _own_device(device: str, place: launch.Place) -> str:
         return "cpu"
     if kind != "cuda":
         raise InputError(
-            f"--device {device} is not shared by processes", "give --device cpu, or cuda"
+            f"--device {device} does not work in several processes", "give --device cpu, or cuda"
         )
     if place.local_size > torch.cuda.device_count():
         raise InputError(

@@ -1,22 +1,22 @@
-"""Several methods at several sparsities and seeds: the same network, data and number of steps.
+"""Comparing methods at several sparsities and seeds, with the same network, data and budget.
 
-Learning rate and decay of every method are chosen by the same small grid on a held-out part of the
-training data, at the middle one of the sparsities; the grid grows beyond a learning rate at its end
-that is the best. Targets that are added to a folder later keep what was chosen. The test split is
-measured once, on the final network at its exact target. Every run has a process of its own, so that
-its peak memory is its own. Results are kept in a folder after every run, and the state of the
-present one beside them; a killed comparison goes on where it was.
+Learning rate and weight decay of every method are chosen from the same small grid, on a held-out
+part of the training data, at the middle one of the sparsities. While the best learning rate is at
+an end of the grid, the grid grows there. Targets that are added to a folder later keep what was
+chosen. The test split is measured once, on the final network at its exact target.
+
+Every run has a process of its own, so that its peak memory can be measured. Results are saved in a
+folder after every run, with the state of the current one beside them; an interrupted comparison
+resumes there.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import signal
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from operator import itemgetter
@@ -25,8 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.jobs.config import ComparisonOptions, Request, check
-from lpss_cli.jobs.run_store import RunStore
-from lpss_cli.sparsity.targets import check_sparsity, parse_sparsity
+from lpss_cli.jobs.run_store import (
+    RunStore,
+    Target,
+    canonical_target,
+    run_label,
+    shown_target,
+    sparsity_of,
+)
+from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training import method as methods
 from lpss_cli.utils.files import atomic_write, reserve_output
 from lpss_cli.utils.signals import SignalError, handle_signals
@@ -34,98 +41,55 @@ from lpss_cli.utils.signals import SignalError, handle_signals
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# MERGED: What the runs of a comparison are called: by their targets as they were typed.
-# MERGED: A run keeps its name in the file of results. ``0.9``, ``90%`` and ``10x`` are the same
-# MERGED: target, so
-# MERGED: what was run under one name is found under another.
-#: A fraction of zeros, or as people type it: ``"0.9"``, ``"90%"``, ``"60x"``.
-Target = float | str
-_TARGET = re.compile("(?<= at )[^,]+(?=, seed )")
-
-
-def sparsity_of(target: Target) -> float:
-    """Return a target as a fraction of zeros.
-
-    Raises:
-        InputError: it is no number.
-    """
-    return parse_sparsity(target, "--sparsities")
-
-
-def shown_target(target: Target) -> str:
-    """Return a target as it was typed."""
-    return target if isinstance(target, str) else f"{target:.6g}"
-
-
-def run_label(method: str, target: Target, seed: int, options: Mapping[str, Any]) -> str:
-    """Return what a run is called."""
-    return f"{method} at {shown_target(target)}, seed {seed}, {json.dumps(options)}"
-
-
-def canonical_target(target: Target) -> str:
-    """Return what ways to type a target have in common: six digits of the fraction."""
-    return shown_target(sparsity_of(target))
-
-
-def run_of(label: str) -> str:
-    """Return what labels of the same run have in common.
-
-    It is the label itself where the target is a fraction of up to six digits: older results name
-    all runs so.
-    """
-    with suppress(InputError):
-        return _TARGET.sub(lambda found: canonical_target(found[0]), label)
-    return label
-
-
-#: Factors on a method's own learning rate, and decays, that every method is tried with.
+#: Factors on a method's own learning rate, and weight decays, that every method is tuned over.
 FACTORS = (0.5, 1.0, 2.0)
 DECAYS = (0.0, 5e-4)
-# While the best factor is at an end, the one beyond it is tried, so far and no further.
-_FURTHEST = 16.0
+# The grid grows up to this factor, and down to its inverse.
+_MAX_FACTOR = 16.0
+#: Fraction of the training data that options are chosen on.
 HOLDOUT = 0.1
-_RESULTS = "results.json"
 DENSE = methods.DENSE
-# Seeds of the runs that choose options: others than those that are reported.
-_CHOOSING_SEED = 1_000_003
+_RESULTS = "results.json"
+# Seed of the runs that choose options, none of those that are reported.
+_TUNING_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
 class Comparison(ComparisonOptions):
-    """What to compare, checked; a dense run is always among the runs."""
+    """What to compare, checked; a dense run is always among the runs.
+
+    Raises:
+        InputError: an unknown method, a target out of range or named twice, no seed, or nothing to
+            compare.
+    """
 
     def __post_init__(self) -> None:
-        """Check everything before any work.
-
-        Raises:
-            InputError: an unknown method, a target out of range or named twice, no seed, nothing
-                to compare.
-        """
+        """Check everything before any work; see the class."""
         for name in self.methods:
             methods.get(name)
         for target in self.sparsities:
             if check_sparsity(sparsity_of(target)) == 0:
-                raise InputError("0 is no target", f"the {DENSE} run is made anyway")
-        for one, other in combinations(self.sparsities, 2):
-            if canonical_target(one) == canonical_target(other):
-                raise InputError(f"{one} and {other} are the same target", "leave one out")
+                raise InputError("0 is not a target", f"the {DENSE} run is always made")
+        for a, b in combinations(self.sparsities, 2):
+            if canonical_target(a) == canonical_target(b):
+                raise InputError(f"{a} and {b} are the same target", "leave one out")
         if not self.methods or not self.sparsities or self.seeds < 1:
             raise InputError(
                 "there is nothing to compare", "name --methods, --sparsities and --seeds from 1 up"
             )
 
     def cells(self) -> Iterator[tuple[str, Target]]:
-        """Every method with every target; dense once, without one."""
+        """Yield every method with every target; dense once, with the target 0."""
         yield DENSE, 0.0
         for name in self.methods:
             if name != DENSE:
                 yield from ((name, target) for target in self.sparsities)
 
     def runs(self) -> int:
-        """Return how many runs that makes, those of the grid before it grows among them."""
+        """Return the number of runs, with those of the grid as long as it does not grow."""
         cells = set(self.cells())
-        choosing = sum(len(_grid(name)) for name in {name for name, _ in cells})
-        return (choosing if self.tune else 0) + self.seeds * len(cells)
+        tuning = sum(len(_grid(name)) for name in {name for name, _ in cells})
+        return (tuning if self.tune else 0) + self.seeds * len(cells)
 
 
 @dataclass(frozen=True)
@@ -133,10 +97,10 @@ class Study:
     """The results of a comparison, in its folder.
 
     Attributes:
-        title: What was compared.
-        rows: One per method and target; see ``compare``.
-        results: File of all runs.
-        picture: Accuracy against sparsity.
+        title: what was compared.
+        rows: one per method and target; see :func:`compare`.
+        results: file of all runs.
+        picture: accuracy against sparsity.
     """
 
     title: str
@@ -150,16 +114,16 @@ class Study:
 
 
 def study(options: ComparisonOptions, request: Request, note: Callable[[str], None]) -> Study:
-    """Compare methods and draw accuracy against sparsity; see ``compare``.
+    """Compare methods and draw accuracy against sparsity; see :func:`compare`.
 
     Args:
-        options: Methods, sparsities, seeds, and the folder for the results and the picture.
-        request: Network, data and budget that all runs share.
-        note: Told about every finished run.
+        options: methods, sparsities, seeds, and the folder for the results and the picture.
+        request: network, data and budget that all runs share.
+        note: called after every run.
 
     Raises:
-        InputError: See ``compare``.
-        StoppedError: See ``compare``.
+        InputError: see :func:`compare`.
+        StoppedError: see :func:`compare`.
     """
     folder = options.out_dir
     rows = compare(Comparison(**vars(options)), request, folder, note)
@@ -170,23 +134,23 @@ def study(options: ComparisonOptions, request: Request, note: Callable[[str], No
 
 
 def compare(
-    what: Comparison, request: Request, folder: Path, note: Callable[[str], None]
+    comparison: Comparison, request: Request, folder: Path, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Run what is missing and return one row a method and sparsity.
+    """Do the runs that are missing, and return one row per method and target.
 
     Args:
-        what: methods, sparsities, seeds.
+        comparison: methods, sparsities, seeds.
         request: network, data and budget that all runs share; its method, options, sparsity and
             seed are not used.
-        folder: where ``results.json`` is kept; made if absent.
-        note: told about every finished run.
+        folder: folder of ``results.json``; made if absent.
+        note: called after every run.
 
     Returns:
         Rows with ``method``, ``target`` (as it was typed), ``sparsity``, ``options``, ``mean``,
         ``sd``, ``runs``, ….
 
     Raises:
-        InputError: the folder holds another comparison, or something does not exist or fit.
+        InputError: the folder holds another comparison, or an argument does not exist or fit.
         StoppedError: a signal came; finished runs are kept.
     """
     check(request)
@@ -199,94 +163,129 @@ def compare(
         ) from None
     with reserve_output(path, force=True, option="--out-dir"), handle_signals() as interrupts:
         interrupts.defer()
-        store = RunStore(path, _identity(request), run_of, interrupts, note, what.runs())
+        store = RunStore(path, _identity(request), interrupts, note, comparison.runs())
         try:
-            return _rows(what, request, store)
-        except SignalError as signalled:
-            said, number = _said(signalled.number), signalled.number
-        except StoppedError as stopped:
-            said, number = stopped.what, stopped.signal
+            return _rows(comparison, request, store)
+        except SignalError as error:
+            number = error.number
+            reason = f"interrupted by {signal.Signals(number).name}"
+        except StoppedError as error:
+            number, reason = error.signal, error.what
         raise StoppedError(
-            f"{said}; {_kept(store.finished, path)}",
-            f"go on with: {request.command}",
+            f"{reason}; {_finished_text(store.finished, path)}",
+            f"resume with: {request.command}",
             number,
         )
 
 
-def _said(number: int) -> str:
-    return f"interrupted by {signal.Signals(number).name}"
-
-
-def _kept(finished: int, path: Path) -> str:
-    """Say what a comparison that was stopped leaves behind."""
+def _finished_text(finished: int, path: Path) -> str:
+    """Describe what an interrupted comparison leaves behind."""
     if not finished:
         return "no run had finished"
     return f"{finished} finished run{'s are' if finished > 1 else ' is'} in {path}"
 
 
-def _rows(what: Comparison, request: Request, store: RunStore) -> list[dict[str, Any]]:
+def _identity(request: Request) -> dict[str, Any]:
+    """Return what all runs of a folder share."""
+    keys = ("data", "arch", "epochs", "batch_size", "precision", "device")
+    return {key: getattr(request, key) for key in keys} | {
+        "skip": list(request.skip),
+        "data_overrides": {k: str(v) for k, v in request.data_overrides.items() if k != "data_dir"},
+    }
+
+
+def _rows(comparison: Comparison, request: Request, store: RunStore) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    chosen: dict[str, dict[str, Any]] = {}
-    for name, target in what.cells():
-        if name not in chosen:
-            chosen[name] = _chosen(what, request, name, store) if what.tune else {}
-        sparsity, options = sparsity_of(target), chosen[name]
-        runs = []
-        for seed in range(what.seeds):
-            one = replace(request, method=name, options=options, sparsity=sparsity, seed=seed)
-            runs.append(store.get(run_label(name, target, seed, options), one))
-        asked = {
+    options_of: dict[str, dict[str, Any]] = {}
+    for name, target in comparison.cells():
+        if name not in options_of:
+            tuned = _tuned_options(comparison, request, name, store) if comparison.tune else {}
+            options_of[name] = tuned
+        sparsity, options = sparsity_of(target), options_of[name]
+        run = replace(request, method=name, options=options, sparsity=sparsity)
+        runs = [
+            store.get(run_label(name, target, seed, options), replace(run, seed=seed))
+            for seed in range(comparison.seeds)
+        ]
+        cell = {
             "method": name,
             "target": shown_target(target),
             "sparsity": sparsity,
             "options": options,
         }
-        rows.append(asked | _row(runs))
+        rows.append(cell | _summary(runs))
     return rows
 
 
-def _chosen(what: Comparison, request: Request, name: str, store: RunStore) -> dict[str, Any]:
-    """Return the learning rate and decay that were best on the held-out part."""
-    middle = sorted(map(sparsity_of, what.sparsities))[(len(what.sparsities) - 1) // 2]
-    shared = replace(
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the summary of a method's runs at one target."""
+    succeeded = [run for run in runs if "failed" not in run]
+    values = [run["metric"] for run in succeeded]
+
+    def median(key: str) -> float | None:
+        known = [run[key] for run in succeeded if run[key] is not None]
+        return statistics.median(known) if known else None
+
+    return {
+        "metric": succeeded[0]["primary"] if succeeded else None,
+        "mean": statistics.mean(values) if values else None,
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "failed": len(runs) - len(succeeded),
+        "zeros": succeeded[0]["zeros"] if succeeded else None,
+        "prunable": succeeded[0]["prunable"] if succeeded else None,
+        "hoyer": median("hoyer"),
+        "seconds_per_epoch": median("seconds_per_epoch"),
+        "peak_bytes": median("peak_bytes"),
+        "runs": list(runs),
+    }
+
+
+# --- the choice of learning rate and weight decay ------------------------------------------------
+
+
+def _tuned_options(
+    comparison: Comparison, request: Request, name: str, store: RunStore
+) -> dict[str, Any]:
+    """Return the learning rate and weight decay that are best on the held-out part."""
+    sparsities = sorted(map(sparsity_of, comparison.sparsities))
+    tuning = replace(
         request,
         method=name,
-        sparsity=0.0 if name == DENSE else middle,
-        seed=_CHOOSING_SEED,
+        sparsity=0.0 if name == DENSE else sparsities[(len(sparsities) - 1) // 2],
+        seed=_TUNING_SEED,
         holdout=HOLDOUT,
     )
 
     def score(options: dict[str, Any]) -> float:
-        one = replace(shared, options=options)
-        found = store.get(f"choosing {name}, {json.dumps(options)}", one)
-        return float(found.get("score", -math.inf))
+        label = f"choosing {name}, {json.dumps(options)}"
+        return float(store.get(label, replace(tuning, options=options)).get("score", -math.inf))
 
-    # By factor: the score and the options that were best with it.
+    # Factor → the best score with it, and the options of that score.
     tried: dict[float, tuple[float, dict[str, Any]]] = {}
-    wanted = list(_factors(name))
-    while wanted:
-        for factor in wanted:
+    factors = list(_factors(name))
+    while factors:
+        for factor in factors:
             scores = [(score(options), options) for options in _options(name, factor)]
             tried[factor] = max(scores, key=itemgetter(0))  # the first of equal ones
-        wanted = _beyond(tried)
-        store.expect(sum(len(_options(name, factor)) for factor in wanted))
+        factors = _next_factors(tried)
+        store.expect(sum(len(_options(name, factor)) for factor in factors))
     return max(tried.values(), key=itemgetter(0))[1]
 
 
-def _beyond(tried: Mapping[float, tuple[float, Any]]) -> list[float]:
-    """Return the factor that lies beyond the best one, where that is at an end and not alone."""
+def _next_factors(tried: Mapping[float, tuple[float, Any]]) -> list[float]:
+    """Return the factor beyond the best one, if the best one is at an end of several."""
     best = max(tried, key=lambda factor: tried[factor][0])
     if len(tried) == 1 or tried[best][0] == -math.inf:
         return []
-    if best == max(tried) and best < _FURTHEST:
+    if best == max(tried) and best < _MAX_FACTOR:
         return [2 * best]
-    if best == min(tried) and best > 1 / _FURTHEST:
+    if best == min(tried) and best > 1 / _MAX_FACTOR:
         return [best / 2]
     return []
 
 
 def _grid(name: str) -> list[dict[str, Any]]:
-    """Return the options that a method is tried with first, as far as it has them."""
+    """Return the options that a method is tried with before its grid grows."""
     return [options for factor in _factors(name) for options in _options(name, factor)]
 
 
@@ -295,58 +294,27 @@ def _factors(name: str) -> tuple[float, ...]:
 
 
 def _options(name: str, factor: float) -> list[dict[str, Any]]:
-    """Return the options of one learning rate; a method that solves for them has none."""
+    """Return the options with one learning rate; none if the method chooses them by itself."""
     config = methods.get(name).Config()
     rate = {} if config.lr is None else {"lr": config.lr * factor}
     decays = ({},) if config.weight_decay is None else ({"weight_decay": d} for d in DECAYS)
     return [rate | decay for decay in decays]
 
 
-def _row(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the runs of a method at a target came to."""
-    good = [run for run in runs if "failed" not in run]
-    values = [run["metric"] for run in good]
+# --- the picture ---------------------------------------------------------------------------------
 
-    def middle(key: str) -> float | None:
-        found = [run[key] for run in good if run[key] is not None]
-        return statistics.median(found) if found else None
-
-    return {
-        "metric": good[0]["primary"] if good else None,
-        "mean": statistics.mean(values) if values else None,
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
-        "failed": len(runs) - len(good),
-        "zeros": good[0]["zeros"] if good else None,
-        "prunable": good[0]["prunable"] if good else None,
-        "hoyer": middle("hoyer"),
-        "seconds_per_epoch": middle("seconds_per_epoch"),
-        "peak_bytes": middle("peak_bytes"),
-        "runs": list(runs),
-    }
-
-
-def _identity(request: Request) -> dict[str, Any]:
-    """What all runs of a folder share."""
-    keys = ("data", "arch", "epochs", "batch_size", "precision", "device")
-    return {key: getattr(request, key) for key in keys} | {
-        "skip": list(request.skip),
-        "data_overrides": {k: str(v) for k, v in request.data_overrides.items() if k != "data_dir"},
-    }
-
-
-# MERGED: Pictures of comparisons.
-# Okabe and Ito's colours, told apart by everybody; markers for those who print in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MARKERS = "osD^vP*Xp"  # one more than colours: no two methods look the same
-_LINES = ("-", ":", "-.")  # of the second and third that have a colour
+# Colors of Okabe and Ito, which color-blind people can tell apart; markers for gray print.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_MARKERS = "osD^vP*Xp"  # one more than colors: no two methods look the same
+_LINES = ("-", ":", "-.")  # of the first, second and third method with the same color
 
 
 def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw mean and standard deviation of every method over the kept part of the weights.
+    """Draw mean and standard deviation of every method over the compression ratio.
 
     Args:
-        rows: of ``comparing.compare``; the dense run becomes a horizontal line.
-        title: above the picture.
+        rows: rows of :func:`compare`; the dense run becomes a horizontal line.
+        title: title of the picture.
         path: ``.svg`` or ``.png``; replaced if it exists.
     """
     import matplotlib
@@ -360,10 +328,10 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
     scale = 100.0 if known and known[0]["metric"] in ("accuracy", "balanced_accuracy") else 1.0
     ratios = sorted({1 / (1 - r["sparsity"]) for r in known if r["sparsity"] > 0}) or [1.0]
     axes.set_xscale("log")
-    # Said, not found out: a single target has no width that a margin could be a part of.
+    # Set explicitly: a single target has no width of which the margin could be a fraction.
     margin = 1.1 * (ratios[-1] / ratios[0]) ** 0.03
     axes.set_xlim(ratios[0] / margin, ratios[-1] * margin)
-    _curves(axes, known, scale)
+    _draw_curves(axes, known, scale)
     axes.set_xticks(ratios, list(map(tick, ratios)), minor=False)
     axes.minorticks_off()
     axes.set_xlabel("zeros, weights / kept weights")
@@ -380,26 +348,26 @@ def accuracy_against_sparsity(rows: Sequence[dict[str, Any]], title: str, path: 
 
 
 def tick(ratio: float) -> str:
-    """Write a compression ratio > 1 under an axis, with the digits that tell it from 100 %."""
+    """Return the label of a compression ratio > 1, with the digits that tell it from 100 %."""
     zeros, digits = 100 - 100 / ratio, 4
     while float(f"{zeros:.{digits}g}") >= 100 and digits < 12:
         digits += 1
     return f"{zeros:.{digits}g} %\n{float(f'{ratio:.3g}'):,g}×"
 
 
-def _curves(axes: Axes, rows: Sequence[dict[str, Any]], scale: float) -> None:
-    """Draw a curve a method, and the dense runs, which have no sparsity, as a line."""
+def _draw_curves(axes: Axes, rows: Sequence[dict[str, Any]], scale: float) -> None:
+    """Draw one curve per method, and dense runs, which have no sparsity, as lines."""
     names = list(dict.fromkeys(row["method"] for row in rows if row["sparsity"] > 0))
     for index, name in enumerate(names):
-        own = sorted((r for r in rows if r["method"] == name), key=lambda r: r["sparsity"])
+        points = sorted((r for r in rows if r["method"] == name), key=lambda r: r["sparsity"])
         axes.errorbar(
-            [1 / (1 - r["sparsity"]) for r in own],
-            [scale * r["mean"] for r in own],
-            [scale * (r["sd"] or 0.0) for r in own],
+            [1 / (1 - r["sparsity"]) for r in points],
+            [scale * r["mean"] for r in points],
+            [scale * (r["sd"] or 0.0) for r in points],
             label=name,
-            color=_COLOURS[index % len(_COLOURS)],
+            color=_COLORS[index % len(_COLORS)],
             marker=_MARKERS[index % len(_MARKERS)],
-            linestyle=_LINES[index // len(_COLOURS) % len(_LINES)],
+            linestyle=_LINES[index // len(_COLORS) % len(_LINES)],
             capsize=3,
             linewidth=1.5,
         )

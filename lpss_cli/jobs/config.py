@@ -101,6 +101,7 @@ class ComputeOptions:
         "number of CPU threads",
         low=1,
         high=_MOST_THREADS,
+        high_text="4 per core",
         group=TRAINING_PANEL,
         default_text="1 for small networks, else PyTorch's own choice",
         advanced=True,

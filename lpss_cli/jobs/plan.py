@@ -5,18 +5,35 @@ With the default method that is p and the Hoyer sparsity to expect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from lpss_cli import models
+from lpss_cli.checkpoints import identify
+from lpss_cli.checkpoints.load_weights import refuse_not_finite
+from lpss_cli.checkpoints.loading import read
+from lpss_cli.data.spec import SHAPES
 from lpss_cli.errors import InputError
+from lpss_cli.jobs.config import Request
+from lpss_cli.jobs.resolve import (
+    input_file,
+    sparsity_of,
+)
+from lpss_cli.jobs.restore import load_data
+from lpss_cli.report.report import weights_of
 from lpss_cli.sparsity.layer_info import LayerColumn, LayerInfo, WithColumns
 from lpss_cli.sparsity.layer_targets import layer_budgets
 from lpss_cli.sparsity.masks import log_magnitude, select_masks
 from lpss_cli.sparsity.patterns import resolve_patterns
-from lpss_cli.sparsity.prunable import Weight
+from lpss_cli.sparsity.prunable import Weight, prunable_weights
 from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.method import DEFAULT, Method, make
+from lpss_cli.training.options import SPARSITY
 
 
 @dataclass(frozen=True)
@@ -148,3 +165,60 @@ def _layer_plan(method: Method, weight: Weight, info: LayerInfo, kept: int) -> L
         kept=kept,
         columns_at_target=columns(1.0 - kept / size, at_target=True),
     )
+
+
+def plan_for(
+    path: Path | None,
+    request: Request,
+    hoyer: float | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Plan a sparse training of a checkpoint, or of the network ``request.arch``.
+
+    Neither the data nor, for a checkpoint, the network's code is needed.
+
+    Args:
+        path: The checkpoint; None: the network ``request.arch``, else the newest artifact here.
+        request: What was asked for.
+        hoyer: Hoyer sparsity wanted of every layer, in place of ``p``.
+        note: Told what was found out about the file.
+
+    Raises:
+        InputError: Something asked for does not exist or fit.
+    """
+    if path is None and request.arch is not None:
+        source, network = _untrained(request)
+        weights = prunable_weights(network)
+    else:
+        path = input_file(path, note)
+        checkpoint = read(path, trust_pickle=request.trust_pickle)
+        for text in (*checkpoint.notes, *identify.introduce(checkpoint)):
+            note(text)
+        source, weights = str(path), weights_of(checkpoint)
+        refuse_not_finite({name: weight.tensor for name, weight in weights.items()}, path)
+    return plan(
+        source,
+        weights,
+        sparsity=sparsity_of(request, weights, SPARSITY),
+        options=request.options,
+        layers=request.layers,
+        skip=request.skip,
+        hoyer=hoyer,
+    )
+
+
+def _untrained(request: Request) -> tuple[str, nn.Module]:
+    """Build the network that was asked for; known data sets need not be there for it."""
+    shape: tuple[int, ...]
+    sizes = models.sizes_of(request.arch) if request.data is None else None
+    if sizes is not None:
+        shape, outputs, data = sizes[:1], sizes[1], None
+    elif request.data is None or request.data in SHAPES:
+        data = request.data or "digits"
+        shape, outputs = SHAPES[data]
+    else:
+        loaded = load_data(request)
+        data, shape, outputs = loaded.name, loaded.input_shape, loaded.outputs
+    arch = models.resolve(request.arch, shape, outputs)
+    torch.manual_seed(request.seed)
+    return f"{arch} on {data}" if data else arch, models.build(arch, shape, outputs)

@@ -1,15 +1,12 @@
-"""From a request to what a job works on: input file, data, sparsity and settings."""
+"""From a request to what a job works with: files, sparsity and settings."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from lpss_cli.checkpoints import artifact
-from lpss_cli.data import Data, DataSpec, load
-from lpss_cli.data import is_import_path as is_data_code
+from lpss_cli.checkpoints import artifact_lookup
+from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.jobs.config import Request
 from lpss_cli.sparsity import layer_targets
@@ -18,12 +15,6 @@ from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.training.distillation import check_task
 from lpss_cli.training.options import TEMPERATURE, Budget, suitable_batch_size, suitable_epochs
 from lpss_cli.training.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    from lpss_cli.checkpoints.loading import Checkpoint
-
-# What else helps where the data are not known and nothing is trained.
-_WITHOUT_DATA = "; the same tensors as a .safetensors file are pruned without data"
 
 
 def input_file(path: Path | None, note: Callable[[str], None]) -> Path:
@@ -34,7 +25,7 @@ def input_file(path: Path | None, note: Callable[[str], None]) -> Path:
     """
     if path is not None:
         return path
-    newest = artifact.newest_artifact(Path())
+    newest = artifact_lookup.newest_artifact(Path())
     note(f"reading {newest}, the newest artifact here")
     return newest
 
@@ -75,62 +66,6 @@ def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float)
     target = target if implied is None else implied
     layer_targets.layer_budgets(request.layers, sizes, target)
     return target
-
-
-def load_data(request: Request) -> Data:
-    """Load the data for a new network: those asked for, else digits.
-
-    Raises:
-        InputError: They cannot be loaded.
-    """
-    return load_spec(data_spec(request), request)
-
-
-def load_spec(spec: DataSpec, request: Request) -> Data:
-    """Load data; a held-out part replaces the test split if one was asked for.
-
-    Raises:
-        InputError: They cannot be loaded.
-    """
-    data = load(spec)
-    return data if request.holdout is None else data.holdout(request.holdout, request.seed)
-
-
-def data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpec:
-    """Return the data asked for, else the checkpoint's own, else digits for a new network.
-
-    Raises:
-        InputError: The data are not known, or they are code that a file names.
-    """
-    own = checkpoint.meta.get("data") if checkpoint else {"name": "digits"}
-    stored = dict(own) if isinstance(own, Mapping) else {}
-    if request.data is not None and request.data != stored.get("name"):
-        stored = {"name": request.data}
-    elif not stored and checkpoint:
-        raise InputError(
-            f"{checkpoint.path} does not say which data it was trained on",
-            "pass --data" + ("" if request.epochs != 0 else _WITHOUT_DATA),
-        )
-    elif request.data is None and is_data_code(str(stored.get("name", ""))):
-        raise InputError(
-            f"the checkpoint was trained on {stored['name']}, code that is not imported unless "
-            "you ask for it",
-            f"pass --data {stored['name']} if you trust it",
-        )
-    _look_beside(stored, checkpoint)
-    if "image_size" in request.data_overrides:
-        stored.pop("resize", None)  # belongs to the size that was stored
-    return DataSpec.from_dict({**stored, **request.data_overrides})
-
-
-def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
-    """Find data that an artifact names by a relative path beside the artifact itself."""
-    name = Path(str(stored.get("name", "")))
-    # os.path.exists: Path.exists fails on names that are too long.
-    if checkpoint and not name.is_absolute() and not os.path.exists(name):
-        beside = checkpoint.path.parent / name
-        if os.path.exists(beside):
-            stored["name"] = str(beside)
 
 
 def settings_for(

@@ -1,10 +1,12 @@
-"""Networks that are ready for their data: restored from a checkpoint, or not trained yet."""
+"""Networks with their data: restored from a checkpoint, or not trained yet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,18 @@ from torch import Tensor, nn
 from lpss_cli import models
 from lpss_cli.checkpoints.identify import check_data, complete_data_spec, identify
 from lpss_cli.checkpoints.load_weights import check_fits, load_into, network_part
-from lpss_cli.checkpoints.loading import Checkpoint
-from lpss_cli.data import Data
+from lpss_cli.data import Data, DataSpec, load
+from lpss_cli.data import is_import_path as is_data_code
 from lpss_cli.errors import InputError, LpssError, one_line
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.resolve import data_spec, load_spec
 from lpss_cli.models import ModelInfo
 from lpss_cli.utils.torch_utils import counted_forward
+
+if TYPE_CHECKING:
+    from lpss_cli.checkpoints.loading import Checkpoint
+
+# What else helps where the data are not known and nothing is trained.
+_WITHOUT_DATA = "; the same tensors as a .safetensors file are pruned without data"
 
 
 def restore(
@@ -36,8 +43,8 @@ def restore(
         InputError: the network or the data are unknown, or do not fit the weights or each other.
     """
     info = identify(checkpoint, request.arch, note)
-    spec = complete_data_spec(data_spec(request, checkpoint), info, note)
-    data = load_spec(spec, request)
+    spec = complete_data_spec(_data_spec(request, checkpoint), info, note)
+    data = _load(spec, request)
     check_data(info, data, checkpoint)
     arch = models.resolve(info.arch, data.input_shape, data.outputs)
     info = replace(info, arch=arch, input_shape=data.input_shape, outputs=data.outputs)
@@ -47,7 +54,7 @@ def restore(
     if not info.recorded:
         checkpoint.state_dict = network_part(checkpoint.state_dict, model.state_dict(), note)
     load_into(model, checkpoint, info)
-    return model, replace(info, flops=dry_run(model, data, info.arch)), data
+    return model, replace(info, flops=_dry_run(model, data, info.arch)), data
 
 
 def untrained(request: Request, data: Data) -> tuple[nn.Module, ModelInfo]:
@@ -59,7 +66,16 @@ def untrained(request: Request, data: Data) -> tuple[nn.Module, ModelInfo]:
     arch = models.resolve(request.arch, data.input_shape, data.outputs)
     info = ModelInfo(arch, input_shape=data.input_shape, outputs=data.outputs)
     model = build(info, data, request.seed)
-    return model, replace(info, flops=dry_run(model, data, info.arch))
+    return model, replace(info, flops=_dry_run(model, data, info.arch))
+
+
+def load_data(request: Request) -> Data:
+    """Load the data for a new network: those asked for, else digits.
+
+    Raises:
+        InputError: They cannot be loaded.
+    """
+    return _load(_data_spec(request), request)
 
 
 def build(info: ModelInfo, data: Data, seed: int) -> nn.Module:
@@ -72,7 +88,7 @@ def build(info: ModelInfo, data: Data, seed: int) -> nn.Module:
     return models.build(info.arch, data.input_shape, data.outputs)
 
 
-def dry_run(model: nn.Module, data: Data, arch: str) -> float:
+def _dry_run(model: nn.Module, data: Data, arch: str) -> float:
     """Try a network on two training examples, and count the operations of its forward pass.
 
     Args:
@@ -119,3 +135,50 @@ def _check_outputs(outputs: Tensor, data: Data, arch: str) -> None:
             f"{arch} has {outputs.shape[-1]} outputs for {data.outputs} classes",
             "give the last layer one output per class",
         )
+
+
+def _load(spec: DataSpec, request: Request) -> Data:
+    """Load data; a held-out part replaces the test split if one was asked for.
+
+    Raises:
+        InputError: They cannot be loaded.
+    """
+    data = load(spec)
+    return data if request.holdout is None else data.holdout(request.holdout, request.seed)
+
+
+def _data_spec(request: Request, checkpoint: Checkpoint | None = None) -> DataSpec:
+    """Return the data asked for, else the checkpoint's own, else digits for a new network.
+
+    Raises:
+        InputError: The data are not known, or they are code that a file names.
+    """
+    own = checkpoint.meta.get("data") if checkpoint else {"name": "digits"}
+    stored = dict(own) if isinstance(own, Mapping) else {}
+    if request.data is not None and request.data != stored.get("name"):
+        stored = {"name": request.data}
+    elif not stored and checkpoint:
+        raise InputError(
+            f"{checkpoint.path} does not say which data it was trained on",
+            "pass --data" + ("" if request.epochs != 0 else _WITHOUT_DATA),
+        )
+    elif request.data is None and is_data_code(str(stored.get("name", ""))):
+        raise InputError(
+            f"the checkpoint was trained on {stored['name']}, code that is not imported unless "
+            "you ask for it",
+            f"pass --data {stored['name']} if you trust it",
+        )
+    _look_beside(stored, checkpoint)
+    if "image_size" in request.data_overrides:
+        stored.pop("resize", None)  # belongs to the size that was stored
+    return DataSpec.from_dict({**stored, **request.data_overrides})
+
+
+def _look_beside(stored: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+    """Find data that an artifact names by a relative path beside the artifact itself."""
+    name = Path(str(stored.get("name", "")))
+    # os.path.exists: Path.exists fails on names that are too long.
+    if checkpoint and not name.is_absolute() and not os.path.exists(name):
+        beside = checkpoint.path.parent / name
+        if os.path.exists(beside):
+            stored["name"] = str(beside)

@@ -1,8 +1,8 @@
-"""Going on with an unfinished run: what its saved state must fit, and when it is saved.
+"""Resuming an interrupted run: when its state is saved, and which run may continue it.
 
-A saved state holds the run's *identity*, everything that decides its bits, so that a run never goes
-on as another one; its *circumstances*, which may change the bits too and are warned of; the state
-itself, and what was measured on the way.
+A saved state holds the run's *identity*, which is everything that decides its bits, so that a run
+is never continued as another one; its *circumstances*, which may change the bits, too, and cause a
+warning; the state itself; and what was measured on the way.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from lpss_cli.training.callbacks import Callback
 from lpss_cli.training.run import Run
 from lpss_cli.utils.signals import Interrupts
 
-#: Seconds between two saves at least; what a killed run loses at most, to the end of an epoch.
+#: Minimum number of seconds between two saves, which happen at ends of epochs.
 SAVE_EVERY = 30.0
-_DO = "give the options of the killed run, or leave --resume out to start from the beginning"
-# Characters of a value that are shown.
-_LONGEST = 80
+_DO = "give the options of the interrupted run, or leave --resume out to start from the beginning"
+# Longest text of a value in a message.
+_MAX_CHARACTERS = 80
 
 
 class StateError(InputError):
-    """The state of a killed run cannot be gone on from."""
+    """The state of an interrupted run cannot be continued."""
 
 
 @dataclass
 class Record:
-    """What is saved beside a run's state.
+    """What is saved with the state of a run.
 
     Attributes:
-        identity: what the run is; plain containers.
-        circumstances: what else may change its bits: versions, threads, device.
+        identity: everything that decides the bits of the run, as plain containers.
+        circumstances: what else may change them: versions, threads, device.
         measured: what was measured on the way and cannot be measured again.
     """
 
@@ -54,9 +54,13 @@ class Record:
 
 
 def circumstances(device: torch.device, processes: int = 1) -> dict[str, str]:
-    """Return what decides a run's bits beside its options: versions, threads, processors.
+    """Return what may change the bits of a run beside its options: versions, threads, processors.
 
-    LpSGD's step is compiled where there is a compiler, and rounds differently where there is none.
+    With a compiler, LpSGD's step is compiled, which rounds differently.
+
+    Args:
+        device: device to train on.
+        processes: number of processes of the run.
     """
     return {
         **artifact.versions(),
@@ -74,21 +78,21 @@ def find(
     note: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Return the state to go on from, None for the beginning; say what is done and why.
+    """Return the state to resume from; None: start from the beginning.
 
     Args:
-        saved: where a killed run would have left its state.
-        record: of the run; takes what the killed one had measured.
-        wanted: go on with a killed run.
-        note: takes what a person should know.
-        warn: takes what may be wrong.
+        saved: files in which an interrupted run has left its state.
+        record: record of the run; receives what the interrupted run had measured.
+        wanted: whether an interrupted run is to be resumed.
+        note: called with what is done.
+        warn: called with what may change the result.
 
     Raises:
-        StateError: nothing that was saved is whole, or it is of another run.
+        StateError: every saved state is damaged, or it is of another run.
     """
     if not wanted:
         for path in saved.found[:1]:
-            note(f"{path} is of a killed run: --resume would go on with it")
+            note(f"{path} is of an interrupted run: --resume would continue it")
         return None
     if not saved.found:
         note(f"there is no {saved.newest}: starting from the beginning")
@@ -101,7 +105,7 @@ def find(
         differences = _differences(_with_present_names(content["identity"]), record.identity)
         changes = _differences(content["circumstances"], record.circumstances)
         state, measured = dict(content["state"]), dict(content["measured"])
-        done = f"{state['step']:,} steps, {state['epoch']:,} epochs"
+        finished = f"{state['step']:,} steps, {state['epoch']:,} epochs"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(f"{path} cannot be read: {one_line(error)}", _DO) from None
     if differences:
@@ -109,12 +113,12 @@ def find(
     if changes:
         warn(f"{path}: {'; '.join(changes)}; so the result will not be the same to the last bit")
     record.measured.update(measured)
-    note(f"going on from {path}, after {done}")
+    note(f"resuming from {path}, after {finished}")
     return state
 
 
 def _with_present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved identity with the options of methods under the names they have now."""
+    """Return a saved identity with the present names of the options of methods."""
     prefix, aliases = "method.", methods.aliases()
     return {
         prefix + aliases.get(name[len(prefix) :], name[len(prefix) :])
@@ -125,14 +129,14 @@ def _with_present_names(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say every entry in which two mappings differ."""
+    """Describe every entry in which two mappings differ."""
 
     def shown(values: Mapping[str, Any], name: str) -> str:
         text = repr(values[name]) if name in values else "not given"
-        return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+        return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"
 
     return [
-        f"{name} was {shown(then, name)} there and is {shown(now, name)} here"
+        f"{name} was {shown(then, name)} and is {shown(now, name)} now"
         for name in {**now, **then}
         if name not in then or name not in now or then[name] != now[name]
     ]
@@ -142,7 +146,7 @@ def resume_command(command: str) -> str:
     """Return a command line with ``--resume`` in it."""
     words = shlex.split(command)
     if "--resume" not in words:
-        # What follows a bare -- is no option.
+        # Words after a bare -- are not options.
         words.insert(words.index("--") if "--" in words else len(words), "--resume")
     return shlex.join(words)
 
@@ -230,7 +234,7 @@ class TrainingCheckpointer(Callback):
     def _remedy(self) -> str:
         if self._kept is None:
             return "nothing was saved"
-        return f"go on with: {resume_command(self._command)}"
+        return f"resume with: {resume_command(self._command)}"
 
     def _save(self, run: Run) -> bool:
         """Save, and return whether that worked: a full disk is no reason to stop a good run."""

@@ -10,11 +10,13 @@ from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request
 
 if TYPE_CHECKING:
-    from lpss_cli.jobs.oneshot import Cut
+    from lpss_cli.jobs.oneshot import OneShotResult
     from lpss_cli.jobs.training_job import Outcome
 
 
-def sparsify(path: Path, request: Request, callback: JobCallback | None = None) -> Outcome | Cut:
+def sparsify(
+    path: Path, request: Request, callback: JobCallback | None = None
+) -> Outcome | OneShotResult:
     """Make a checkpoint sparse: by training, or at once where only its tensors are known.
 
     Without epochs, network and data, a safetensors file of other origin is pruned in blocks, which
@@ -31,6 +33,6 @@ def sparsify(path: Path, request: Request, callback: JobCallback | None = None) 
     """
     if oneshot.applies(path, request):
         return oneshot.prune_file(path, request, callback or JobCallback())
-    from lpss_cli.jobs import commands
+    from lpss_cli.jobs import sparse_training
 
-    return commands.sparsify(path, request, callback)
+    return sparse_training.sparsify_checkpoint(path, request, callback)

@@ -1,9 +1,9 @@
-"""ASNI-II: an initialisation of two numbers per layer (Damadi et al., arXiv:2202.09284).
+"""ASNI-II: an initialization of two numbers per layer (Damadi et al., arXiv:2202.09284).
 
-From a sparse network every layer keeps its mask, the signs of its survivors, and two numbers: the
-mean of the positive and the mean of the negative survivors. Training from there, with the mask
-fixed, is what the paper calls amenable. On disk it is the mask (compressed), one bit a survivor
-and 2L numbers.
+Every layer keeps the mask and the signs of a sparse network, and two numbers: the means of its
+positive and of its negative weights. The paper calls a network amenable if it can be trained from
+there, with the mask fixed. A file holds the compressed mask, one bit per kept weight, and 2L
+numbers.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _KEY = "lpss-amenable"
 
 @dataclass(frozen=True)
 class TernaryInit:
-    """A ternary initialisation.
+    """A ternary initialization.
 
     Attributes:
-        signs: name → int8 tensor of the weight's shape: 0 where cut, else the survivor's sign.
-        centroids: name → (mean of positive survivors, mean of negative ones); 0 where there
-            are none.
-        meta: what is needed to rebuild the network: plain containers.
+        signs: name → int8 tensor of the weight's shape: the sign of a kept weight, 0 for others.
+        centroids: name → (mean of the positive weights, mean of the negative ones); 0 if there are
+            none.
+        meta: what is needed to rebuild the network, as plain containers.
     """
 
     signs: dict[str, Tensor]
@@ -52,12 +52,14 @@ class TernaryInit:
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
-        """Initialise a network: these weights, biases 0, norms 1 and 0; the rest stays its own.
+        """Initialize a network: these weights, zero biases, and normalization layers of 1 and 0.
+
+        Other parameters keep their values.
 
         Raises:
             InputError: a weight is missing or has another shape.
         """
-        # A weight that is tied to another may be known by either name.
+        # The weight may be named by either name of a tied parameter.
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, parameter in parameters.items():
             if name.endswith("bias"):
@@ -75,7 +77,12 @@ class TernaryInit:
 
 
 def derive(weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> TernaryInit:
-    """Take signs and centroids from a sparse network's weights."""
+    """Return the signs and centroids of the weights of a sparse network.
+
+    Args:
+        weights: name → weight with zeros.
+        meta: what is needed to rebuild the network, as plain containers.
+    """
     signs, centroids = {}, {}
     for name, weight in weights.items():
         values = weight.detach().float().cpu()
@@ -85,15 +92,16 @@ def derive(weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> TernaryIni
 
 
 def _mean(values: Tensor) -> float:
-    # Through float32, as the file stores it.
+    # Rounded to float32, as in the file.
     return float(values.double().mean().float()) if len(values) else 0.0
 
 
 def save(path: Path, initial: TernaryInit) -> None:
     """Write a safetensors file of three tensors: ``mask``, ``signs``, ``centroids``.
 
-    ``mask`` is the zlib stream of the layers' bits, row-major, one after the other; ``signs`` one
-    bit a survivor (1: positive) in the same order; ``centroids`` float32 of shape (L, 2).
+    ``mask`` is a zlib stream of the bits of all layers in row-major order, one layer after the
+    other; ``signs`` has one bit per kept weight (1: positive) in the same order; ``centroids`` is
+    float32 of shape (L, 2).
     """
     flat = torch.cat([signs.flatten() for signs in initial.signs.values()]).numpy()
     mask = zlib.compress(np.packbits(flat != 0).tobytes(), 9)
@@ -112,7 +120,7 @@ def load(path: Path) -> TernaryInit:
     """Read a file of ``save``.
 
     Raises:
-        InputError: it is none, or damaged.
+        InputError: the file is not one of these, or is damaged.
     """
     try:
         stored, texts = safetensors_file.load(path, read_bytes(path))
@@ -121,7 +129,7 @@ def load(path: Path) -> TernaryInit:
         sizes = [math.prod(shape) for shape in shapes.values()]
         if any(extent < 0 for shape in shapes.values() for extent in shape):
             raise ValueError("negative sizes")
-        # The layers say how much may come out: a stream cannot fill the memory.
+        # No more than the layers need is decompressed: a hostile stream cannot fill the memory.
         stream = zlib.decompressobj().decompress(
             stored["mask"].numpy().tobytes(), sum(sizes) // 8 + 1
         )
@@ -135,15 +143,16 @@ def load(path: Path) -> TernaryInit:
             dict(zip(shapes, pairs, strict=True)),
             dict(described["meta"]),
         )
-    # An InputError of the reading is a ValueError too.
+    # ValueError includes the InputErrors of reading.
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
         raise InputError(
-            f"{path} is no amenable initialisation: {one_line(error)}", "make one with lpss ticket"
+            f"{path} is not a ternary initialization: {one_line(error)}",
+            "make one with lpss ticket",
         ) from error
 
 
 def _bits(packed: np.ndarray, count: int) -> np.ndarray:
-    """Unpack exactly so many bits; numpy would fill up a short stream with zeros."""
+    """Unpack exactly ``count`` bits; NumPy would fill up a short stream with zeros."""
     if len(packed) != -(-count // 8):
         raise ValueError(f"{len(packed)} bytes for {count} bits")
     return np.unpackbits(packed, count=count)

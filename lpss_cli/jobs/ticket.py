@@ -1,9 +1,9 @@
 """Tickets: the mask of a sparse network, trained again from an early or a simple start.
 
-Three starts are known: the weights training once began from (lottery tickets, Frankle & Carbin,
-arXiv:1803.03635; the mask of any method, as in GSM, arXiv:1909.12778), two numbers per layer
-(ASNI-II, arXiv:2202.09284) and fresh random ones. The mask stays fixed. A random mask of the same
-per-layer counts, trained the same way, tells what the mask is worth.
+There are three starts: the initial weights of the network's training (lottery tickets, Frankle &
+Carbin, arXiv:1803.03635; with the mask of any method, as in GSM, arXiv:1909.12778), two numbers per
+layer (ASNI-II, arXiv:2202.09284), and new random weights. The mask stays fixed. A random mask with
+the same counts per layer, trained the same way, shows what the mask is worth.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from lpss_cli.utils.options import options
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a ticket gave.
+    """The result of a ticket.
 
     Attributes:
         start: a choice of ``TicketOptions.start``.
-        source: metrics of the sparse network the mask comes from.
-        outcome: of the retraining; its ``before`` are the metrics of the bare start.
-        control: metrics of a random mask with the same per-layer counts, trained the same way;
-            None where it was not asked for.
-        initial_file, initial_bytes: the stored start of two numbers per layer, if it is one.
+        source: metrics of the sparse network that the mask comes from.
+        outcome: outcome of the retraining; its ``before`` are the metrics of the masked start.
+        control: metrics of a random mask with the same counts per layer, trained the same way;
+            None if it was not asked for.
+        initial_file, initial_bytes: file of a start of two numbers per layer; None for others.
     """
 
     start: str
@@ -69,17 +69,18 @@ def ticket(
     control: bool = True,
     callback: JobCallback | None = None,
 ) -> Ticket:
-    """Retrain the mask of a sparse checkpoint from a start, and compare with a random mask.
+    """Retrain the mask of a sparse checkpoint from a start, and compare it with a random mask.
 
     Args:
         path: the sparse checkpoint; ``rewind`` needs one made with ``--keep-init``.
-        request: budget, options of the retraining (plain momentum SGD) and the artefact to write.
+        request: budget, options of the retraining (plain momentum SGD) and the artifact to write.
         start: a choice of ``TicketOptions.start``.
-        control: train the random mask too.
-        callback: sees the runs go by.
+        control: whether to train the random mask, too.
+        callback: watches the runs.
 
     Raises:
-        InputError: the file is not sparse, does not hold its start, or something does not fit.
+        InputError: the file is not sparse, does not hold its initial weights, or an argument does
+            not fit.
         RunError: training diverged.
     """
     callback = callback or JobCallback()
@@ -90,8 +91,8 @@ def ticket(
     checkpoint = read(path, trust_pickle=request.trust_pickle)
     for note in checkpoint.notes:
         callback.on_note(note)
-    second = _control_of(request.output)
-    # Stopped in its second training, a ticket has its output already.
+    second = _control_output(request.output)
+    # A ticket that was interrupted in its second training has its output already.
     halfway = request.resume and request.output.exists() and bool(TrainingStateFiles(second).found)
     begun = halfway or (request.resume and bool(TrainingStateFiles(request.output).found))
     held = (*paths_of(request.output), second, *paths_of(second))
@@ -102,24 +103,24 @@ def ticket(
         callback.on_note(f"{zeros:,} of {total:,} prunable weights are zero in {path}")
         settings = settings_for(request, data, zeros / total, TRAIN_BUDGET, keep_zeros=True)
         fresh = _untrained(info, data, start, request.seed)
-        stored = _begin(fresh, start, checkpoint, weights, info, request, begun)
-        began = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-        # Without its record: the start is not what the checkpoint's metrics speak of.
+        stored = _load_start(fresh, start, checkpoint, weights, info, request, begun)
+        initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+        # Without the record, whose metrics are not those of the start.
         anonymous = replace(checkpoint, meta={})
         job = Job(request, callback, info, data, method, settings, anonymous, {"ticket": start})
         outcome = _finished(request.output, checkpoint, start) if halfway else job.run(fresh)
-        after = _control(job, fresh, began, weights, second) if control else None
+        after = _train_control(job, fresh, initial, weights, second) if control else None
         file, size = (str(stored), stored.stat().st_size) if stored else (None, None)
         return Ticket(start, source, outcome, after, file, size)
 
 
 def _sparse(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], int, int]:
-    """Return the weights whose zeros are the mask, the number of zeros and of all of them.
+    """Return the weights whose zeros are the mask, the number of zeros, and that of all weights.
 
     Raises:
         InputError: there are no zeros.
     """
-    parameters = _parameters(model)  # a record may name buffers too
+    parameters = _parameters(model)  # a record may also name buffers
     weights = {n: w.tensor for n, w in weights_of(checkpoint).items() if n in parameters}
     zeros = sum(int((w == 0).sum()) for w in weights.values())
     if zeros == 0:
@@ -128,44 +129,44 @@ def _sparse(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor]
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return name → parameter; one that is tied to another under both names."""
+    """Return name → parameter; a tied parameter has both names."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 
-def _control_of(out: Path) -> Path:
-    """``ticket.pt`` -> ``ticket.pt.control``: what the random mask gave, removed when measured."""
+def _control_output(out: Path) -> Path:
+    """Return the output of the random mask, removed once measured: ``ticket.pt.control``."""
     return Path(f"{out}.control")
 
 
 def _finished(out: Path, checkpoint: Checkpoint, start: str) -> Outcome:
-    """Return what the first training gave before the second one was stopped.
+    """Return the outcome of the first training, if the second one was interrupted.
 
     Raises:
-        InputError: the output is another's.
+        InputError: the output is of another ticket.
     """
     outcome = outcome_of(out)
     source = outcome.report.meta.get("source") or {}
     if source.get("sha256") != checkpoint.sha256 or outcome.report.meta.get("ticket") != start:
         raise InputError(
-            f"{out} is no ticket of {checkpoint.path} from the start {start!r}",
+            f"{out} is not a ticket of {checkpoint.path} from the start {start!r}",
             "leave --resume out to start from the beginning, or choose another --out",
         )
     return outcome
 
 
-def _control(
+def _train_control(
     job: Job,
     model: nn.Module,
-    start: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     out: Path,
 ) -> dict[str, float]:
-    """Train a random mask of the same counts from the same start; return its metrics."""
-    model.load_state_dict(start)
+    """Train a random mask with the same counts from the same start; return its metrics."""
+    model.load_state_dict(initial)
     job.callback.on_note("the same again with a random mask of the same counts")
     _shuffle(model, weights, job.request.seed)
     notes = {**job.notes, "control": True}
-    # The record of epochs is that of the ticket.
+    # Only the epochs of the ticket itself are logged.
     request = replace(job.request, out=out, log=None, tensorboard=None, eval_every=0)
     after = replace(job, request=request, notes=notes).run(model).after
     out.unlink()
@@ -173,12 +174,12 @@ def _control(
 
 
 def _untrained(info: ModelInfo, data: Data, start: str, seed: int) -> nn.Module:
-    # Not the stream the source itself began from, or random would be rewind.
+    # Another seed for random weights: the source may have started from this one.
     return build(info, data, seed + (start == "random"))
 
 
 @torch.no_grad()
-def _begin(
+def _load_start(
     model: nn.Module,
     start: str,
     checkpoint: Checkpoint,
@@ -187,9 +188,22 @@ def _begin(
     request: Request,
     begun: bool,
 ) -> Path | None:
-    """Put a fresh network at the start, masked; return the file of an amenable one.
+    """Give a new network the weights of the start, masked.
 
-    A ticket that was begun before has that file already.
+    Args:
+        model: the network.
+        start: a choice of ``TicketOptions.start``.
+        checkpoint: the sparse checkpoint.
+        weights: name → its prunable weight; the zeros are the mask.
+        info: what is known about the network.
+        request: the job.
+        begun: whether an interrupted ticket is resumed, which has written its file already.
+
+    Returns:
+        The file of a start of two numbers per layer; None for other starts.
+
+    Raises:
+        InputError: the file cannot be written, or the checkpoint does not hold its initial weights.
     """
     if start == "centroids":
         path = request.output.with_suffix(".init.safetensors")
@@ -198,27 +212,27 @@ def _begin(
             keys = ("arch", "input_shape", "outputs", "data", "preprocessing", "classes", "task")
             meta = {key: checkpoint.meta[key] for key in keys if key in checkpoint.meta}
             ternary_init.save(path, ternary_init.derive(weights, {"arch": info.arch, **meta}))
-        ternary_init.load(path).apply(model)  # from the file: what is on disk is what is trained
+        ternary_init.load(path).apply(model)  # what is trained is what the file holds
         return path
     if start == "rewind":
         if checkpoint.init is None:
             raise InputError(
-                f"{checkpoint.path} does not hold the weights its training began from",
+                f"{checkpoint.path} does not hold the initial weights of its training",
                 "make it with --keep-init, or pass --init centroids or --init random",
             )
         load_into(model, replace(checkpoint, state_dict=checkpoint.init), info)
     parameters = _parameters(model)
     for name, weight in weights.items():
-        first, kept = parameters[name], weight != 0
-        first.mul_(kept)
-        # A zero is a masked weight from here on, and some layers are initialised with zeros.
-        first.masked_fill_(kept & (first == 0), torch.finfo(first.dtype).tiny)
+        parameter, kept = parameters[name], weight != 0
+        parameter.mul_(kept)
+        # A zero means a masked weight from now on, and some layers are initialized with zeros.
+        parameter.masked_fill_(kept & (parameter == 0), torch.finfo(parameter.dtype).tiny)
     return None
 
 
 @torch.no_grad()
 def _shuffle(model: nn.Module, weights: Mapping[str, Tensor], seed: int) -> None:
-    """Move every masked layer's survivors to random places: the same values and counts."""
+    """Move the weights of every masked layer to random positions; values and counts stay."""
     generator = torch.Generator().manual_seed(seed)
     parameters = _parameters(model)
     for name in weights:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,35 @@ from torch import Tensor, nn
 from lpss_cli.checkpoints import artifact
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.checkpoints.metadata import HISTOGRAMS
-from lpss_cli.checkpoints.training_state import TrainingStateFiles
+from lpss_cli.checkpoints.training_state import TrainingStateFiles, paths_of
 from lpss_cli.data import Data
 from lpss_cli.distributed.context import DistributedContext, LostError
-from lpss_cli.errors import StoppedError
+from lpss_cli.distributed.process_group import joined
+from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.jobs import loggers, resume
 from lpss_cli.jobs.callbacks import JobCallback
-from lpss_cli.jobs.config import Request, device_of
-from lpss_cli.jobs.resolve import preprocessing_notes
+from lpss_cli.jobs.config import MODEL, Request, check, device_of
+from lpss_cli.jobs.resolve import (
+    preprocessing_notes,
+    settings_for,
+    sparsity_of,
+)
+from lpss_cli.jobs.restore import load_data, untrained
 from lpss_cli.jobs.resume import TrainingCheckpointer
 from lpss_cli.models import ModelInfo
 from lpss_cli.report import histograms
 from lpss_cli.report.report import Report, report
+from lpss_cli.sparsity.prunable import trainable_weights
+from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.callbacks import Callback, CallbackList
 from lpss_cli.training.evaluation import evaluate
-from lpss_cli.training.method import Method, options_of
+from lpss_cli.training.method import Method, make, options_of
+from lpss_cli.training.options import TRAIN_BUDGET
 from lpss_cli.training.run import Run
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
 from lpss_cli.utils import digest, seeds, torch_utils
-from lpss_cli.utils.files import check_space
+from lpss_cli.utils.files import check_space, reserve_output
 from lpss_cli.utils.signals import Interrupts, SignalError, handle_signals, kill_children
 
 # An accuracy this far below the checkpoint's own claim means other data or preprocessing.
@@ -413,3 +422,51 @@ def _metrics_or_signal(interrupts: Interrupts, measure: _Measure) -> dict[str, f
         interrupts.defer()
         result = signal.number
     return result
+
+
+def train(request: Request, callback: JobCallback | None = None) -> Outcome:
+    """Train a network from scratch and write its artifact, by default to ``model.pt``.
+
+    Raises:
+        InputError: Something asked for does not exist or fit; found before training.
+        RunError: Training diverged.
+    """
+    request = request.writing_to(MODEL)
+    check(request)
+    for flag, value in (("target-drop", request.target_drop), ("distill", request.distill)):
+        if value is not None:
+            raise InputError(
+                f"--{flag} compares with a trained network, and there is none yet",
+                f"lpss train, then lpss sparsify --{flag} {value:g}",
+            )
+    is_sparse = check_sparsity(request.sparsity or 0.0) > 0 or bool(request.layers)
+    method = make(request.method_name(is_sparse), request.options)
+    with share_output(request) as (request, distributed):
+        data = distributed.local_main_first(lambda: load_data(request))
+        model, info = untrained(request, data)
+        sparsity = sparsity_of(request, trainable_weights(model), 0.0)
+        settings = settings_for(request, data, sparsity, TRAIN_BUDGET)
+        job = Job(
+            request,
+            callback or JobCallback(),
+            info,
+            data,
+            method,
+            settings,
+            distributed=distributed,
+        )
+        return job.run(model)
+
+
+@contextmanager
+def share_output(request: Request) -> Iterator[tuple[Request, DistributedContext]]:
+    """Join the other processes of this job, if there are any; the main one holds its output.
+
+    Yields:
+        The request with this process's own device, and the processes.
+    """
+    with joined(request.device) as distributed, ExitStack() as held:
+        if distributed.is_main_process:
+            names = paths_of(request.output)
+            held.enter_context(reserve_output(request.output, *names, force=request.force))
+        yield replace(request, device=distributed.device), distributed

@@ -26,6 +26,11 @@ _VGG_CONVS = {
 }
 
 
+def build_mlp(spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Build the MLP of a completed ``mlp:A-B-…-Z``; its ends are known to fit the data."""
+    return mlp([int(width) for width in spec.partition(":")[2].split("-")])
+
+
 def mlp(widths: list[int]) -> nn.Sequential:
     """Stack linear layers ``fc1``, ``fc2``, … with ReLU between them.
 

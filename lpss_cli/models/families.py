@@ -160,12 +160,6 @@ class _Mlp(ModelFamily):
             )
         return f"mlp:{inputs}-300-100-{outputs}"
 
-    def create(self, spec: str, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """Stack the layers; the ends are known to fit the data."""
-        from lpss_cli.models import classic
-
-        return classic.mlp(mlp_widths(spec))
-
     def sizes_of(self, spec: str) -> tuple[int, int] | None:
         """Return the first and the last width."""
         if spec in self.names:
@@ -298,7 +292,7 @@ def _own(builder: str, *names: str) -> ModelFamily:
 
 #: Every family; the first one that matches a spec is its family.
 FAMILIES: tuple[ModelFamily, ...] = (
-    _Mlp(("mlp",), "mlp:", "mlp:A-B-C"),
+    _Mlp(("mlp",), "mlp:", "mlp:A-B-C", "classic.build_mlp"),
     _own("classic.build_lenet", "lenet300", "lenet5"),
     _own("residual.build_wrn", "wrn12", "wrn18", "wrn22-2", "wrn22-4"),
     _own("residual.build_resnet", "resnet20", "resnet56"),

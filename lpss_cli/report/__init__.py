@@ -1,1 +1,1 @@
-"""TODO lpss_cli/report."""
+"""From a checkpoint to numbers: layers, Hoyer sparsity, FLOPs and sizes, and the HTML page."""

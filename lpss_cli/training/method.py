@@ -46,7 +46,7 @@ class MethodConfig:
     """Options that all methods share; subclasses add fields or change defaults."""
 
     lr: float = option(0.1, "peak learning rate", low=0)
-    momentum: float = option(0.9, "momentum (Nesterov)", low=0, high=0.999)
+    momentum: float = option(0.9, "Nesterov momentum", low=0, high=0.999)
     weight_decay: float = option(
         0.0, "L2 decay of the weights; biases and normalization layers have none", low=0
     )

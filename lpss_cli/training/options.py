@@ -72,6 +72,7 @@ class TrainingOptions(Generic[Count, Number]):
         "seed for initialization, data order, dropout and random masks",
         low=0,
         high=2**63 - 1,
+        high_text="2^63 - 1",
         group=TRAINING_PANEL,
     )
     sparsity: Number = option(
@@ -139,7 +140,7 @@ class MethodOptions:
         short="-m",
         default_text={
             "": methods.DEFAULT,
-            "train": f"{methods.DENSE}; {methods.DEFAULT} with --sparsity or --layer",
+            "train": f"{methods.DENSE}, or {methods.DEFAULT} with --sparsity or --layer",
         },
         suggestions=lambda: tuple(methods.registry()),
         python_default=methods.DEFAULT,

@@ -45,7 +45,7 @@ class Run(MethodContext):
         batches: Batches,
         loss: Loss,
         loss_scale: float = 1.0,
-        batch_size: int = 0,
+        batch_size: int,
         distributed: DistributedContext | None = None,
     ) -> None:
         super().__init__(

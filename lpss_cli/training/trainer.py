@@ -152,7 +152,7 @@ class Trainer:
         return run
 
     def _train_epoch(self) -> None:
-        """Train one epoch, or what is left of it; one step is one pass through the loop."""
+        """Train one epoch, or the rest of it. Each pass through the loop is one step."""
         run, optimizer = self.run, self.run.optimizer
         began = time.perf_counter() - run.epoch_seconds
         self._model.train()
@@ -162,10 +162,10 @@ class Trainer:
             loss = self._compute_loss(x, y)
             loss.backward()
             self._distributed.average_gradients(self._model.parameters())
-            if self.before_step():
+            if self.before_step():  # the method sees dense gradients; then they are masked
                 optimizer.step()
             run.loss_sum += loss.detach()
-            self.after_step()
+            self.after_step()  # weights are masked; then the masks are updated
             run.epoch_seconds = time.perf_counter() - began
             self._callback.on_step(run)
             if run.step % _LOSS_CHECK_STEPS == 0:

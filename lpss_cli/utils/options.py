@@ -60,6 +60,7 @@ class Option:
         help: What the option is, without a full stop at the end.
         low: Smallest number allowed.
         high: Largest number allowed.
+        high_text: The largest number in words, for the documentation.
         choices: Values allowed; empty for any.
         group: Panel of the help.
         key: Key of a recipe, from which the flag follows: ``batch_size`` gives ``--batch-size``.
@@ -83,6 +84,7 @@ class Option:
     help: str
     low: float
     high: float
+    high_text: str
     choices: tuple[str, ...]
     group: str
     key: str
@@ -136,7 +138,9 @@ class Option:
             told = self.default_text
         else:
             told = self.default_text.get(command, self.default_text.get("", ""))
-        if told or self.default is None or self.default == () or self.kind is bool:
+        if self.kind is bool and self.default:
+            return "on"
+        if told or self.default is None or self.default is False or self.default == ():
             return told
         return ",".join(self.default) if isinstance(self.default, tuple) else f"{self.default}"
 
@@ -162,9 +166,9 @@ class Option:
 
     @property
     def range_text(self) -> str:
-        """The range in words: ``from 0 to 1`` or ``from 1 up``; empty without limits."""
+        """The range in words: ``from 0 to 1``, ``from 1 up``, ``up to 9``; empty without limits."""
         if self.low == -math.inf:
-            return ""
+            return "" if self.high == math.inf else f"up to {_number(self.high)}"
         low = f"from {_number(self.low)}"
         return f"{low} up" if self.high == math.inf else f"{low} to {_number(self.high)}"
 
@@ -198,6 +202,7 @@ def option(
     *,
     low: float = -math.inf,
     high: float = math.inf,
+    high_text: str = "",
     choices: tuple[str, ...] = (),
     group: str = "",
     key: str = "",
@@ -225,6 +230,7 @@ def option(
         help=help,
         low=low,
         high=high,
+        high_text=high_text,
         choices=choices,
         group=group,
         key=key,

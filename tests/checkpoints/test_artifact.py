@@ -1,4 +1,4 @@
-"""Artefacts: what is saved is what comes back, without lpss too."""
+"""Artifacts: saved tensors are read back bit for bit, with or without lpss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+def test_saved_tensors_are_read_back_bit_for_bit(tmp_path):
     state = {
         "conv.weight": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
         "t.weight": torch.randn(5, 6).T,
@@ -33,7 +33,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     assert back.state_dict["negative_zero"].signbit().tolist() == [True, False]
 
 
-def test_a_person_can_read_it_without_lpss(tmp_path):
+def test_an_artifact_can_be_read_without_lpss(tmp_path):
     artifact.save(tmp_path / "m.pt", {"w": torch.ones(2, 2)}, {"versions": artifact.versions()})
     content = torch.load(tmp_path / "m.pt", weights_only=True)
     assert list(content) == ["lpss", "state_dict"]
@@ -43,14 +43,14 @@ def test_a_person_can_read_it_without_lpss(tmp_path):
 @pytest.mark.parametrize(
     "names", [["module.w"], ["w_g", "w_v"], ["w_orig", "w_mask"], ["_orig_mod.a", "_orig_mod.b"]]
 )
-def test_a_networks_own_names_are_kept_whatever_they_look_like(tmp_path, names):
+def test_names_in_an_artifact_are_never_folded(tmp_path, names):
     artifact.save(tmp_path / "m.pt", {name: torch.ones(3, 1) for name in names}, {})
     back = read(tmp_path / "m.pt")
     assert list(back.state_dict) == names
     assert back.notes == []
 
 
-def test_nan_weights_can_be_saved_for_a_look_at_them(tmp_path):
+def test_nan_weights_can_be_saved_for_inspection(tmp_path):
     artifact.save(tmp_path / "m.pt", {"w": torch.tensor([float("nan"), 1.0])}, {})
     assert read(tmp_path / "m.pt").state_dict["w"].isnan().tolist() == [True, False]
 
@@ -81,7 +81,7 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path, monkeypatch,
     assert os.listdir(tmp_path) == []
 
 
-def test_facts_that_only_a_pickle_could_hold_are_refused(tmp_path):
+def test_metadata_that_only_a_pickle_could_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match="pickled objects"):
         artifact.save(tmp_path / "m.pt", {"w": torch.ones(2)}, {"path": tmp_path})
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""Damaged files: cut, flipped, mixed, of other kinds, changing while they are read."""
+"""Damaged files: truncated, with flipped bits, of other formats, changing while they are read."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ KINDS = ("torch", "legacy", "safetensors", "artefact", "export")
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return kinds(tmp_path_factory.mktemp("sound"))
+def intact_files(tmp_path_factory):
+    return kinds(tmp_path_factory.mktemp("intact_files"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere_is_refused_by_every_command(tmp_path, sound, kind):
-    whole, path, out = sound[kind], tmp_path / "f.pt", tmp_path / "out"
+def test_a_file_cut_anywhere_is_refused_by_every_command(tmp_path, intact_files, kind):
+    content, path, out = intact_files[kind], tmp_path / "f.pt", tmp_path / "out"
     out.mkdir()
     (out / "o.pt").write_bytes(b"old")
     for part in range(20):
-        path.write_bytes(whole[: len(whole) * part // 20])
+        path.write_bytes(content[: len(content) * part // 20])
         for name in COMMANDS:
             code, _, err = command(name, path, out)
             assert (code, two_lines(err)) == (2, True), (part, name, err)
@@ -52,7 +52,7 @@ def onnx_model() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "not a readable checkpoint"),
         (b"epoch,loss\n1,0.5\n", "not a readable checkpoint"),
@@ -65,20 +65,20 @@ def onnx_model() -> bytes:
     ],
 )
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_files_of_other_kinds_are_named_by_content(tmp_path, content, said, suffix):
+def test_files_of_other_formats_are_recognized_by_content(tmp_path, content, message, suffix):
     path = tmp_path / f"f.{suffix}"
     path.write_bytes(content)
     for name in COMMANDS:
         code, _, err = command(name, path, tmp_path)
         assert (code, two_lines(err)) == (2, True), err
-        assert said in err
+        assert message in err
 
 
-def test_a_directory_a_pipe_and_nothing(tmp_path):
+def test_directories_pipes_and_missing_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")
-    for name, said in (
+    for name, message in (
         ("pipe", "is not a file"),
         ("folder", "is a folder without config.json"),
         ("none", "there is no file"),
@@ -89,45 +89,45 @@ def test_a_directory_a_pipe_and_nothing(tmp_path):
             began = time.monotonic()
             code, _, err = command(word, tmp_path / name, tmp_path)
             assert (code, two_lines(err)) == (2, True), err
-            assert said in err
-            assert time.monotonic() - began < 30  # a pipe without a writer would wait for ever
+            assert message in err
+            assert time.monotonic() - began < 30  # a pipe without a writer would wait forever
 
 
 def test_a_file_that_grows_or_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "f.pt"
-    whole = saved(STATE)
+    content = saved(STATE)
     real = os.fstat
 
-    def disturbed(change: bytes):
-        seen = []
+    def changing_fstat(change: bytes):
+        calls = []
 
         def fstat(descriptor: int) -> os.stat_result:
             found = real(descriptor)
-            seen.append(1)
-            if len(seen) == 2:  # between the look at the size and the reading
+            calls.append(1)
+            if len(calls) == 2:  # after the size was checked, before the file is read
                 path.write_bytes(change)
             return found
 
         return fstat
 
-    for change in (whole + b"more", whole[:-50], b""):
-        path.write_bytes(whole)
-        monkeypatch.setattr(os, "fstat", disturbed(change))
+    for change in (content + b"more", content[:-50], b""):
+        path.write_bytes(content)
+        monkeypatch.setattr(os, "fstat", changing_fstat(change))
         with pytest.raises(InputError, match="it changed while it was being read"):
             read(path)
         monkeypatch.undo()
 
 
-def test_a_file_that_is_rewritten_all_the_time_never_does_harm(tmp_path):
-    path, whole, stop = tmp_path / "f.pt", saved(STATE), threading.Event()
-    path.write_bytes(whole)
+def test_a_file_that_is_rewritten_all_the_time_is_read_or_refused(tmp_path):
+    path, content, stop = tmp_path / "f.pt", saved(STATE), threading.Event()
+    path.write_bytes(content)
 
-    def scribble() -> None:
+    def rewrite() -> None:
         while not stop.is_set():
-            path.write_bytes(whole[: len(whole) // 2])
-            path.write_bytes(whole)
+            path.write_bytes(content[: len(content) // 2])
+            path.write_bytes(content)
 
-    writer = threading.Thread(target=scribble)
+    writer = threading.Thread(target=rewrite)
     writer.start()
     try:
         for _ in range(100):
@@ -140,17 +140,17 @@ def test_a_file_that_is_rewritten_all_the_time_never_does_harm(tmp_path):
         writer.join()
 
 
-def flips(count: int, path: Path, whole: bytes) -> tuple[int, int]:
-    """Flip single bits, evenly spread; returns how many were refused and how many changed nothing.
+def flip_bits(count: int, path: Path, content: bytes) -> tuple[int, int]:
+    """Flip single, evenly spaced bits; return how many were refused and how many changed nothing.
 
     Fails on any that loads as something else.
     """
-    path.write_bytes(whole)
+    path.write_bytes(content)
     right = read(path)
     refused = harmless = 0
     for index in range(count):
-        place = index * 8 * len(whole) // count
-        broken = bytearray(whole)
+        place = index * 8 * len(content) // count
+        broken = bytearray(content)
         broken[place // 8] ^= 1 << place % 8
         path.write_bytes(broken)
         try:
@@ -169,16 +169,16 @@ def flips(count: int, path: Path, whole: bytes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["artefact", "export"])
-def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path, sound, kind):
-    refused, harmless = flips(400, tmp_path / "f", sound[kind])
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path, intact_files, kind):
+    refused, harmless = flip_bits(400, tmp_path / "f", intact_files[kind])
     assert refused + harmless == 400
     assert refused > 200
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["artefact", "export"])
-def test_ten_thousand_flipped_bits(tmp_path, sound, kind):
-    refused, harmless = flips(10_000, tmp_path / "f", sound[kind])
+def test_ten_thousand_flipped_bits(tmp_path, intact_files, kind):
+    refused, harmless = flip_bits(10_000, tmp_path / "f", intact_files[kind])
     print(f"{kind}: {refused} refused, {harmless} changed nothing")
     assert refused + harmless == 10_000
 
@@ -202,7 +202,7 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, object]:
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
 def test_two_thousand_mutations_are_read_or_refused(tmp_path):
     found = fuzz(tmp_path, 2000, 0)
-    # The fuzzer reaches both answers for every kind.
+    # The fuzzer gets both results for every kind of file.
     assert len(found["outcomes"]) == 10
 
 
@@ -237,9 +237,9 @@ def test_forty_thousand_mutations_of_all_other_inputs(tmp_path):
     print(fuzz_inputs(tmp_path, 40_000, 1))
 
 
-def test_the_manifest_speaks_for_tensors_record_and_start(tmp_path):
+def test_the_digest_covers_tensors_record_and_initial_weights(tmp_path):
     artifact.save(tmp_path / "a.pt", STATE, {"arch": "mlp:6-4-3"}, init=STATE)
-    whole = torch.load(tmp_path / "a.pt", weights_only=True)
+    original = torch.load(tmp_path / "a.pt", weights_only=True)
     before = digest(tmp_path / "a.pt")
     changes = [
         lambda c: c["state_dict"].update({"fc1.bias": torch.ones(4)}),
@@ -254,17 +254,17 @@ def test_the_manifest_speaks_for_tensors_record_and_start(tmp_path):
         lambda c: c.pop("init"),
     ]
     for change in changes:
-        content = {key: dict(value) for key, value in whole.items()}
+        content = {key: dict(value) for key, value in original.items()}
         change(content)
         torch.save(content, tmp_path / "b.pt")
         with pytest.raises(InputError, match="not what was written"):
             read(tmp_path / "b.pt")
     assert digest(tmp_path / "a.pt") == before
-    # The format before the manifest is read as ever; a later one is not.
-    old = {**whole, "lpss": {"format": 1, "arch": "mlp:6-4-3"}}
+    # The format from before the digest is still read; a later one is not.
+    old = {**original, "lpss": {"format": 1, "arch": "mlp:6-4-3"}}
     torch.save(old, tmp_path / "old.pt")
     assert read(tmp_path / "old.pt").meta == {"arch": "mlp:6-4-3"}
-    torch.save({**whole, "lpss": {"format": 99}}, tmp_path / "new.pt")
+    torch.save({**original, "lpss": {"format": 99}}, tmp_path / "new.pt")
     code, _, err = lpss("report", tmp_path / "new.pt")
     assert (code, two_lines(err)) == (2, True)
     assert "format 99" in err

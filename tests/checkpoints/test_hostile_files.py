@@ -1,4 +1,4 @@
-"""Files that ask for more than they hold, and texts in files that want to be obeyed."""
+"""Files that ask for more memory than they hold, and files with malicious texts."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from lpss_cli.checkpoints.metadata import drop_invalid
 from lpss_cli.errors import InputError
 
 
-def refused(tmp_path: Path, content: bytes, said: str) -> None:
-    """Every command refuses the file in two lines."""
+def assert_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """Check that every command refuses the file in two lines."""
     path = tmp_path / "f.pt"
     path.write_bytes(content)
     for name in COMMANDS:
         code, _, err = command(name, path, tmp_path)
         assert (code, two_lines(err)) == (2, True), err
-        assert said in err, err
+        assert message in err, err
         assert "weights_only" not in err
 
 
@@ -64,13 +64,13 @@ SIZES = {
 def test_tensors_that_need_more_than_the_file_holds(tmp_path, case):
     shape, stride, count, offset = SIZES[case]
     new = tensor_pickle(shape, stride, count, offset=offset)
-    refused(tmp_path, archive(new, **{"0": bytes(8)}), "cannot be read")
+    assert_refused(tmp_path, archive(new, **{"0": bytes(8)}), "cannot be read")
     old = tensor_pickle(shape, stride, count, offset=offset, old=True)
     storages = pickle.dumps(["0"], 2) + struct.pack("<q", count) + bytes(8)
-    refused(tmp_path, legacy(old, storages), "cannot be read")
+    assert_refused(tmp_path, legacy(old, storages), "cannot be read")
 
 
-def test_the_same_pickles_with_true_sizes_are_read(tmp_path):
+def test_the_same_pickles_with_correct_sizes_are_read(tmp_path):
     path = tmp_path / "f.pt"
     path.write_bytes(archive(tensor_pickle((2,), (1,), 2), **{"0": struct.pack("<2f", 1, 2)}))
     assert read(path).state_dict["w"].tolist() == [1, 2]
@@ -79,9 +79,11 @@ def test_the_same_pickles_with_true_sizes_are_read(tmp_path):
     assert read(path).state_dict["w"].tolist() == [1, 2]
 
 
-def test_one_storage_of_two_sizes(tmp_path):
+def test_one_storage_with_two_sizes(tmp_path):
     one, two = tensor_pickle((2,), (1,), 2)[2:-1], tensor_pickle((4,), (1,), 4)[2:-1]
-    refused(tmp_path, archive(b"\x80\x02" + one + two + b"\x86.", **{"0": bytes(16)}), "two sizes")
+    assert_refused(
+        tmp_path, archive(b"\x80\x02" + one + two + b"\x86.", **{"0": bytes(16)}), "two sizes"
+    )
 
 
 def rezipped(content: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes) -> bytes:
@@ -99,21 +101,23 @@ def rezipped(content: bytes, compression: int = zipfile.ZIP_STORED, **more: byte
 
 def test_archives_that_torch_save_does_not_write(tmp_path):
     whole = saved(STATE)
-    refused(
+    assert_refused(
         tmp_path, rezipped(saved({"w": torch.zeros(10**6)}), zipfile.ZIP_DEFLATED), "compressed"
     )
-    refused(tmp_path, rezipped(whole, **{"archive/DATA.pkl": b"x"}), "one name")
-    refused(tmp_path, rezipped(whole, **{"other/x": b"x"}), "outside archive/")
-    refused(tmp_path, rezipped(whole, **{"archive/constants.pkl": b"x"}), "torch.jit.load(FILE)")
-    refused(tmp_path, whole[:4] + bytes(100) + whole[104:], "cannot be read")
+    assert_refused(tmp_path, rezipped(whole, **{"archive/DATA.pkl": b"x"}), "one name")
+    assert_refused(tmp_path, rezipped(whole, **{"other/x": b"x"}), "outside archive/")
+    assert_refused(
+        tmp_path, rezipped(whole, **{"archive/constants.pkl": b"x"}), "torch.jit.load(FILE)"
+    )
+    assert_refused(tmp_path, whole[:4] + bytes(100) + whole[104:], "cannot be read")
     overlapping = bytearray(whole)
     directory = whole.index(b"PK\x01\x02")
     second = whole.index(b"PK\x01\x02", directory + 4)
     third = whole.index(b"PK\x01\x02", second + 4)
     overlapping[third + 42 : third + 46] = whole[second + 42 : second + 46]
-    refused(tmp_path, bytes(overlapping), "cannot be read")
+    assert_refused(tmp_path, bytes(overlapping), "cannot be read")
     path = tmp_path / "f.pt"
-    path.write_bytes(rezipped(whole))  # a plain copy is fine
+    path.write_bytes(rezipped(whole))  # a faithful copy is read
     assert set(read(path).state_dict) == set(STATE)
 
 
@@ -123,15 +127,18 @@ def test_one_changed_byte_of_a_tensor_is_noticed(tmp_path):
     broken = bytearray(whole)
     broken[place] ^= 1
     torch.load(io.BytesIO(broken), weights_only=True)  # PyTorch does not notice
-    refused(tmp_path, bytes(broken), "Bad CRC-32")
+    assert_refused(tmp_path, bytes(broken), "Bad CRC-32")
 
 
 @pytest.mark.parametrize(
-    ("pickled", "said"),
+    ("pickled", "message"),
     [
         (b"\x80\x02" + b"}" * 60_000 + b".", "instructions"),
         (b"\x80\x02" + b"\x85" * 10 + b".", "damaged"),
-        (b"\x80\x02}" + b")" + b"\x85" * 40_000 + b"K\x01s.", "damaged"),  # as a key: no hashing
+        (
+            b"\x80\x02}" + b")" + b"\x85" * 40_000 + b"K\x01s.",
+            "damaged",
+        ),  # a key that must not be hashed
         (b"\x80\x02]q\x00h\x00a.", "not a state_dict"),  # a list within itself
         (b"\x80\x04\x95" + bytes(8) + b"}.", "FRAME"),
         (b"\x80\x02c__builtin__\nset\n(]tR.", "not a state_dict"),
@@ -139,12 +146,12 @@ def test_one_changed_byte_of_a_tensor_is_noticed(tmp_path):
         (b"\x80\x02ctorch\nTensor\n(J\xff\xff\xff\x7ftR.", "torch.Tensor"),
     ],
 )
-def test_pickles_that_cost_more_than_they_are(tmp_path, monkeypatch, pickled, said):
+def test_pickles_that_would_cost_more_than_their_size(tmp_path, monkeypatch, pickled, message):
     monkeypatch.setattr(pickle_scan, "_MAX_INSTRUCTIONS", 50_000)
     (tmp_path / "f.pt").write_bytes(archive(pickled))
     code, _, err = lpss("report", tmp_path / "f.pt")
     assert (code, two_lines(err)) == (2, True), err
-    assert said in err
+    assert message in err
 
 
 def header(entries: object, data: bytes = b"", pad: str = "") -> bytes:
@@ -191,15 +198,15 @@ HEADERS = {
 
 @pytest.mark.parametrize("case", HEADERS)
 def test_safetensors_headers_that_break_a_rule(tmp_path, case):
-    content, said = HEADERS[case]
+    content, message = HEADERS[case]
     path = tmp_path / "f.safetensors"
     path.write_bytes(content)
     code, _, err = lpss("report", path)
     assert (code, two_lines(err)) == (2, True), err
-    assert said in err
+    assert message in err
 
 
-def test_a_sound_header_is_read(tmp_path):
+def test_a_correct_header_is_read(tmp_path):
     (tmp_path / "f").write_bytes(header({"w": W}, struct.pack("<2f", 1, 2), "  "))
     assert read(tmp_path / "f").state_dict["w"].tolist() == [1, 2]
 
@@ -224,7 +231,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
-def test_refusals_take_no_memory(tmp_path):
+def test_refusing_a_file_takes_no_memory(tmp_path):
     names = []
     for index, (shape, stride, count, offset) in enumerate(SIZES.values()):
         new = tensor_pickle(shape, stride, count, offset=offset)
@@ -247,7 +254,7 @@ def test_refusals_take_no_memory(tmp_path):
 EVIL = "a[bold red]\x1b[31m\n=x\u202e\x9b0m\x07\u2028"
 
 
-def test_names_from_files_are_printed_as_they_are_spelled(tmp_path):
+def test_names_from_files_are_printed_escaped(tmp_path):
     state = {EVIL + ".weight": torch.eye(3), "=cmd()|'/c'!A1": torch.eye(2), "b": torch.eye(2) / 0}
     path = tmp_path / "f.pt"
     record = {"arch": EVIL, "command": EVIL, "data_name": EVIL, "method": EVIL,
@@ -269,7 +276,7 @@ def test_names_from_files_are_printed_as_they_are_spelled(tmp_path):
     assert "Warning: " in err
     assert r"b (4)" in err
     _, out, _ = command("json", path, tmp_path)
-    assert json.loads(out)["layers"][0]["name"] == EVIL + ".weight"  # a program sees the true name
+    assert json.loads(out)["layers"][0]["name"] == EVIL + ".weight"  # JSON has the name unescaped
     _, out, _ = command("csv", path, tmp_path)
     cells = [row[1] for row in csv.reader(io.StringIO(out))]
     assert cells[2] == "'=cmd()|'/c'!A1"
@@ -304,12 +311,12 @@ VALUES = (7, -1.5, True, "text", "", [], ["x"], [[]], {}, {"name": 3}, {"after":
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_record_of_any_kind_never_fails_a_command(tmp_path, key):
+def test_no_record_makes_a_command_crash(tmp_path, key):
     path = tmp_path / "f.pt"
     for value in VALUES:
         record = {"arch": "mlp:6-4-3", "data": {"name": "nowhere.csv"}, key: value}
         forged(path, STATE, record)
-        # The table shows everything; what the other commands look at is less.
+        # The table shows every entry; the other commands use fewer.
         for name in ("report", "html", "json", "plan", "eval", "export", "ticket")[
             : 7 if key in USED else 2
         ]:
@@ -327,7 +334,7 @@ def test_a_record_of_any_kind_never_fails_a_command(tmp_path, key):
          {**SEARCH, "curve": [{"sparsity": 0.5}]}),
     ],
 )  # fmt: skip
-def test_what_a_report_walks_through_is_checked(key, good, bad):
+def test_entries_that_a_report_iterates_over_are_checked(key, good, bad):
     assert drop_invalid({key: good}) == ({key: good}, [])
     assert drop_invalid({key: bad}) == ({}, [key])
 
@@ -374,14 +381,14 @@ def test_a_network_named_by_a_file_takes_no_memory_unless_it_fits(tmp_path, arch
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
-def test_records_without_end_are_refused(tmp_path):
+def test_records_that_are_too_large_are_refused(tmp_path):
     circle: list[object] = []
     circle.append(circle)
     doubled: object = [1]
     for _ in range(40):
         doubled = [doubled, doubled]
     for record in ({"x": circle}, {"x": doubled}, {"x": 2**80}, {3: 4}, {"x": "y" * 5_000_000}):
-        refused(tmp_path, saved({"lpss": record, "state_dict": STATE}), "its record")
+        assert_refused(tmp_path, saved({"lpss": record, "state_dict": STATE}), "its record")
 
 
 def test_records_in_safetensors_are_checked_alike(tmp_path):
@@ -394,7 +401,7 @@ def test_records_in_safetensors_are_checked_alike(tmp_path):
             assert code == 0 or two_lines(err), err
 
 
-def test_names_that_no_file_could_hold_are_refused(tmp_path):
+def test_names_that_cannot_be_written_are_refused(tmp_path):
     for name in ("\ud800", "x" * 1001, 3):
         torch.save({name: torch.ones(2)}, tmp_path / "f.pt")
         with pytest.raises(InputError, match="no state_dict"):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lpss_cli.checkpoints import artifact
-from lpss_cli.checkpoints.artifact import is_artifact, newest_artifact
+from lpss_cli.checkpoints.artifact_lookup import is_artifact, newest_artifact
 from lpss_cli.checkpoints.load_weights import load_into
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError

@@ -34,8 +34,8 @@ index_sets = st.lists(st.integers(0, 3000), unique=True, max_size=200).map(
 )
 
 
-def length(gaps, k: int) -> int:
-    """Bits of Rice's code: quotient, a 1, and k low bits for each gap."""
+def code_length(gaps, k: int) -> int:
+    """Return the bits of Rice's code: quotient, a 1, and k low bits for each gap."""
     return sum((int(gap) >> k) + 1 + k for gap in gaps)
 
 
@@ -54,21 +54,21 @@ def test_rice_code_has_the_length_of_its_closed_form(gaps, k, unary, remainders)
     assert positions.gaps_of(indices).tolist() == gaps
     assert positions.rice_parameter(positions.gaps_of(indices)) == k
     stream, bit_length, low = positions.encode_gaps(indices, k)
-    assert (bit_length, unary + remainders) == (unary, length(gaps, k))
+    assert (bit_length, unary + remainders) == (unary, code_length(gaps, k))
     assert (len(stream), len(low)) == (math.ceil(unary / 8), math.ceil(remainders / 8))
 
 
 @given(index_sets)
-def test_the_parameter_is_the_best_of_all(indices):
+def test_the_rice_parameter_is_optimal(indices):
     gaps = positions.gaps_of(indices)
     k = positions.rice_parameter(gaps)
-    assert length(gaps, k) == min(length(gaps, other) for other in range(16))
+    assert code_length(gaps, k) == min(code_length(gaps, other) for other in range(16))
     count = int(indices[-1]) + 1 if len(indices) else 1
     assert k == 0 or len(gaps) << k < 2 * count  # what a reader may rely on
 
 
 @given(index_sets, st.integers(0, 13), st.integers(1, 50))
-def test_gaps_and_masks_come_back(indices, k, beyond):
+def test_gaps_and_masks_round_trip(indices, k, beyond):
     count = int(indices[-1]) + beyond if len(indices) else beyond
     unary, bit_length, low = positions.encode_gaps(indices, k)
     back = positions.decode_gaps(unary, bit_length, low, k, len(indices), count)
@@ -80,7 +80,7 @@ def test_gaps_and_masks_come_back(indices, k, beyond):
 
 
 @given(st.binary(max_size=3000), st.booleans())
-def test_sections_come_back_and_are_never_longer(data, compress):
+def test_sections_round_trip_and_are_never_longer(data, compress):
     stored = coding.store_section(data, compress)
     assert len(stored) <= len(data)
     assert coding.load_section(stored, len(data)) == data
@@ -119,8 +119,8 @@ def prunable(state):
 
 
 @given(networks(), st.sampled_from(sorted(CHOICES)), st.booleans(), st.booleans())
-def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values, compress, whole):
-    """In two groups of columns wherever there are any: ``tensors.SPLIT_COST`` of nothing."""
+def test_any_network_round_trips_with_its_zeros_and_rounded_values(state, values, compress, whole):
+    """Columns are split into two groups whenever possible: splitting is made to cost nothing."""
     biases = [] if whole else bias_names(state, prunable(state))
     with mock.patch.object(tensors, "SPLIT_COST", -10_000 if compress else tensors.SPLIT_COST):
         data = pack(
@@ -148,7 +148,7 @@ def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values,
 
 
 @pytest.mark.parametrize(
-    ("asked", "factor", "code"),
+    ("choice", "factor", "code"),
     [
         ("fp16", 1, "fp16"),
         ("fp16", 1e-9, "fp16-rows"),  # would be zero
@@ -161,15 +161,15 @@ def test_any_network_comes_back_with_its_zeros_and_rounded_values(state, values,
         ("fp32", 1, "raw"),
     ],
 )
-def test_the_first_code_that_keeps_every_weight_is_taken(asked, factor, code):
+def test_the_first_code_that_keeps_every_weight_is_taken(choice, factor, code):
     weight = torch.tensor([[1.0, 0, -0.7], [0, 0, 0], [0.61, 0, 1.13]]) * factor
-    back = unpack(pack({"w": weight}, {}, ["w"], asked))
+    back = unpack(pack({"w": weight}, {}, ["w"], choice))
     assert back.entries[0].values == code
     assert torch.equal(back.state_dict["w"] == 0, weight == 0)
     assert torch.equal(back.state_dict["w"], round_to_code(weight, code))
 
 
-def test_a_row_that_no_scale_holds_takes_bfloat16_and_the_smallest_numbers_stay_as_they_are():
+def test_a_row_without_a_scale_uses_bfloat16_and_the_smallest_numbers_stay_raw():
     wide = torch.tensor([[1e30, 0.0, 1e-30]])
     assert unpack(pack({"w": wide}, {}, ["w"], "fp16")).entries[0].values == "bf16"
     smallest = torch.tensor([[1.0, 0.0, 2.0**-149]])
@@ -179,7 +179,7 @@ def test_a_row_that_no_scale_holds_takes_bfloat16_and_the_smallest_numbers_stay_
         assert torch.equal(back.state_dict["w"], smallest)
 
 
-def test_int8_is_within_half_a_step_and_keeps_what_is_below_it():
+def test_int8_is_within_half_a_step_and_keeps_smaller_weights():
     torch.manual_seed(0)
     weight = torch.randn(50, 40) * (torch.rand(50, 40) < 0.3)
     weight[0] = 0
@@ -202,7 +202,7 @@ def test_fp16_and_bf16_round_as_pytorch_does():
 
 
 @pytest.mark.parametrize(
-    ("asked", "bias", "code"),
+    ("choice", "bias", "code"),
     [
         ("fp16", [0.1, 0.0, -3.0], "fp16"),
         ("int8", [0.1, 0.0, -3.0], "fp16"),
@@ -212,14 +212,14 @@ def test_fp16_and_bf16_round_as_pytorch_does():
         ("fp16", [1.0, 7e4], "raw"),  # would be infinite
     ],
 )
-def test_a_bias_is_rounded_where_no_entry_is_lost(asked, bias, code):
+def test_a_bias_is_rounded_where_no_entry_is_lost(choice, bias, code):
     state = {"fc.weight": torch.eye(len(bias)), "fc.bias": torch.tensor(bias)}
-    back = unpack(pack(state, {}, ["fc.weight"], asked, biases=["fc.bias"]))
+    back = unpack(pack(state, {}, ["fc.weight"], choice, biases=["fc.bias"]))
     assert back.entries[1].values == code
     assert torch.equal(back.state_dict["fc.bias"], round_to_code(state["fc.bias"], code))
 
 
-def test_what_a_norm_shares_with_a_bias_is_not_rounded():
+def test_a_tensor_that_a_norm_shares_with_a_bias_is_not_rounded():
     same = torch.tensor([0.1, 0.2])
     state = {"conv.bias": same, "norm.running_mean": same.clone(), "fc.bias": same / 3}
     back = unpack(pack(state, {}, [], biases=["conv.bias", "fc.bias"]))
@@ -227,7 +227,7 @@ def test_what_a_norm_shares_with_a_bias_is_not_rounded():
     assert torch.equal(back.state_dict["norm.running_mean"], same)
 
 
-def test_the_sign_of_a_zero_goes_in_pruned_tensors_alone():
+def test_the_sign_of_a_zero_is_lost_only_in_pruned_tensors():
     zeros = torch.tensor([[-0.0, 1.0, 0.0, -0.0]])
     back = unpack(pack({"w": zeros, "bias": zeros[0]}, {}, ["w"], "fp32")).state_dict
     assert back["w"].signbit().tolist() == [[False] * 4]
@@ -249,7 +249,7 @@ def test_tied_weights_are_stored_once_and_pruned_if_one_of_them_is():
     assert literal["head.weight"] == literal["embed.weight"]
 
 
-def test_the_cost_of_random_gaps_is_near_the_entropy():
+def test_random_gaps_cost_nearly_their_entropy():
     generator = np.random.default_rng(0)
     for density in (0.01, 0.05, 0.1):
         indices = np.flatnonzero(generator.random(400_000) < density)
@@ -260,7 +260,7 @@ def test_the_cost_of_random_gaps_is_near_the_entropy():
         assert entropy * 0.999 < len(unary) + len(low) < 1.04 * entropy
 
 
-def test_a_file_with_hardly_any_weight_is_padded_to_a_length_that_is_believed():
+def test_a_file_with_hardly_any_weight_is_padded_to_a_length_that_readers_accept():
     state = {"w": torch.zeros(4_000_000), "x": torch.ones(5)}
     data = pack(state, {}, ["w"])
     assert len(data) == math.ceil((4_000_005 - container.FREE_WEIGHTS) / container.WEIGHTS_PER_BYTE)
@@ -274,7 +274,7 @@ def test_equal_values_are_padded_too():
     assert torch.equal(unpack(data).state_dict["w"], state["w"])
 
 
-def test_facts_that_compress_too_well_to_be_believed_are_stored_as_they_are():
+def test_metadata_that_compresses_too_well_is_stored_plain():
     meta = {"zeros": [0] * 100_000}
     data = pack({"w": torch.ones(1)}, meta, [])
     assert len(data) > 200_000
@@ -338,7 +338,7 @@ def test_what_cannot_be_packed_is_refused(state, meta, values, what, do):
     assert do in error.value.do
 
 
-def test_facts_become_json():
+def test_metadata_becomes_json():
     meta = {"t": (1, 2), "nan": math.nan, "deep": [{"inf": math.inf}], 5: "ö"}
     back = unpack(pack({"w": torch.ones(1)}, meta, [])).meta
     assert back == {"t": [1, 2], "nan": None, "deep": [{"inf": None}], "5": "ö"}

@@ -1,4 +1,4 @@
-"""Damaged and hostile packs: an error of one line, and no memory beyond what the file is worth."""
+"""Damaged and hostile packed files: a one-line error, and no more memory than they warrant."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lpss_cli.errors import InputError
 LIMIT = 150e6  # bytes that reading a small file may take, whatever it declares
 
 
-def small() -> dict[str, torch.Tensor]:
-    """One tensor of every coding, with scales and without, and one of every sort of type."""
+def sample_network() -> dict[str, torch.Tensor]:
+    """One tensor for every coding, with scales and without, and one for every sort of dtype."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(20, 30, generator=generator)
     drawn = torch.rand(20, 30, generator=generator)
@@ -50,21 +50,22 @@ def small() -> dict[str, torch.Tensor]:
     }
 
 
-NAMES = [name for name in small() if name.endswith("weight")]
-with mock.patch.object(tensors, "SPLIT_COST", 13):  # so small a tensor would not be split
-    WHOLE = pack(small(), {"arch": "x"}, NAMES, "int8")
-    PLAIN = pack(small(), {"arch": "x"}, NAMES, "int8", compress=False)
+NAMES = [name for name in sample_network() if name.endswith("weight")]
+# At the usual cost such small tensors would not be split.
+with mock.patch.object(tensors, "SPLIT_COST", 13):
+    WHOLE = pack(sample_network(), {"arch": "x"}, NAMES, "int8")
+    PLAIN = pack(sample_network(), {"arch": "x"}, NAMES, "int8", compress=False)
 START = container.HEADER_OFFSET
 
 
 def parts(data: bytes) -> tuple[dict, bytes]:
-    """Header and body of an uncompressed file."""
+    """Return header and body of an uncompressed file."""
     size = struct.unpack_from("<I", data, 12)[0]
     return json.loads(data[START : START + size]), data[START + size :]
 
 
 def build(header: dict | bytes, body: bytes, version: int = 2) -> bytes:
-    """A file with the right lengths and hash, whatever is in it."""
+    """Return a file with the right lengths and hash, whatever it holds."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     fixed = struct.pack("<8sHHIIQ", MAGIC, version, 0, len(text), len(text), len(body))
     return fixed + hashlib.sha256(fixed + text + body).digest() + text + body
@@ -85,10 +86,10 @@ def test_the_sample_has_every_coding():
 
 
 def test_a_rebuilt_file_is_read():
-    assert list(unpack(build(*parts(PLAIN))).state_dict) == list(small())
+    assert list(unpack(build(*parts(PLAIN))).state_dict) == list(sample_network())
 
 
-def refused(tmp_path, data: bytes) -> str:
+def error_of(tmp_path, data: bytes) -> str:
     """Read a file as every command does; return its error, which must be one line."""
     path = tmp_path / "m.lpss"
     path.write_bytes(data)
@@ -101,8 +102,8 @@ def refused(tmp_path, data: bytes) -> str:
 @pytest.mark.parametrize("part", range(20))
 def test_a_truncated_file_is_refused(tmp_path, part):
     for whole in (WHOLE, PLAIN):
-        refused(tmp_path, whole[: len(whole) * part // 20])
-        refused(tmp_path, whole[: len(whole) - 1 - part])
+        error_of(tmp_path, whole[: len(whole) * part // 20])
+        error_of(tmp_path, whole[: len(whole) - 1 - part])
 
 
 @given(st.integers(0, 8 * len(WHOLE) - 1))
@@ -115,7 +116,7 @@ def test_no_flipped_bit_goes_unnoticed(place):
 
 @pytest.mark.parametrize("more", [b"\0", WHOLE])
 def test_bytes_after_the_end_are_refused(tmp_path, more):
-    assert "another length than it declares" in refused(tmp_path, WHOLE + more)
+    assert "another length than it declares" in error_of(tmp_path, WHOLE + more)
 
 
 HUGE = (2**31 - 1, 2**31, 2**62, 2**63, 10**30, -1, 0, 1, True, None, 1.5, "7", [], {})
@@ -124,8 +125,8 @@ HUGE = (2**31 - 1, 2**31, 2**62, 2**63, 10**30, -1, 0, 1, True, None, 1.5, "7", 
 WORDS = ("gaps", "mask", "bytes", "all", "raw", "fp16", "fp16-rows", "bool")
 
 
-def peak(data: bytes) -> float:
-    """Most memory that reading takes; anything but ``MalformedError`` fails."""
+def peak_memory(data: bytes) -> float:
+    """Return the most memory that reading takes; fail on any error but ``MalformedError``."""
     tracemalloc.start()
     try:
         with contextlib.suppress(MalformedError):
@@ -135,11 +136,11 @@ def peak(data: bytes) -> float:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("line", range(len(small())))
-def test_any_number_of_a_line_may_lie(line):
-    """Every number and text of the table, replaced by others, with the right hash."""
-    for key, told in parts(PLAIN)[0]["tensors"][line].items():
-        for place in range(len(told)) if isinstance(told, list) and told else [None]:
+@pytest.mark.parametrize("line", range(len(sample_network())))
+def test_any_number_in_a_line_may_be_wrong(line):
+    """Replace every number and text of the table by others, with the right hash."""
+    for key, values in parts(PLAIN)[0]["tensors"][line].items():
+        for place in range(len(values)) if isinstance(values, list) and values else [None]:
             for value in (*HUGE, *WORDS):
                 header, body = parts(PLAIN)
                 described = header["tensors"][line]
@@ -147,29 +148,29 @@ def test_any_number_of_a_line_may_lie(line):
                     described[key] = value
                 else:
                     described[key][place] = value
-                assert peak(build(header, body)) < LIMIT
+                assert peak_memory(build(header, body)) < LIMIT
 
 
-@pytest.mark.parametrize("line", range(len(small())))
-def test_any_choice_and_code_may_be_added_or_missing(line):
+@pytest.mark.parametrize("line", range(len(sample_network())))
+def test_any_selection_and_code_may_be_added_or_missing(line):
     choices = (["mask", 3], ["gaps", 2**40, 0, 0], ["bytes", 0, 0], ["mask", 1], [], None, "mask")
     for key in ("rows", "columns", "split", "places", "rest", "values", "sections", "as", "shape"):
         for value in (*choices, "fp16-rows", "int8-rows", [2**31 - 1, 0], [0, 2**31 - 1], [2**30]):
             header, body = parts(PLAIN)
             header["tensors"][line][key] = value
-            assert peak(build(header, body)) < LIMIT
+            assert peak_memory(build(header, body)) < LIMIT
         header["tensors"][line].pop(key)
-        assert peak(build(header, body)) < LIMIT
+        assert peak_memory(build(header, body)) < LIMIT
 
 
-def test_what_the_header_says_of_joined_planes_may_lie():
+def test_what_the_header_says_about_joined_planes_may_be_wrong():
     for value in HUGE:
         header, body = parts(PLAIN)
-        assert peak(build({**header, "short": value}, body)) < LIMIT
-        assert peak(build({**header, "joined": value}, body)) < LIMIT
+        assert peak_memory(build({**header, "short": value}, body)) < LIMIT
+        assert peak_memory(build({**header, "joined": value}, body)) < LIMIT
         for place in range(len(header["joined"])):
             joined = [value if i == place else n for i, n in enumerate(header["joined"])]
-            assert peak(build({**header, "joined": joined}, body)) < LIMIT
+            assert peak_memory(build({**header, "joined": joined}, body)) < LIMIT
 
 
 def test_random_edits_of_header_and_body_are_refused_or_read():
@@ -182,7 +183,7 @@ def test_random_edits_of_header_and_body_are_refused_or_read():
         text = bytearray(json.dumps(header).encode())
         for _ in range(draw.randint(0, 2)):
             text[draw.randrange(len(text))] = draw.choice(b'0123456789"[]{},:e-x\xff')
-        assert peak(build(bytes(text), bytes(changed))) < LIMIT
+        assert peak_memory(build(bytes(text), bytes(changed))) < LIMIT
 
 
 def test_edits_of_compressed_sections_are_refused_or_read():
@@ -192,7 +193,7 @@ def test_edits_of_compressed_sections_are_refused_or_read():
         data = bytearray(WHOLE)
         data[draw.randrange(START + size, len(data))] = draw.randrange(256)
         data[28:60] = hashlib.sha256(data[:28] + data[60:]).digest()
-        assert peak(bytes(data)) < LIMIT
+        assert peak_memory(bytes(data)) < LIMIT
     assert plain > size  # the header was compressed too
 
 
@@ -265,10 +266,10 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_small_file_gets_no_large_memory(tmp_path, name):
+def test_a_small_file_takes_little_memory(tmp_path, name):
     assert len(BOMBS[name]) < 2e6
-    assert peak(BOMBS[name]) < LIMIT
-    refused(tmp_path, BOMBS[name])
+    assert peak_memory(BOMBS[name]) < LIMIT
+    error_of(tmp_path, BOMBS[name])
 
 
 def zeros_frame(size: int, declared: bool = True) -> bytes:
@@ -307,8 +308,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_no_writer_makes_is_named(tmp_path, what):
-    assert what in refused(tmp_path, file(WRONG[what]))
+def test_the_error_says_which_rule_a_line_breaks(tmp_path, what):
+    assert what in error_of(tmp_path, file(WRONG[what]))
 
 
 @pytest.mark.parametrize(
@@ -346,13 +347,13 @@ def test_what_no_writer_makes_is_named(tmp_path, what):
         (file(gaps([4], 1, 0, 3, 1, 0, 1, 1, 1, 1), body=b"\x02" + bytes(4)), "without an end"),
     ],
 )  # fmt: skip
-def test_broken_content_is_named(tmp_path, data, what):
-    assert what in refused(tmp_path, data)
+def test_the_error_says_what_is_broken(tmp_path, data, what):
+    assert what in error_of(tmp_path, data)
 
 
 def test_a_copy_must_be_of_the_same_kind_and_of_a_stored_tensor(tmp_path):
     assert list(unpack(file(line(), copy_of(0))).state_dict) == ["w", "c"]
     other = copy_of(0, shape=[2, 2])
-    assert "same as a tensor of another kind" in refused(tmp_path, file(line(), other))
+    assert "same as a tensor of another kind" in error_of(tmp_path, file(line(), other))
     again = copy_of(1, name="d")
-    assert "a copy of a copy" in refused(tmp_path, file(line(), copy_of(0), again))
+    assert "a copy of a copy" in error_of(tmp_path, file(line(), copy_of(0), again))

@@ -37,8 +37,8 @@ def test_each_coding_is_taken_where_it_is_the_shortest():
     assert entry.positions.coding == "all"
 
 
-def dead(rows: int, columns: int, live: tuple[int, int], density: float) -> torch.Tensor:
-    """A random matrix with so many live rows and columns, at random places."""
+def with_dead_sides(rows: int, columns: int, live: tuple[int, int], density: float) -> torch.Tensor:
+    """Return a random matrix with ``live`` rows and columns that are not zero, at random places."""
     torch.manual_seed(0)
     inside = torch.randn(live) * (torch.rand(live) < density)
     for i in range(max(live)):
@@ -60,7 +60,7 @@ def dead(rows: int, columns: int, live: tuple[int, int], density: float) -> torc
 )
 @pytest.mark.parametrize("values", ["fp16", "int8"])
 def test_dead_rows_and_columns_are_named_where_it_pays(live, density, rows, columns, values):
-    weight = dead(200, 300, live, density)
+    weight = with_dead_sides(200, 300, live, density)
     data = pack({"w": weight}, {}, ["w"], values)
     entry = unpack(data).entries[0]
     assert (entry.live_rows.coding != "all", entry.live_columns.coding != "all") == (rows, columns)
@@ -71,7 +71,7 @@ def test_dead_rows_and_columns_are_named_where_it_pays(live, density, rows, colu
 
 
 def test_a_dense_block_costs_its_values_and_a_bit_for_each_row_and_column():
-    weight = dead(200, 300, (50, 60), 1.0)
+    weight = with_dead_sides(200, 300, (50, 60), 1.0)
     data = pack({"w": weight}, {}, ["w"], "fp16", compress=False)
     entry = unpack(data).entries[0]
     assert entry.kept == 50 * 60
@@ -79,17 +79,17 @@ def test_a_dense_block_costs_its_values_and_a_bit_for_each_row_and_column():
 
 
 @pytest.mark.parametrize("values", CHOICES)
-def test_much_used_columns_are_coded_apart(values):
+def test_dense_columns_are_coded_separately(values):
     torch.manual_seed(0)
-    thick = torch.randperm(400) < 200
-    density = torch.where(thick, torch.tensor(0.15), torch.tensor(0.01))
+    dense = torch.randperm(400) < 200
+    density = torch.where(dense, torch.tensor(0.15), torch.tensor(0.01))
     weight = torch.randn(200, 400) * (torch.rand(200, 400) < density)
     data = pack({"w": weight}, {}, ["w"], values)
     (entry,) = unpack(data).entries
     assert entry.split is not None
     assert entry.split.kept == 200
-    assert entry.positions.kept == int((weight[:, thick] != 0).sum())
-    assert entry.rest.kept == int((weight[:, ~thick] != 0).sum())
+    assert entry.positions.kept == int((weight[:, dense] != 0).sum())
+    assert entry.rest.kept == int((weight[:, ~dense] != 0).sum())
     assert torch.equal(unpack(data).state_dict["w"], round_to_code(weight, entry.values))
     exact = torch.tensor(pack_reference.read(data)[2]["w"][2], dtype=torch.float64)
     assert torch.equal(exact.float().reshape(weight.shape), unpack(data).state_dict["w"])
@@ -108,12 +108,12 @@ def test_columns_that_are_alike_stay_together():
     rows, columns = np.nonzero(weight.numpy())
     assert tensors.dense_columns(columns, 200, 400) is None
     assert tensors.dense_columns(columns[rows == 0], 1, 400) is None
-    # Four thick columns of a thousand: 4,000 · H(0.5) and 996,000 · H(0.001) against 1M · H(0.003).
+    # Four dense columns of a thousand: 4,000 · H(0.5) and 996,000 · H(0.001) against 1M · H(0.003).
     few = np.concatenate([np.arange(1000).repeat(1), np.arange(4).repeat(500)])
     assert tensors.dense_columns(few, 1000, 1000).tolist() == [0, 1, 2, 3]
 
 
-# Written by version 1: a file with a tied weight, an int8 one with dead columns, a norm.
+# A file in version 1: a tied weight, an int8 weight with dead columns, and a norm.
 VERSION_1 = """
 k0xQU1MNChoBAAAAlAAAAPECAAAmAQAAAAAAAMWBZjULEhQIG9PkoakJz3l+i9UI+IGE5Rqa+XEyYPxOKLUv/WDxAVUE
 AMLDDRGQfXbsIFK1vLuMbxMGu/8HIFs1FzN7ckFsXcbzVvpkOFJ/nDghxX+4MF7+hxFCgR9BlGTl1AEbgNBOzCxjuaVA
@@ -143,16 +143,16 @@ def test_a_file_of_version_1_is_read():
     assert literal["steps"][2] == [7]
 
 
-def test_scales_are_stored_for_live_rows_alone():
-    weight = dead(200, 300, (50, 60), 0.3)
+def test_scales_are_stored_only_for_live_rows():
+    weight = with_dead_sides(200, 300, (50, 60), 0.3)
     entry = unpack(pack({"w": weight}, {}, ["w"], "int8", compress=False)).entries[0]
     assert entry.values == "int8-rows"
     assert [size for (*_, part, _), size in entry.planes() if part == "scale"] == [50] * 4
 
 
-def test_dead_rows_and_columns_of_a_convolution_come_back():
+def test_dead_rows_and_columns_of_a_convolution_round_trip():
     torch.manual_seed(0)
-    weight = dead(48, 40 * 9, (20, 9 * 9), 0.2).reshape(48, 40, 3, 3)
+    weight = with_dead_sides(48, 40 * 9, (20, 9 * 9), 0.2).reshape(48, 40, 3, 3)
     for values in CHOICES:
         data = pack({"w": weight}, {}, ["w"], values)
         entry = unpack(data).entries[0]
@@ -162,7 +162,7 @@ def test_dead_rows_and_columns_of_a_convolution_come_back():
         assert torch.equal(exact.float().reshape(weight.shape), unpack(data).state_dict["w"])
 
 
-def test_the_shortest_choice_is_the_shortest_of_all_three():
+def test_the_chosen_coding_is_the_shortest_of_all_three():
     generator = np.random.default_rng(0)
     for density in (0.001, 0.05, 0.4):
         indices = np.flatnonzero(generator.random(5000) < density)
@@ -173,11 +173,13 @@ def test_the_shortest_choice_is_the_shortest_of_all_three():
             len(coding.store_section(positions.encode_mask(indices, 5000))),
             len(coding.store_section(positions.encode_bytes(indices))),
         ]
-        way, parts = positions.encode_selection(indices, 5000, None, True)
+        selection, parts = positions.encode_selection(indices, 5000, None, True)
         assert sum(map(len, parts)) == min(tried)
-        plain = [coding.load_section(p, n) for p, n in zip(parts, way.lengths(5000), strict=True)]
-        assert positions.decode_selection(way, plain, 5000).tolist() == indices.tolist()
-        assert positions.parse_selection(way.to_list(), 5000) == way
+        plain = [
+            coding.load_section(p, n) for p, n in zip(parts, selection.lengths(5000), strict=True)
+        ]
+        assert positions.decode_selection(selection, plain, 5000).tolist() == indices.tolist()
+        assert positions.parse_selection(selection.to_list(), 5000) == selection
 
 
 def test_gaps_as_bytes_have_the_bytes_of_their_definition():
@@ -197,7 +199,7 @@ def test_short_planes_are_joined_where_it_pays():
     assert [len(entry.sections) for entry in unpack(alone).entries] == [4]
 
 
-def test_a_header_costs_a_line_a_few_bytes():
+def test_a_line_of_the_header_costs_a_few_bytes():
     many = {f"layer{i // 10}.{i % 10}.bn.weight": torch.ones(0) for i in range(100)}
     data = pack(many, {}, [])
     assert len(data) - container.HEADER_OFFSET < 100 * 6

@@ -17,7 +17,7 @@ from lpss_cli.checkpoints import artifact
 HERE = Path(__file__).parents[1]
 
 
-def test_no_payload_runs_whatever_reads_the_file(tmp_path):
+def test_no_payload_runs_whichever_command_reads_the_file(tmp_path):
     done = subprocess.run(
         [sys.executable, str(HERE / "gadgets.py"), str(tmp_path)],
         capture_output=True,
@@ -29,14 +29,14 @@ def test_no_payload_runs_whatever_reads_the_file(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["gadgets"] >= 30
     assert found["runs"] == found["gadgets"] * 3 * 9
-    assert found["dead"] == []  # each of them does run when pickle loads it
+    assert found["dead"] == []  # every payload runs if pickle itself loads it
     assert found["executed"] == []
     assert found["wrong"] == []
     assert found["outputs unchanged"]
 
 
 @pytest.mark.parametrize("forced", ["0", "1"])
-def test_the_state_of_a_killed_run_is_no_way_in_either(tmp_path, monkeypatch, forced):
+def test_a_saved_training_state_is_examined_too(tmp_path, monkeypatch, forced):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", forced)
     monkeypatch.chdir(tmp_path)
     Path("model.pt.partial").write_bytes(archive(b"cos\nmkdir\n(X\x04\x00\x00\x00eviltR."))

@@ -1,4 +1,4 @@
-"""Wrapped, masked and normalised state_dicts become those of the bare network."""
+"""Wrapped, masked and weight-normalized state_dicts become those of the bare network."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def test_prune_pairs_are_multiplied():
     assert sorted(notes) == ["folded 0.weight", "folded 3.bias", "folded 3.weight"]
     with torch.device("meta"):  # the same without values
         shapes = {name: torch.empty(t.shape) for name, t in model.state_dict().items()}
-    folds, same = plan_folds(shapes)
-    assert (list(folds), same) == (list(folded), notes)
+    folds, planned_notes = plan_folds(shapes)
+    assert (list(folds), planned_notes) == (list(folded), notes)
     assert folds["3.bias"].sources == ("3.bias_orig", "3.bias_mask")
     assert {name for name, fold in folds.items() if fold.combine} == set(expected)
 
 
 @pytest.mark.parametrize("weight", [torch.float32, torch.float16, torch.float8_e5m2])
 @pytest.mark.parametrize("mask", [torch.float32, torch.bool, torch.uint16, torch.float8_e4m3fn])
-def test_masks_may_be_of_any_kind(weight, mask):
+def test_masks_may_have_any_dtype(weight, mask):
     values, kept = torch.tensor([[3.0, -4.0]]).to(weight), torch.tensor([[0.0, 1.0]]).to(mask)
     folded, _ = fold_state_dict({"w_orig": values, "w_mask": kept})
     assert folded["w"].dtype == weight
@@ -76,7 +76,7 @@ def test_a_mask_without_its_weight_stays():
 SHAPES = [(4, 6), (4, 2, 3), (4, 2, 3, 3), (1, 6), (4, 1), (1, 1)]
 
 
-def normalised(shape: tuple[int, ...], dim: int | None) -> nn.Module:
+def weight_normed_layer(shape: tuple[int, ...], dim: int | None) -> nn.Module:
     torch.manual_seed(0)
     layer = nn.Module()
     layer.weight = nn.Parameter(torch.randn(shape))
@@ -90,7 +90,7 @@ def normalised(shape: tuple[int, ...], dim: int | None) -> nn.Module:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("prefix", ["", "features.3."])
 def test_weight_norm_parametrizations_equal_the_modules_weight(shape, dim, prefix):
-    layer = normalised(shape, dim)
+    layer = weight_normed_layer(shape, dim)
     folded, notes = fold_state_dict({prefix + name: t for name, t in layer.state_dict().items()})
     assert list(folded) == [prefix + "weight"]
     torch.testing.assert_close(folded[prefix + "weight"], layer.weight.detach())
@@ -99,8 +99,8 @@ def test_weight_norm_parametrizations_equal_the_modules_weight(shape, dim, prefi
 
 @pytest.mark.parametrize("dim", [0, 1, None])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_weight_norm_of_the_old_kind_equals_the_modules_weight(shape, dim):
-    layer = normalised(shape, dim)
+def test_old_style_weight_norm_equals_the_modules_weight(shape, dim):
+    layer = weight_normed_layer(shape, dim)
     g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
     folded, _ = fold_state_dict(
         {"3.bias": torch.ones(4), "3.weight_g": g.detach(), "3.weight_v": v.detach()}

@@ -1,4 +1,4 @@
-"""Files read a tensor at a time: the same numbers, bounded memory, and no change unnoticed."""
+"""Files that are read one tensor at a time: the same numbers, bounded memory, changes noticed."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def test_every_dtype_is_read_as_the_library_does(tmp_path):
         found = streamed[name]
         assert (f"torch.{found.dtype.name}", found.shape) == (str(tensor.dtype), tensor.shape)
         assert found.tobytes() == arrays.to_numpy(tensor).tobytes(), name
-        described, whole_one = (
+        spec, expected = (
             [(t.shape, t.dim(), t.numel(), t.element_size(), t.is_floating_point())]
             for t in (streamed.specs[name], tensor)
         )
-        assert described == whole_one, name
+        assert spec == expected, name
 
 
-def same(path):
-    """The report of a streamed file is that of the same file in memory."""
+def assert_same_report(path):
+    """Check that a streamed file has the same report as the file in memory."""
     streamed, whole = loading.browse(path), loading.read(path)
     assert streamed.stream is not None
     assert streamed.notes == whole.notes
     assert report(streamed) == report(whole)
 
 
-def test_the_report_is_that_of_the_whole_file(path, tmp_path):
-    same(path)
+def test_a_streamed_file_has_the_same_report(path, tmp_path):
+    assert_same_report(path)
     odd = {
         **STATE,
         "fc3.weight": torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).bfloat16(),
@@ -77,20 +77,20 @@ def test_the_report_is_that_of_the_whole_file(path, tmp_path):
         "empty.weight": torch.zeros(0, 4),
     }
     save_file({f"module.{name}": tensor for name, tensor in odd.items()}, path)
-    same(path)
+    assert_same_report(path)
     artifact.save(tmp_path / "a.pt", STATE, {"arch": "mlp:6-4-3", "weights": {"fc1.weight": {}}})
     assert lpss("export", tmp_path / "a.pt", "--format", "safetensors")[0] == 0
-    same(tmp_path / "a.safetensors")
+    assert_same_report(tmp_path / "a.safetensors")
 
 
-def test_weights_kept_in_parts_are_read_as_ever(tmp_path):
+def test_weights_stored_in_parts_are_not_streamed(tmp_path):
     parts = {"fc.weight_orig": torch.ones(2, 3), "fc.weight_mask": torch.eye(2, 3)}
     save_file(parts, tmp_path / "m.safetensors")
     assert loading.browse(tmp_path / "m.safetensors").stream is None
     assert report(tmp_path / "m.safetensors").zeros == 4
 
 
-def test_pages_and_other_kinds_are_the_same(path, tmp_path):
+def test_pages_and_other_formats_work_too(path, tmp_path):
     assert lpss("report", path, "--html", tmp_path / "a.html")[0] == 0
     torch.save(STATE, tmp_path / "m.pt")
     assert lpss("report", tmp_path / "m.pt", path)[0] == 0
@@ -125,7 +125,7 @@ def test_a_file_that_changes_between_two_tensors_is_refused(path, change):
         streamed["fc2.weight"]
 
 
-def test_a_tensor_larger_than_memory_is_told_in_words(path, monkeypatch):
+def test_a_tensor_larger_than_memory_is_an_input_error(path, monkeypatch):
     def full(*_):
         raise MemoryError
 
@@ -134,7 +134,7 @@ def test_a_tensor_larger_than_memory_is_told_in_words(path, monkeypatch):
         TensorReader(path)["fc1.weight"]
 
 
-def test_a_kind_that_the_library_does_not_read_is_no_damage(path, monkeypatch):
+def test_a_dtype_that_the_library_does_not_read_is_not_called_damage(path, monkeypatch):
     def unknown(_):
         raise KeyError("F8_E8M0")
 
@@ -156,7 +156,7 @@ def test_blocks_change_nothing(values, columns, block):
     whole = measure("w", tensor)
     assert replace(found, hoyer=None, survivors=None) == replace(whole, hoyer=None, survivors=None)
     assert found.hoyer == pytest.approx(whole.hoyer)
-    # Longer numbers are looked at in another way.
+    # float64 takes another path.
     longer = measure("w", tensor.double())
     assert replace(longer, hoyer=None, survivors=None) == replace(whole, hoyer=None, survivors=None)
     assert longer.hoyer == pytest.approx(whole.hoyer)
@@ -217,8 +217,8 @@ def test_a_report_needs_no_pytorch_and_the_memory_of_its_largest_tensor(path, tm
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert found["prunable"] == 4 * 2236 * 2236
-    assert np.isclose(found["hoyer"], 0.2067, atol=2e-3)  # of a long normal row: 1 - √(2/π)
+    assert np.isclose(found["hoyer"], 0.2067, atol=2e-3)  # Hoyer of a long normal row: 1 - √(2/π)
     assert "<svg" in (tmp_path / "r.html").read_text()
     *facts, peak = done.stderr.split()[-3:]
     assert facts == ["True", "False"]
-    assert int(peak) < 110_000  # 60 MB of it for Python, NumPy and what prints
+    assert int(peak) < 110_000  # of which Python, NumPy and the printer take 60 MB

@@ -99,7 +99,7 @@ def test_a_state_that_reads_back_differently_takes_nobodys_place(saved, monkeypa
         save({**content, "step": 5}, path)
 
     monkeypatch.setattr(torch, "save", other)
-    with pytest.raises(InputError, match="its digest does not fit its content"):
+    with pytest.raises(InputError, match="its digest does not match its content"):
         saved.write({"step": 1})
     monkeypatch.undo()
     assert saved.read(silent) == (saved.newest, {"step": 0})

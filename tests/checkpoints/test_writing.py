@@ -1,4 +1,4 @@
-"""Outputs: nothing is lost when a run is killed, fails, or meets another one."""
+"""Outputs: nothing is lost if a run is killed, fails, or meets another run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refused(said: str, *words: object) -> None:
 
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> Path:
-    """A small artefact in an empty working directory."""
+    """A small artifact in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     code, _, err = lpss("train", "--arch", "mlp:64-8-10", *FAST)
     assert code == 0, err
@@ -53,8 +53,8 @@ def test_the_second_of_two_runs_on_one_output_is_refused(model):
             refused(said, "sparsify", model, "--out", "o.pt")
             refused(said, "train", "--out", "o.pt")
             refused(said, "ticket", model, "--out", "o.pt", "--force")
-            assert temporaries(Path()) == busy  # the living one's files are not swept
-        assert temporaries(Path()) == busy  # and killed, it leaves them
+            assert temporaries(Path()) == busy  # files of a run that is alive are not removed
+        assert temporaries(Path()) == busy  # a killed run leaves its files
         assert lpss("train", "--arch", "mlp:64-8-10", "--out", "o.pt", *FAST)[0] == 0
         assert temporaries(Path()) == []
         Path("o.pt").unlink()
@@ -185,7 +185,7 @@ def test_an_input_that_goes_away_while_it_is_trained_costs_nothing(model, monkey
 
 
 def test_a_full_disk_leaves_the_old_file(model):
-    """The system refuses to write more than so many bytes into a file, as a full disk would."""
+    """The system limits the size of a file, which has the same effect as a full disk."""
     outputs = [Path("model.sparse.pt"), Path("model.safetensors")]
     for path in outputs:
         path.write_bytes(b"old")
@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_old_file(model):
 
 
 def storm(folder: Path, kills: int) -> dict[str, int]:
-    """Kill a process that saves and saves, at random moments; the file must always be whole.
+    """Kill a process that saves in a loop, at random moments; the file must always be complete.
 
     Each of them is a process of its own, forked from one that has done the imports.
     """
@@ -235,7 +235,7 @@ def storm(folder: Path, kills: int) -> dict[str, int]:
                 pass
             found["kills"] += 1
             found["left"] += len(temporaries(folder)) > 0
-            after = read(path)  # whole: its manifest is checked
+            after = read(path)  # complete, because its digest is checked
             assert bool((after.state_dict["w"] == after.meta["step"]).all())
             found["new"] += after.meta["step"] != before
         server.stdin.close()
@@ -244,7 +244,7 @@ def storm(folder: Path, kills: int) -> dict[str, int]:
     return found
 
 
-# Imports once, and saves in children that are forked when asked for.
+# Imports once, and saves in children that are forked on request.
 FORKS = """
 import os, sys
 from pathlib import Path
@@ -270,8 +270,8 @@ for line in sys.stdin:
 def test_twenty_kills_lose_nothing(tmp_path):
     found = storm(tmp_path, 20)
     assert found["kills"] == 20
-    assert found["left"] > 0  # some of them did hit a save
-    assert found["new"] >= 10  # and some a later one
+    assert found["left"] > 0  # some kills did hit a save
+    assert found["new"] >= 10  # and some a later save
 
 
 @pytest.mark.slow

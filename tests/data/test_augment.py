@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lpss_cli.data import AUGMENTS
 from lpss_cli.data import augment as augmentation
 from lpss_cli.errors import InputError
 
@@ -73,3 +74,7 @@ def test_policies():
         augmentation.policy("cifer")
     with pytest.raises(InputError, match="needs images of more than 4 pixels"):
         augmentation.for_shape("cifar", (3, 4, 4))
+
+
+def test_the_choices_of_the_option_are_the_policies():
+    assert tuple(augmentation.POLICIES) == AUGMENTS

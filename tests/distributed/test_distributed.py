@@ -27,7 +27,7 @@ from lpss_cli.distributed import launch
 from lpss_cli.distributed.context import DistributedContext, LostError
 from lpss_cli.distributed.process_group import joined
 from lpss_cli.errors import InputError, RunError, StoppedError
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.training import callbacks, method
@@ -122,12 +122,16 @@ def test_only_training_is_shared(second, monkeypatch):
     code, out, err = lpss("report", "a.pt")
     assert (code, out) == (2, "")
     assert two_lines(err)
-    assert "lpss report is done by one process, and this is one of 4" in err
+    assert "lpss report runs in one process, and this is one of 4" in err
 
 
 @pytest.mark.parametrize(
     ("device", "said"),
-    [("cuda:1", "one device for 4"), ("mps", "not shared"), ("cuda", "2 processes share")],
+    [
+        ("cuda:1", "one device for 4"),
+        ("mps", "does not work in several processes"),
+        ("cuda", "2 processes share"),
+    ],
 )
 def test_devices_that_cannot_be_shared_are_refused(second, monkeypatch, device, said):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -299,7 +303,7 @@ def noisy(out, resume=False, name="lpss"):
 
 def train(out, resume=False, stop=None, rank=0, name="lpss"):
     eyes = Eyes(stop, rank)
-    outcome = commands.train(noisy(out, resume, name), eyes)
+    outcome = training_job.train(noisy(out, resume, name), eyes)
     return outcome.after, outcome.report.zeros, eyes.said
 
 
@@ -319,14 +323,14 @@ def test_a_job_of_two_processes_goes_on_to_the_same_bits_and_with_another_number
     for error in together(train, "a.pt", False, 8, 1, name):
         assert isinstance(error, StoppedError)
         assert error.what.endswith("after step 8 of 30: its state is in a.pt.partial")
-        assert error.do == "go on with: lpss train --resume"
+        assert error.do == "resume with: lpss train --resume"
     Path("b.pt.partial").write_bytes(Path("a.pt.partial").read_bytes())
     assert together(train, "a.pt", True, None, 0, name)[0][1:] == straight[0][1:]
     same_bits("straight.pt", "a.pt")
     _, zeros, said = train("b.pt", True, name=name)
     assert zeros == straight[0][1]
     assert said == [
-        "b.pt.partial: processes was '2' there and is '1' here; so the result will not be the "
+        "b.pt.partial: processes was '2' and is '1' now; so the result will not be the "
         "same to the last bit"
     ]
     assert not Path("b.pt.partial").exists()
@@ -341,7 +345,7 @@ def gone(out):
                 os._exit(9)
 
     request = noisy(out)
-    commands.train(Request(**{**request.__dict__, "checkpoint_steps": 5}), Gone())
+    training_job.train(Request(**{**request.__dict__, "checkpoint_steps": 5}), Gone())
 
 
 def test_a_process_that_ends_ends_the_run_which_another_number_resumes():
@@ -351,7 +355,7 @@ def test_a_process_that_ends_ends_the_run_which_another_number_resumes():
     for rank in (0, 2):
         assert isinstance(found[rank], LostError)
         assert found[rank].what.startswith(f"process {rank} of 3 has lost the others")
-        assert found[rank].do == "go on with: lpss train --resume"
+        assert found[rank].do == "resume with: lpss train --resume"
     assert together(train, "a.pt", True)[0][1] == train("b.pt")[1]
 
 
@@ -422,6 +426,6 @@ def test_a_signal_to_torchrun_saves_and_a_killed_process_is_spoken_of(who):
     what = "interrupted by SIGTERM after step" if who == "torchrun" else "process 0 of 2 has lost"
     assert said.count(f"Error: {what}") == said.count("Error: ") - said.count("ChildFailedError: ")
     resumed = f"train --sparsity 0.9 {' '.join(LONG)} --resume"
-    assert said.count(f"  go on with: torchrun --nproc-per-node 2 -m lpss_cli {resumed}\n") == 1
+    assert said.count(f"  resume with: torchrun --nproc-per-node 2 -m lpss_cli {resumed}\n") == 1
     assert Path("a.pt.partial").exists()
     assert not list(Path().glob(".a.pt*"))  # no lock, no temporary file

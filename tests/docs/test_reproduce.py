@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import sparse_training
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "reproduce.py"
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="benchmarks are not installed")
@@ -53,7 +53,7 @@ def calls(monkeypatch):
     seen, limit = [], [None]
 
     def watch(name):
-        original = getattr(commands, name)
+        original = getattr(sparse_training, name)
 
         def spy(*args):
             if len(seen) == limit[0]:
@@ -61,7 +61,7 @@ def calls(monkeypatch):
             seen.append((name, args[-2].seed))
             return original(*args)
 
-        monkeypatch.setattr(commands, name, spy)
+        monkeypatch.setattr(sparse_training, name, spy)
 
     watch("train")
     watch("sparsify")

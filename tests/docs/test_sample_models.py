@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lpss_cli.checkpoints.loading import read
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import evaluate
 from lpss_cli.jobs.config import Request
 from lpss_cli.report.report import report
 
@@ -17,7 +17,7 @@ def test_it_has_the_zeros_and_the_accuracy_it_claims(name, zeros):
     path = FOLDER / f"{name}.pt"
     measured = report(path)
     assert (measured.zeros, measured.weights) == (zeros, 50_200)
-    metrics = commands.evaluate_file(path, Request(path)).metrics
+    metrics = evaluate.evaluate_file(path, Request(path)).metrics
     claimed = read(path).meta["metrics"]["after"]
     # One image of 360: other machines may round one logit differently.
     assert metrics["accuracy"] == pytest.approx(claimed["accuracy"], abs=1.01 / 360)

@@ -11,7 +11,7 @@ from torch import nn
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.export.compaction.compact import TOLERANCE, redundant_weights
 from lpss_cli.export.options import ExportOptions, OnnxOptions
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import evaluate, training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.jobs.training_job import JobCallback
@@ -80,7 +80,7 @@ def test_outputs_stay(name):
 def test_an_export_of_a_clean_network(tmp_path):
     for folder in ("out", "plain"):
         (tmp_path / folder).mkdir()
-    commands.train(Request(tmp_path / "m.pt", epochs=1, sparsity=0.98, method="gmp"))
+    training_job.train(Request(tmp_path / "m.pt", epochs=1, sparsity=0.98, method="gmp"))
     notes: list[str] = []
 
     class Listens(JobCallback):
@@ -98,7 +98,7 @@ def test_an_export_of_a_clean_network(tmp_path):
     for file in written[:2]:
         assert report(read(file.path)).zeros == zeros + more
     source, packed = (
-        commands.evaluate_file(path, request)
+        evaluate.evaluate_file(path, request)
         for path in (tmp_path / "m.pt", tmp_path / "out/m.lpss")
     )
     assert source.metrics["accuracy"] == packed.metrics["accuracy"]

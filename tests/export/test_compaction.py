@@ -1,4 +1,4 @@
-"""Dead units go, and the outputs stay."""
+"""Dead units are removed, and the outputs stay the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shapes(compacted):
 
 
 def difference(model, compacted, x):
-    """Largest difference of the outputs in float64, as a part of the largest."""
+    """Return the largest difference of the outputs in float64, relative to the largest output."""
     model, x = copy.deepcopy(model).double().eval(), x.double()
     with torch.no_grad():
         expected, got = model(x), copy.deepcopy(compacted.model).double()(x)
@@ -34,7 +34,7 @@ def difference(model, compacted, x):
 
 
 def linear(weight, bias=None):
-    """A linear layer of these numbers."""
+    """Return a linear layer with these weights and biases."""
     weight = torch.tensor(weight, dtype=torch.float32)
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight.data = weight
@@ -57,11 +57,11 @@ def test_a_dead_unit_with_a_bias_moves_into_the_next_bias():
     assert found.model.get_submodule("2").bias.tolist() == [15, 22]
     assert found.savings.parameters == (9 + 8, 6 + 6)
     assert found.savings.multiply_adds == (6 + 6, 4 + 4)
-    assert model[0].weight.shape == (3, 2)  # the given network is left as it is
+    assert model[0].weight.shape == (3, 2)  # the given network is not changed
 
 
-def test_a_unit_nobody_reads_goes_and_takes_what_only_it_read_along():
-    # Output 0 reads unit 0 alone, which reads unit 1 alone, which reads feature 0.
+def test_an_unread_unit_is_removed_with_everything_that_only_it_reads():
+    # Output 0 reads only unit 0, which reads only unit 1, which reads feature 0.
     model = nn.Sequential(
         linear([[5, 1], [1, 0], [2, 2]], [1, 1, 1]),
         nn.Tanh(),
@@ -74,7 +74,7 @@ def test_a_unit_nobody_reads_goes_and_takes_what_only_it_read_along():
     assert difference(model, found, torch.randn(9, 2)) < 1e-12
 
 
-def test_a_bias_is_made_where_there_was_none():
+def test_a_layer_without_a_bias_gets_one_for_a_constant():
     model = nn.Sequential(linear([[1, 1], [0, 0]], [0, 2]), nn.Sigmoid(), linear([[1, 1]])).double()
     found = compact(model, torch.randn(3, 2).double())
     assert found.model.get_submodule("2").bias.item() == pytest.approx(1 / (1 + math.exp(-2)))
@@ -82,7 +82,7 @@ def test_a_bias_is_made_where_there_was_none():
 
 
 def conv_pair(padding, bias):
-    """Three channels, of which number 1 is dead with this bias, and a convolution behind."""
+    """Return two convolutions; channel 1 between them is dead and has this bias."""
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3, padding=padding))
     model[0].weight.data[1] = 0
     model[0].bias.data[1] = bias
@@ -90,7 +90,7 @@ def conv_pair(padding, bias):
 
 
 @pytest.mark.parametrize(("padding", "bias", "left"), [(0, 2, 2), (1, 0, 2), (1, -1, 2), (1, 2, 3)])
-def test_a_constant_is_kept_where_zero_padding_shows_its_borders(padding, bias, left):
+def test_a_constant_under_zero_padding_is_kept(padding, bias, left):
     model = conv_pair(padding, bias)
     found = compact(model, torch.randn(2, 2, 8, 8))
     assert shapes(found) == {"0": (left, 2, 3, 3), "2": (4, left, 3, 3)}
@@ -98,14 +98,14 @@ def test_a_constant_is_kept_where_zero_padding_shows_its_borders(padding, bias, 
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_a_constant_stays_one_under_other_paddings(mode):
+def test_a_constant_is_constant_under_other_paddings(mode):
     model = conv_pair(1, 2)
     model[2].padding_mode = mode
     found = compact(model, torch.randn(2, 2, 8, 8))
     assert shapes(found)["0"] == (2, 2, 3, 3)
 
 
-def test_constants_under_zero_padding_become_one():
+def test_constants_under_zero_padding_are_merged_into_one():
     model = conv_pair(1, 2.0)
     model[0].weight.data[2] = 0
     model[0].bias.data[2] = 3.0
@@ -153,11 +153,11 @@ class Residual(nn.Module):
         return self.fc(F.relu(x).mean((2, 3)))
 
 
-def test_residual_channels_go_together_or_not_at_all():
+def test_residual_channels_are_removed_together_or_not_at_all():
     torch.manual_seed(0)
     model, x = Residual(), torch.randn(5, 1, 6, 6)
-    model.conv2.weight.data[0] = 0  # its channel lives on in the stem
-    model.conv1.weight.data[2] = 0  # inside the block: free to go
+    model.conv2.weight.data[0] = 0  # its channel is still live in the stem
+    model.conv1.weight.data[2] = 0  # inside the block, so it can be removed
     model.conv1.bias.data[2] = -1
     found = compact(model, x)
     assert shapes(found) == {
@@ -174,7 +174,7 @@ def test_residual_channels_go_together_or_not_at_all():
 
 
 class Odd(nn.Module):
-    """Operations nobody told the compaction about, a hard-coded view, a tied layer, a depthwise."""
+    """Unknown operations, a hard-coded view, a tied layer and a depthwise one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Odd(nn.Module):
         return self.last(self.fc(self.fc(x).relu()).cumsum(1))
 
 
-def test_what_is_not_understood_is_kept_and_said():
+def test_channels_through_unknown_operations_are_kept_and_the_reason_says_so():
     torch.manual_seed(0)
     model, x = Odd(), torch.randn(3, 1, 8, 8)
     for weight in prunable_weights(model).values():
@@ -217,13 +217,13 @@ class Depthwise(nn.Module):
         return self.mix(F.relu(self.norm(y))).reshape(x.shape[0], -1)
 
 
-def test_depthwise_concatenation_and_a_norm_of_its_own():
+def test_depthwise_layers_concatenation_and_a_norm_that_cannot_be_folded():
     torch.manual_seed(0)
     model, x = Depthwise(), torch.randn(3, 1, 8, 8)
     model(x)
-    model.conv.weight.data[1] = 0  # constant on both ways
-    model.depth.weight.data[2] = 0  # constant on one
-    model.mix.weight.data[:, [4, 10]] = 0  # not read on either
+    model.conv.weight.data[1] = 0  # constant on both paths
+    model.depth.weight.data[2] = 0  # constant on one path
+    model.mix.weight.data[:, [4, 10]] = 0  # read on neither path
     found = compact(model, x)
     assert shapes(found) == {
         "conv": (4, 1, 3, 3), "depth": (4, 1, 3, 3), "mix": (4, 8, 1, 1),
@@ -250,7 +250,7 @@ def test_a_wide_layer_reads_only_the_features_it_needs():
     found = compact(model, x)
     assert shapes(found) == {"0": (4, 1, 3, 3), "2": (200, int(reads.sum()))}
     assert difference(model, found, x) < 1e-6
-    model[2].weight.data[:150] = 0  # the rest would not be worth a step
+    model[2].weight.data[:150] = 0  # selecting features would not pay for the rest
     smaller = nn.Sequential(model[0], model[1], nn.Linear(400, 50))
     smaller[2].weight.data = model[2].weight.data[150:]
     assert shapes(compact(smaller, x))["2"] == (50, 400)
@@ -264,7 +264,7 @@ def test_a_network_that_cannot_be_traced_is_returned_with_the_reason():
     assert found.model(x).equal(model(x))
 
 
-def test_weights_that_are_computed_stay_as_they_are():
+def test_computed_weights_stay_as_they_are():
     from torch.nn.utils import parametrizations, prune
 
     torch.manual_seed(0)
@@ -278,7 +278,7 @@ def test_weights_that_are_computed_stay_as_they_are():
     assert difference(model, found, x) < 1e-6
 
 
-def test_a_wholly_dead_network_still_runs():
+def test_a_network_of_dead_units_still_runs():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     model[0].weight.data.zero_()
     model[0].bias.data.copy_(torch.tensor([1.0, 2.0, -1.0, 0.0]))
@@ -300,14 +300,14 @@ def test_transformer_blocks_shrink_inside():
 
 
 def sparse(model: nn.Module, seed: int) -> nn.Module:
-    """Prune heavily at random, whole rows and columns too, and give norms any statistics."""
+    """Prune heavily at random, with whole rows and columns, and give norms random statistics."""
     g = torch.Generator().manual_seed(seed)
     for weight in prunable_weights(model).values():
         tensor = weight.tensor.data
         tensor[torch.rand(tensor.shape, generator=g) > 0.05] = 0
         tensor[torch.rand(len(tensor), generator=g) < 0.4] = 0
         tensor[:, torch.rand(tensor.shape[1], generator=g) < 0.2] = 0
-        tensor *= 4  # so that signals live through the depth
+        tensor *= 4  # so that signals do not vanish with depth
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             n = module.num_features

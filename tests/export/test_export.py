@@ -1,4 +1,4 @@
-"""ONNX files hold the model, and tampering of every sort is caught."""
+"""ONNX files hold the model, and every sort of tampering is caught."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def onnx_files(tmp_path_factory):
-    """Every model's export, made once: (model, result)."""
+    """Export every model once: name → (model, result)."""
     made = {}
     for name, (make, shape) in MODELS.items():
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_zeros_survive_folding_and_folding_happened(onnx_files):
 
 @pytest.fixture
 def tamper(monkeypatch, onnx_files, tmp_path):
-    """Export a model once more, with its file's initializers edited on the way."""
+    """Export a model again, with the initializers of its file edited on the way."""
 
     def run(name, edit):
         model, made = onnx_files[name]
@@ -155,7 +155,7 @@ def test_an_untouched_file_passes_the_same_way(tamper):
         ("attention", "attn.in_proj_weight"),
     ],
 )
-def test_one_revived_zero_is_caught_though_no_output_shows_it(tamper, tmp_path, model, name):
+def test_a_revived_zero_is_caught_even_if_no_output_shows_it(tamper, tmp_path, model, name):
     def revive(stored, array):
         # Attention's projection is stored transposed, under the exporter's own name.
         if stored == name or array.shape == (8, 24):
@@ -178,7 +178,7 @@ def test_other_outputs_are_caught(tamper, tmp_path, factor):
 
 @pytest.fixture(scope="module")
 def gap_files(tmp_path_factory):
-    """Every model's self-expanding export: (model, result, options)."""
+    """Export every model self-expanding: (model, result, inputs, values)."""
     made = []
     for name, (make, shape) in MODELS.items():
         for values in ("fp32", "fp16"):
@@ -201,7 +201,7 @@ def test_self_expanding_files_give_the_models_outputs(gap_files):
         assert "bit for bit" in result.checked
 
 
-def test_self_expanding_files_store_no_weight_that_is_zero(gap_files):
+def test_self_expanding_files_store_no_zero_weights(gap_files):
     for model, result, _, _ in gap_files:
         proto = onnx.load(result.path)
         onnx.checker.check_model(proto, full_check=True)
@@ -212,7 +212,7 @@ def test_self_expanding_files_store_no_weight_that_is_zero(gap_files):
 
 
 @pytest.mark.parametrize("change", ["sparse/values", "sparse/gaps"])
-def test_a_self_expanding_file_that_unfolds_otherwise_is_caught(monkeypatch, tmp_path, change):
+def test_a_self_expanding_file_with_other_weights_is_caught(monkeypatch, tmp_path, change):
     fold = sparse_encoding.encode_weights
 
     def wrong(proto, values):
@@ -236,7 +236,7 @@ def test_a_self_expanding_file_that_unfolds_otherwise_is_caught(monkeypatch, tmp
     assert os.listdir(tmp_path) == []
 
 
-def test_what_rounding_explains_is_known():
+def test_the_rounding_tolerance_in_closed_form():
     class Cancelling(nn.Module):
         def forward(self, x):
             return (x + 4096.0) - 4096.0  # fp32 has steps of 2^-11 there
@@ -257,7 +257,7 @@ def test_what_rounding_explains_is_known():
     [(1e-5, 0, True), (2e-5, 0, False), (3e-5, 4e-5, True), (5e-5, 4e-5, False),
      (2e-5, float("nan"), False), (float("nan"), 1.0, False)],
 )  # fmt: skip
-def test_where_rounding_grows_outputs_may_differ_by_it(difference, rounding, fine):
+def test_outputs_may_differ_by_the_rounding_tolerance(difference, rounding, fine):
     reference = torch.tensor([[2.0, -4.0]], dtype=torch.float64)
     outputs = reference + 4 * torch.tensor([[difference * 0.99, 0.0]], dtype=torch.float64)
     with nullcontext() if fine else pytest.raises(RunError, match="differ by"):

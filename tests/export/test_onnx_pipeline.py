@@ -1,4 +1,4 @@
-"""The ONNX files of one network: exact, quantised, timed."""
+"""The ONNX files of one network: exact, quantized, timed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lpss_cli.training.evaluation import evaluate
 
 @pytest.fixture(scope="module")
 def trained():
-    """Data and a network that separates them, half of its units dead."""
+    """Return data and a network that separates its classes, with half of its units dead."""
     data, model = blobs(), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(60):
@@ -36,7 +36,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def files(trained, tmp_path_factory):
-    """All files of the network: (fp32, int8)."""
+    """Write all files of the network: (fp32, int8)."""
     data, model = trained
     path = tmp_path_factory.mktemp("onnx") / "m.onnx"
     return write_onnx(model, data, path, {"lpss": "facts"}, OnnxOptions(int8=True))
@@ -58,7 +58,7 @@ def test_the_fp32_file_is_the_network_without_its_dead_units(trained, files):
     assert fp32.metrics["accuracy"] > 0.9
 
 
-def test_the_int8_file_is_measured_beside_it(trained, files):
+def test_the_int8_file_is_measured_too(trained, files):
     data, model = trained
     fp32, int8 = files
     assert Path(int8.path).name == "m.int8.onnx"
@@ -74,7 +74,7 @@ def test_the_int8_file_is_measured_beside_it(trained, files):
         assert {e.key: e.value for e in proto.metadata_props} == {"lpss": "facts"}
 
 
-def test_int8_is_calibrated_on_training_inputs_alone_and_zeros_stay(trained):
+def test_int8_is_calibrated_only_on_training_inputs_and_zeros_stay(trained):
     data, model = trained
     model[0].weight.data[1, :6] = 0
     dense = serialize(to_onnx(model, data.test.x))
@@ -87,7 +87,7 @@ def test_int8_is_calibrated_on_training_inputs_alone_and_zeros_stay(trained):
     assert not weights[0][(model[0].weight == 0).numpy()].any()
 
 
-def test_times_of_all_files_and_of_the_network_as_it_was(files):
+def test_latency_of_all_files_and_of_the_network_with_all_units(files):
     fp32, int8 = files
     names = [(Path(t.network).name, t.batch) for t in fp32.latency]
     assert names == [("with all units", 1), ("with all units", 64), ("m.onnx", 1), ("m.onnx", 64)]
@@ -98,7 +98,7 @@ def test_times_of_all_files_and_of_the_network_as_it_was(files):
         assert time.runtime.startswith("onnxruntime ")
 
 
-def test_a_large_batch_that_would_take_too_long_is_left_out(trained):
+def test_a_batch_size_that_would_take_too_long_is_left_out(trained):
     data, model = trained
     content = serialize(to_onnx(model, data.test.x))
     rows = runtime.measure_latency({"a": content, "b": content}, data.test.x[:3], budget=1e-9)
@@ -106,7 +106,7 @@ def test_a_large_batch_that_would_take_too_long_is_left_out(trained):
 
 
 @pytest.mark.parametrize("compact", [True, False])
-def test_what_is_not_asked_for_is_not_done(trained, tmp_path, compact):
+def test_steps_that_are_not_requested_are_skipped(trained, tmp_path, compact):
     data, model = trained
     options = OnnxOptions(compact=compact, encoding="gaps", latency=False)
     (file,) = write_onnx(model, data, tmp_path / "m.onnx", {}, options)
@@ -116,7 +116,7 @@ def test_what_is_not_asked_for_is_not_done(trained, tmp_path, compact):
     assert "sparse/gaps" in stored(file.path) or compact
 
 
-def test_no_more_than_can_be_compared_in_time(trained, monkeypatch, tmp_path):
+def test_as_many_examples_are_compared_as_time_allows(trained, monkeypatch, tmp_path):
     data, model = trained
     monkeypatch.setattr(pipeline, "_MAX_WORK", 50 * 2 * (12 * 40 + 40 * 4))
     monkeypatch.setattr(pipeline, "_MIN_EXAMPLES", 10)
@@ -124,7 +124,7 @@ def test_no_more_than_can_be_compared_in_time(trained, monkeypatch, tmp_path):
     assert file.compared == 50
 
 
-def test_a_compaction_that_were_wrong_is_caught_on_the_test_data(trained, monkeypatch, tmp_path):
+def test_a_wrong_compaction_is_caught_on_the_test_data(trained, monkeypatch, tmp_path):
     data, model = trained
     compact = pipeline.compact
 

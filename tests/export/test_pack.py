@@ -1,4 +1,4 @@
-"""Packed exports are proved or not left; unpacking, sizes and the comparison of two files."""
+"""Packed files are checked or not left; unpacking, sizes and the comparison of two files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lpss_cli.export import pack as packing
 from lpss_cli.export.options import ExportOptions, OnnxOptions
 from lpss_cli.export.pack import Reference, export_pack, round_to_code, unpack_file
 from lpss_cli.export.safetensors import export_safetensors
-from lpss_cli.jobs import commands, verify
 from lpss_cli.jobs import export as export_job
+from lpss_cli.jobs import training_job, verify
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.models import ModelInfo
@@ -52,7 +52,7 @@ def checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("values", CHOICES)
-def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
+def test_a_packed_file_is_a_complete_checkpoint(tmp_path, checkpoint, values):
     reference = Reference(sparse(), ModelInfo(""), blobs())
     path = tmp_path / "m.lpss"
     result = export_pack(checkpoint, path, values=values, reference=reference)
@@ -80,8 +80,8 @@ def test_a_pack_is_a_whole_checkpoint(tmp_path, checkpoint, values):
         assert values in result.checked
 
 
-def test_the_accuracy_in_the_proof_is_the_files(tmp_path, checkpoint, monkeypatch):
-    """A rounding that ruins the network shows: every weight becomes its sign."""
+def test_the_measured_accuracy_is_that_of_the_file(tmp_path, checkpoint, monkeypatch):
+    """Rounding that ruins the network shows in the metric: every weight becomes its sign."""
     coarse = {k: t.sign() if t.dim() == 2 else t for k, t in checkpoint.state_dict.items()}
     monkeypatch.setattr(packing, "pack", lambda state, *rest, **more: pack(coarse, *rest, **more))
     monkeypatch.setattr(packing, "check_tensors", lambda *_: None)
@@ -131,7 +131,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 @pytest.mark.parametrize("values", CHOICES)
-def test_a_pack_that_is_not_the_network_is_not_left(
+def test_a_packed_file_that_is_not_the_network_is_not_left(
     tmp_path, checkpoint, monkeypatch, what, values
 ):
     change, message = DAMAGE[what]
@@ -167,7 +167,7 @@ def test_rounding_in_closed_form():
     assert round_to_code(third * 2.0**-60, "fp16-rows")[0, 0].item() == 1365 / 4096 * 2.0**-60
 
 
-def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
+def test_unpacking_gives_safetensors_with_the_metadata(tmp_path, checkpoint):
     export_pack(checkpoint, tmp_path / "m.lpss", values="fp32")
     result = unpack_file(tmp_path / "m.lpss")
     assert result.path == str(tmp_path / "m.safetensors")
@@ -181,7 +181,7 @@ def test_unpacking_gives_safetensors_with_the_facts(tmp_path, checkpoint):
         unpack_file(tmp_path / "m.pt", tmp_path / "y.safetensors")
 
 
-def test_safetensors_say_where_they_come_from(tmp_path, checkpoint):
+def test_safetensors_name_their_source(tmp_path, checkpoint):
     export_safetensors(checkpoint, tmp_path / "m.safetensors")
     about = read(tmp_path / "m.safetensors").about
     weights = [t for n, t in checkpoint.state_dict.items() if n in META["weights"]]
@@ -191,7 +191,7 @@ def test_safetensors_say_where_they_come_from(tmp_path, checkpoint):
     assert about["source_sha256"] == sha256(tmp_path / "m.pt")
 
 
-def test_a_bare_state_dict_stays_one(tmp_path):
+def test_a_bare_state_dict_gets_no_metadata(tmp_path):
     checkpoint = Checkpoint(tmp_path / "none.pt", {"w": torch.ones(2, 2)})
     export_pack(checkpoint, tmp_path / "w.lpss")
     back = read(tmp_path / "w.lpss")
@@ -240,7 +240,7 @@ def test_the_bound_in_closed_form(tmp_path):
     )
 
 
-def test_the_table_of_sizes(tmp_path, checkpoint):
+def test_the_size_table(tmp_path, checkpoint):
     names = list(META["weights"])
     packed = export_pack(checkpoint, tmp_path / "m.lpss")
     masked = export_safetensors(checkpoint, tmp_path / "m.safetensors")
@@ -285,7 +285,7 @@ def test_two_tensors_in_closed_form():
     assert difference([[]], [[]]) == verify.Difference("w", "", same_zeros=True)
 
 
-def test_verification_of_files(tmp_path, checkpoint):
+def test_files_are_verified_tensor_by_tensor(tmp_path, checkpoint):
     other = {**checkpoint.state_dict}
     other["0.bias"] = other["0.bias"] + 0.25
     torch.save(other, tmp_path / "b.pt")
@@ -294,7 +294,7 @@ def test_verification_of_files(tmp_path, checkpoint):
     found = verify.verify_files(a, b, Request())
     assert [x.name for x in found.tensors if x.different] == ["0.bias"]
     assert not found.equal
-    assert found.predictions is None  # nobody knows the data
+    assert found.predictions is None  # the data are unknown
     assert verify.verify_files(a, b, Request(), tolerance=0.2501).equal
     assert not verify.verify_files(a, b, Request(), tolerance=0.2499).equal
     other.pop("0.bias")
@@ -313,7 +313,7 @@ def test_large_integers_are_compared_exactly():
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
-def test_impossible_tolerances(tmp_path, tolerance):
+def test_impossible_tolerances_are_refused(tmp_path, tolerance):
     with pytest.raises(InputError, match="--tolerance"):
         verify.verify_files(tmp_path / "a", tmp_path / "b", Request(), tolerance)
 
@@ -323,7 +323,7 @@ def exported(tmp_path_factory):
     """A trained checkpoint and its ONNX file."""
     folder = tmp_path_factory.mktemp("exported")
     path = folder / "m.pt"
-    commands.train(Request(path, epochs=1, sparsity=0.9))
+    training_job.train(Request(path, epochs=1, sparsity=0.9))
     export_file(path, Request(path), ExportOptions(("onnx",), onnx=OnnxOptions(latency=False)))
     return path, folder / "m.onnx"
 

@@ -28,7 +28,7 @@ def test_safetensors_hold_every_tensor_and_the_facts(tmp_path):
     result = export_safetensors(Checkpoint(tmp_path / "m.pt", STATE, meta), path)
     assert (result.kind, result.bytes) == ("safetensors", path.stat().st_size)
     back = read(path)
-    assert back.meta == {"arch": "mlp:2-2"}  # the history stays in the artefact
+    assert back.meta == {"arch": "mlp:2-2"}  # the history is left out
     assert set(back.state_dict) == set(STATE)
     for name, tensor in STATE.items():
         assert back.state_dict[name].dtype == tensor.dtype

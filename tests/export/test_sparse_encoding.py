@@ -18,15 +18,15 @@ from lpss_cli.export.onnx.sparse_encoding import (
 )
 
 
-def row(count, places):
-    """``count`` zeros but 1, 2, 3, … at these places."""
+def row(count, positions):
+    """Return ``count`` zeros with 1, 2, 3, … at these positions."""
     flat = np.zeros(count, np.float32)
-    flat[places] = np.arange(1, len(places) + 1)
+    flat[positions] = np.arange(1, len(positions) + 1)
     return flat
 
 
 def decode(stored, count):
-    """The row, one gap after the other."""
+    """Return the row, decoded one gap at a time."""
     flat, place = np.zeros(count, stored.values.dtype), 0
     values = iter(stored.values)
     for gap in stored.gaps.tolist():
@@ -39,25 +39,25 @@ def decode(stored, count):
 
 
 @pytest.mark.parametrize(
-    ("places", "gaps"),
+    ("positions", "gaps"),
     [
         ([0, 1, 3], [0, 1, 2]),
         ([254], [254]),
-        ([255], [255, 1]),  # 254 on, and 1
+        ([255], [255, 1]),  # 254 further, and 1
         ([508], [255, 254]),
         ([0, 1, 2, 511], [0, 1, 1, 255, 255, 1]),
         ([5, 260], [5, 255, 1]),
     ],
 )
-def test_gaps_in_closed_form(places, gaps):
-    stored = encode(row(600, places))
+def test_gaps_in_closed_form(positions, gaps):
+    stored = encode(row(600, positions))
     assert stored.gaps.dtype == np.uint8
     assert stored.gaps.tolist() == gaps
-    assert stored.values.tolist() == [*range(1, len(places) + 1)]
-    assert decode(stored, 600).tolist() == row(600, places).tolist()
+    assert stored.values.tolist() == [*range(1, len(positions) + 1)]
+    assert decode(stored, 600).tolist() == row(600, positions).tolist()
 
 
-def test_wide_gaps_take_two_bytes_where_that_is_smaller():
+def test_wide_gaps_take_two_bytes_if_that_is_smaller():
     flat = row(300_000, [100_000, 200_000, 299_999])
     stored = encode(flat)
     assert stored.gaps.dtype == np.uint16
@@ -72,7 +72,7 @@ def test_a_row_of_zeros_keeps_one():
 
 
 def model_of(arrays):
-    """An ONNX model that adds up the products of its input with every array's sum of entries."""
+    """Return an ONNX model that has these arrays as its weights and outputs."""
     weights = [numpy_helper.from_array(a, f"w{i}") for i, a in enumerate(arrays)]
     nodes = [helper.make_node("Identity", [f"w{i}"], [f"out{i}"]) for i in range(len(arrays))]
     outputs = [
@@ -92,7 +92,7 @@ def run(model):
     st.lists(st.tuples(st.integers(0, 2000), st.floats(0, 1)), min_size=1, max_size=4),
     st.integers(0, 1000),
 )
-def test_onnxruntime_unfolds_any_tensors_to_the_same_numbers(kinds, seed):
+def test_onnxruntime_expands_any_tensors_to_the_same_numbers(kinds, seed):
     rng = np.random.default_rng(seed)
     arrays = [
         rng.normal(size=n).astype(np.float32) * (rng.random(n) < density**4) for n, density in kinds
@@ -106,7 +106,7 @@ def test_onnxruntime_unfolds_any_tensors_to_the_same_numbers(kinds, seed):
     assert folded.ByteSize() <= model.ByteSize() + 1100  # names and nodes of the expansion
 
 
-def test_shapes_return_and_dense_tensors_stay():
+def test_shapes_are_restored_and_dense_tensors_stay():
     rng = np.random.default_rng(0)
     sparse = rng.normal(size=(20, 5, 3, 3)).astype(np.float32) * (rng.random((20, 5, 3, 3)) < 0.05)
     dense = rng.normal(size=(30, 10)).astype(np.float32)
@@ -127,7 +127,7 @@ def test_half_precision_values_round_and_nothing_else():
     assert encode_weights(model, "fp16").ByteSize() < encode_weights(model).ByteSize() - 300
 
 
-def test_the_file_is_near_what_gaps_and_values_take():
+def test_the_file_is_about_as_large_as_its_gaps_and_values():
     rng = np.random.default_rng(0)
     sparse = rng.normal(size=100_000).astype(np.float32) * (rng.random(100_000) < 0.1)
     kept = np.count_nonzero(sparse)
@@ -141,9 +141,9 @@ def test_indices_of_features_take_four_bytes():
         helper.make_node("Cast", ["shape"], ["z"], to=TensorProto.FLOAT),
     ]
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "yz"]
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])
+    input_info = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])
     other = numpy_helper.from_array(np.array([7]), "shape")
-    graph = helper.make_graph(nodes, "g", [given], values, [index, other])
+    graph = helper.make_graph(nodes, "g", [input_info], values, [index, other])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     folded = encode_weights(model)
     assert [t.data_type for t in folded.graph.initializer] == [TensorProto.INT32, TensorProto.INT64]

@@ -15,7 +15,7 @@ from torch import nn
 from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.export.options import ExportOptions
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import evaluate, sparse_training, training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.jobs.resolve import preprocessing_notes
@@ -75,7 +75,7 @@ def test_a_plain_pytorch_state_dict_goes_through_all_of_it(tmp_path, blob_file, 
     model = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
     torch.save(model.state_dict(), "plain.pt")
     request = Request(Path("sparse.pt"), data="blobs.npz", arch="net.py:make", sparsity=0.75)
-    outcome = commands.sparsify(Path("plain.pt"), request)
+    outcome = sparse_training.sparsify_checkpoint(Path("plain.pt"), request)
     state = torch.load("sparse.pt", weights_only=True)["state_dict"]
     zeros = sum(int((state[n] == 0).sum()) for n in ("0.weight", "3.weight"))
     assert zeros == outcome.report.zeros == round(0.75 * (6 * 32 + 32 * 3))
@@ -91,7 +91,7 @@ def test_a_plain_pytorch_state_dict_goes_through_all_of_it(tmp_path, blob_file, 
     assert float(done.stdout) == pytest.approx(outcome.after["accuracy"], abs=0.02)
     # What was exported can be sparsified further, and its zeros stay.
     more = Request(Path("more.pt"), data="blobs.npz", arch="net.py:make", sparsity=0.9)
-    again = commands.sparsify(Path("sparse.safetensors"), more)
+    again = sparse_training.sparsify_checkpoint(Path("sparse.safetensors"), more)
     assert again.report.zeros == round(0.9 * 288)
     first = torch.load("more.pt", weights_only=True)["state_dict"]["0.weight"] == 0
     assert (first | (state["0.weight"] != 0)).all()
@@ -101,15 +101,15 @@ def test_code_named_inside_a_checkpoint_is_never_imported(tmp_path, blob_file, m
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
     request = Request(Path("a.pt"), data="blobs.npz", arch="net.py:make", epochs=1)
-    commands.train(request)
+    training_job.train(request)
     Path("net.py").write_text("raise SystemExit('imported')")
     with pytest.raises(InputError, match="not imported unless you ask for it") as error:
-        commands.evaluate_file(Path("a.pt"), Request(Path("x")))
+        evaluate.evaluate_file(Path("a.pt"), Request(Path("x")))
     assert "--arch net.py:make" in error.value.do
     Path("data.py").write_text("raise SystemExit('imported')")
     rewrite(Path("a.pt"), Path("b.pt"), lambda meta: meta["data"].update(name="data.py:make"))
     with pytest.raises(InputError, match=r"trained on data\.py:make"):
-        commands.evaluate_file(Path("b.pt"), Request(Path("x"), arch="mlp"))
+        evaluate.evaluate_file(Path("b.pt"), Request(Path("x"), arch="mlp"))
 
 
 def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, monkeypatch):
@@ -117,7 +117,7 @@ def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, m
     Path("net.py").write_text(NET.replace("Linear(6,", "Linear(7,"))
     request = Request(Path("a.pt"), data="blobs.npz", arch="net.py:make", epochs=1)
     with pytest.raises(InputError, match=r"does not take inputs of shape \(6,\)"):
-        commands.train(request)
+        training_job.train(request)
     assert not Path("a.pt").exists()
     torch.save(nn.Sequential(nn.Linear(7, 3)).state_dict(), "bare.pt")
     Path("net.py").write_text(
@@ -129,23 +129,23 @@ def test_a_network_that_does_not_take_the_data_is_refused(tmp_path, blob_file, m
     )
     for arch, what in (("seven", "does not take inputs of shape"), ("named", "returns a dict")):
         with pytest.raises(InputError, match=what):
-            commands.evaluate_file(Path("bare.pt"), replace(request, arch=f"net.py:{arch}"))
+            evaluate.evaluate_file(Path("bare.pt"), replace(request, arch=f"net.py:{arch}"))
 
 
 def test_a_bare_checkpoint_needs_arch_and_data(tmp_path):
     path = tmp_path / "bare.pt"
     torch.save(nn.Linear(64, 10).state_dict(), path)
     with pytest.raises(InputError, match="not a network that lpss knows"):
-        commands.evaluate_file(path, Request(path))
+        evaluate.evaluate_file(path, Request(path))
     with pytest.raises(InputError, match="which data"):
-        commands.evaluate_file(path, Request(path, arch="mlp"))
+        evaluate.evaluate_file(path, Request(path, arch="mlp"))
     with pytest.raises(InputError, match=r"does not fit mlp:64-300-100-10: fc1.weight is missing"):
-        commands.evaluate_file(path, Request(path, arch="mlp", data="digits"))
+        evaluate.evaluate_file(path, Request(path, arch="mlp", data="digits"))
 
 
 def test_training_starts_from_exactly_the_given_function(tmp_path, monkeypatch):
     dense = Request(tmp_path / "dense.pt", epochs=2)
-    trained = commands.train(dense)
+    trained = training_job.train(dense)
     seen = {}
     original = Trainer.train
 
@@ -155,7 +155,7 @@ def test_training_starts_from_exactly_the_given_function(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "train", spy)
     notes = Notes()
-    commands.sparsify(dense.out, Request(tmp_path / "s.pt", epochs=1), notes)
+    sparse_training.sparsify_checkpoint(dense.out, Request(tmp_path / "s.pt", epochs=1), notes)
     for name, tensor in loading.read(dense.out).state_dict.items():
         assert torch.equal(tensor, seen[name])
     assert notes.before == trained.after["accuracy"]
@@ -163,19 +163,21 @@ def test_training_starts_from_exactly_the_given_function(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_claims_more_than_it_does_is_called_out(tmp_path):
-    commands.train(Request(tmp_path / "a.pt", epochs=2))
+    training_job.train(Request(tmp_path / "a.pt", epochs=2))
     claim = {"accuracy": 0.999}
     rewrite(
         tmp_path / "a.pt", tmp_path / "b.pt", lambda meta: meta["metrics"]["after"].update(claim)
     )
     notes = Notes()
-    commands.sparsify(tmp_path / "b.pt", Request(tmp_path / "s.pt", epochs=0), notes)
+    sparse_training.sparsify_checkpoint(
+        tmp_path / "b.pt", Request(tmp_path / "s.pt", epochs=0), notes
+    )
     assert "the checkpoint claims 0.9990" in notes.warnings[0]
 
 
 def test_two_runs_with_the_same_seed_write_the_same_tensors(tmp_path):
     for name in ("a.pt", "b.pt"):
-        commands.train(Request(tmp_path / name, epochs=2, sparsity=0.8, seed=7))
+        training_job.train(Request(tmp_path / name, epochs=2, sparsity=0.8, seed=7))
     a, b = (loading.read(tmp_path / name).state_dict for name in ("a.pt", "b.pt"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -183,7 +185,7 @@ def test_two_runs_with_the_same_seed_write_the_same_tensors(tmp_path):
 def test_the_record_holds_everything_the_run_used(tmp_path):
     options = {"p": ("0.5", "fc2*=1.2")}
     request = Request(tmp_path / "a.pt", sparsity=0.8, epochs=2, options=options, command="lpss x")
-    commands.train(request)
+    training_job.train(request)
     meta = torch.load(tmp_path / "a.pt", weights_only=True)["lpss"]
     assert meta["command"] == "lpss x"
     assert meta["method"] == "lpss"
@@ -202,7 +204,7 @@ def test_layers_that_lose_everything_are_warned_of_by_name(tmp_path):
     notes = Notes()
     options = {"ranking": "magnitude"}
     request = Request(tmp_path / "a.pt", sparsity=0.99997, epochs=1, options=options)
-    outcome = commands.train(request, notes)
+    outcome = training_job.train(request, notes)
     empty = [layer.name for layer in outcome.report.layers if layer.zeros == layer.weights]
     assert empty  # two weights are left for three layers
     assert [w.split()[0] for w in notes.warnings] == empty
@@ -210,9 +212,9 @@ def test_layers_that_lose_everything_are_warned_of_by_name(tmp_path):
 
 
 def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
-    from lpss_cli.jobs import resolve
+    from lpss_cli.jobs import restore
 
-    loaded = resolve.load
+    loaded = restore.load
 
     class Untouchable:
         def __getattr__(self, name):
@@ -223,17 +225,17 @@ def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
         object.__setattr__(data, "test", Untouchable())
         return data
 
-    monkeypatch.setattr(resolve, "load", poisoned)
-    outcome = commands.train(Request(tmp_path / "a.pt", epochs=1, holdout=0.2))
+    monkeypatch.setattr(restore, "load", poisoned)
+    outcome = training_job.train(Request(tmp_path / "a.pt", epochs=1, holdout=0.2))
     assert outcome.measured_on == "holdout"
     with pytest.raises(AssertionError, match="test split"):
-        commands.train(Request(tmp_path / "b.pt", epochs=1))
+        training_job.train(Request(tmp_path / "b.pt", epochs=1))
 
 
 def test_a_failed_export_is_a_run_error_and_leaves_no_file(tmp_path, monkeypatch):
     from lpss_cli.export.onnx import export
 
-    commands.train(Request(tmp_path / "a.pt", epochs=1))
+    training_job.train(Request(tmp_path / "a.pt", epochs=1))
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     monkeypatch.setattr(export, "rounding_tolerance", lambda *_: -1.0)
     with pytest.raises(RunError, match="differ"):
@@ -249,7 +251,7 @@ def test_climate_reports_accuracy_and_balanced_accuracy(tmp_path):
     request = Request(
         tmp_path / "a.pt", data=str(SHARED / "climate.csv"), data_overrides=table, epochs=5
     )
-    outcome = commands.train(request)
+    outcome = training_job.train(request)
     assert set(outcome.after) == {"accuracy", "balanced_accuracy"}
     assert outcome.report.meta["arch"] == "mlp:18-300-100-2"
 
@@ -258,9 +260,9 @@ def test_climate_reports_accuracy_and_balanced_accuracy(tmp_path):
 def test_mnist_sparse_zeros_counted_independently(tmp_path):
     data = {"data_dir": str(SHARED)}
     dense = Request(tmp_path / "d.pt", data="mnist", data_overrides=data, arch="lenet300", epochs=1)
-    commands.train(dense)
+    training_job.train(dense)
     request = Request(tmp_path / "s.pt", sparsity=0.9, epochs=1, data_overrides=data)
-    outcome = commands.sparsify(dense.out, request)
+    outcome = sparse_training.sparsify_checkpoint(dense.out, request)
     state = torch.load(request.out, weights_only=True)["state_dict"]
     weights = [t.numpy() for name, t in state.items() if name.endswith("weight")]
     assert sum(w.size for w in weights) == 266_200

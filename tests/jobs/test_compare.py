@@ -150,7 +150,7 @@ def test_runs_interrupted_anywhere_give_the_same_table(tmp_path, signalled, noti
         assert torch.load(state, weights_only=True)["state"]["step"] == step
     assert lasting(compare(what, BUDGET, folder, notes.append)) == lasting(straight)
     assert os.listdir(folder) == ["results.json"]
-    assert "going on with lpss at 50%, seed 0, {}" in notes
+    assert "resuming lpss at 50%, seed 0, {}" in notes
 
 
 def test_a_state_of_no_use_is_said_and_the_run_begins_again(tmp_path, signalled, noticed_signals):
@@ -162,7 +162,7 @@ def test_a_state_of_no_use_is_said_and_the_run_begins_again(tmp_path, signalled,
     (state,) = (tmp_path / "c/running").iterdir()
     state.write_bytes(state.read_bytes()[:-9])
     assert lasting(compare(what, BUDGET, tmp_path / "c", notes.append)) == lasting(straight)
-    assert any("cannot be read" in text and "begins again" in text for text in notes)
+    assert any("cannot be read" in text and "starts from the beginning" in text for text in notes)
 
 
 def test_what_a_finished_run_has_left_is_swept(tmp_path, counted, signalled, noticed_signals):
@@ -222,7 +222,7 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path, counted):
 )
 def test_results_that_no_comparison_writes_are_refused(tmp_path, runs):
     (tmp_path / "results.json").write_text(f'{{"of": {{}}, "runs": {runs}}}')
-    with pytest.raises(InputError, match="is no comparison"):
+    with pytest.raises(InputError, match="is not a comparison"):
         compare(Comparison(("gmp",), (0.5,)), BUDGET, tmp_path, quiet)
 
 
@@ -265,7 +265,7 @@ def test_a_diverged_run_is_counted_and_left_out(tmp_path, monkeypatch):
         ((("gmp",), ()), "nothing to compare"),
         ((("gmp",), (0.5,), 0), "nothing to compare"),
         ((("gmp",), (1.0,)), "outside"),
-        ((("gmp",), (0.0,)), "0 is no target"),
+        ((("gmp",), (0.0,)), "0 is not a target"),
         ((("gmp",), ("0.9", "10x")), "0.9 and 10x are the same target"),
         ((("gmp",), ("x",)), "--sparsities 'x' is not a number"),
     ],

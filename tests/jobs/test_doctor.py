@@ -1,4 +1,4 @@
-"""The doctor says what is there, what is missing and what to do about it."""
+"""The doctor says what works, what is missing and what to do about it."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ def states(findings):
     return {finding.name: finding.state for finding in findings}
 
 
-def test_this_environment_is_fine(lpss):
+def test_the_environment_of_the_tests_is_fine(lpss):
     code, out, _ = lpss("doctor", "--json")
     findings = json.loads(out)["findings"]
     assert code == 0
@@ -27,7 +27,7 @@ def test_this_environment_is_fine(lpss):
     assert "free in" in out
 
 
-def test_a_missing_package_is_wrong_and_named(monkeypatch, lpss):
+def test_a_missing_package_is_named(monkeypatch, lpss):
     monkeypatch.setitem(doctor.REQUIRED, "no-such-thing", "no_such_thing")
     code, out, _ = lpss("doctor")
     assert code == 1
@@ -58,7 +58,7 @@ def test_an_unsafe_environment_is_noted(monkeypatch, tmp_path):
     assert states(doctor.examine(tmp_path))["loading"] == "note"
 
 
-def test_room(monkeypatch, tmp_path):
+def test_free_disk_space(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_MIN_FREE", 1 << 80)
     assert states(doctor.examine(tmp_path))["files"] == "note"
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)

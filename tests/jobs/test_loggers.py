@@ -10,7 +10,7 @@ from test_resume import Killer, ask, assert_same_bits, killed
 
 from lpss_cli.checkpoints import loading
 from lpss_cli.errors import InputError
-from lpss_cli.jobs import commands, loggers, resume
+from lpss_cli.jobs import loggers, resume, training_job
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_a_run_is_looked_at_ten_times(epochs, every, expected):
 
 
 def test_the_metric_is_in_the_history_of_the_epochs_that_were_measured():
-    outcome = commands.train(ask("a.pt", eval_every=2))
+    outcome = training_job.train(ask("a.pt", eval_every=2))
     measured = [epoch.get("accuracy") for epoch in history("a.pt")]
     assert [value is not None for value in measured] == [False, True, False, True]
     assert measured[-1] == outcome.after["accuracy"]  # of the same network, on the same part
@@ -88,15 +88,15 @@ def make(seed=0):
 def test_measuring_on_the_way_changes_no_bit():
     Path("data.py").write_text(DRAWING)
     more = {"data": "data.py:make", "arch": "mlp:6-16-3", "sparsity": 0.5, "batch_size": 16}
-    commands.train(ask("without.pt", eval_every=0, **more))
-    commands.train(ask("with.pt", eval_every=1, **more))
+    training_job.train(ask("without.pt", eval_every=0, **more))
+    training_job.train(ask("with.pt", eval_every=1, **more))
     assert_same_bits("without.pt", "with.pt")
     assert "accuracy" in history("with.pt")[0]
     assert "accuracy" not in history("without.pt")[0]
 
 
 def test_a_log_has_a_line_an_epoch():
-    commands.train(ask("a.pt", log=Path("run.jsonl"), sparsity=0.9))
+    training_job.train(ask("a.pt", log=Path("run.jsonl"), sparsity=0.9))
     found = lines()
     assert [line["epoch"] for line in found] == [1, 2, 3, 4]
     assert {line["epochs"] for line in found} == {4}
@@ -110,13 +110,13 @@ def test_a_log_has_a_line_an_epoch():
 
 def test_a_resumed_run_goes_on_in_its_log_without_doubles():
     more = {"log": Path("run.jsonl"), "sparsity": 0.9}
-    commands.train(ask("straight.pt", **{**more, "log": Path("straight.jsonl")}))
-    killed(lambda callback: commands.train(ask("a.pt", **more), callback))
+    training_job.train(ask("straight.pt", **{**more, "log": Path("straight.jsonl")}))
+    killed(lambda callback: training_job.train(ask("a.pt", **more), callback))
     assert [line["epoch"] for line in lines()] == [1, 2]
     # A line of an epoch that was not saved, half a line and no line at all.
     with Path("run.jsonl").open("a") as file:
         file.write(json.dumps({"epoch": 3, "loss": 99.0}) + '\n{"epoch": 2, "lo\nnonsense\n')
-    commands.train(ask("a.pt", **more, resume=True), Killer())
+    training_job.train(ask("a.pt", **more, resume=True), Killer())
     for a, b in zip(lines(), lines("straight.jsonl"), strict=True):
         assert [a[k] for k in ("epoch", "loss", "accuracy")] == [
             b[k] for k in ("epoch", "loss", "accuracy")
@@ -126,16 +126,16 @@ def test_a_resumed_run_goes_on_in_its_log_without_doubles():
 def test_a_log_that_is_there_is_not_replaced_unasked():
     Path("run.jsonl").write_text("mine\n")
     with pytest.raises(InputError, match=r"run\.jsonl already exists"):
-        commands.train(ask("a.pt", log=Path("run.jsonl")))
+        training_job.train(ask("a.pt", log=Path("run.jsonl")))
     assert Path("run.jsonl").read_text() == "mine\n"
-    commands.train(ask("a.pt", log=Path("run.jsonl"), force=True))
+    training_job.train(ask("a.pt", log=Path("run.jsonl"), force=True))
     assert len(lines()) == 4
     with pytest.raises(InputError, match="--log and --out are both"):
-        commands.train(ask("b.pt", log=Path("b.pt")))
+        training_job.train(ask("b.pt", log=Path("b.pt")))
     with pytest.raises(InputError, match="does not exist"):
-        commands.train(ask("b.pt", log=Path("none/b.jsonl")))
+        training_job.train(ask("b.pt", log=Path("none/b.jsonl")))
     with pytest.raises(InputError, match="out of range"):
-        commands.train(ask("b.pt", eval_every=-1))
+        training_job.train(ask("b.pt", eval_every=-1))
 
 
 def test_a_log_that_cannot_be_written_ends_no_run():
@@ -147,7 +147,7 @@ def test_a_log_that_cannot_be_written_ends_no_run():
                 Path("run.jsonl").mkdir()
 
     callback = Remover()
-    commands.train(ask("a.pt", log=Path("run.jsonl")), callback)
+    training_job.train(ask("a.pt", log=Path("run.jsonl")), callback)
     assert Path("a.pt").exists()
     assert any("run.jsonl could not be written" in text for text in callback.warnings)
 
@@ -155,7 +155,7 @@ def test_a_log_that_cannot_be_written_ends_no_run():
 def test_only_the_ticket_is_logged_not_its_control():
     from lpss_cli.jobs.ticket import ticket
 
-    commands.train(ask("a.pt", sparsity=0.5, epochs=1))
+    training_job.train(ask("a.pt", sparsity=0.5, epochs=1))
     ticket(Path("a.pt"), ask("t.pt", epochs=2, log=Path("run.jsonl")), "random")
     assert [line["epoch"] for line in lines()] == [1, 2]
 
@@ -165,8 +165,8 @@ def test_tensorboard_has_every_epoch_once(monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     more = {"tensorboard": Path("events/run"), "sparsity": 0.9}
-    killed(lambda callback: commands.train(ask("a.pt", **more), callback), step=43)
-    commands.train(ask("a.pt", **more, resume=True))
+    killed(lambda callback: training_job.train(ask("a.pt", **more), callback), step=43)
+    training_job.train(ask("a.pt", **more, resume=True))
     events = EventAccumulator("events/run")
     events.Reload()
     found = events.Scalars("loss")
@@ -175,8 +175,8 @@ def test_tensorboard_has_every_epoch_once(monkeypatch):
     assert [event.value for event in found] == pytest.approx(losses)
     Path("file").write_text("")
     with pytest.raises(InputError, match="cannot be a folder of events"):
-        commands.train(ask("b.pt", tensorboard=Path("file")))
+        training_job.train(ask("b.pt", tensorboard=Path("file")))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="TensorBoard is not installed") as error:
-        commands.train(ask("b.pt", tensorboard=Path("events")))
+        training_job.train(ask("b.pt", tensorboard=Path("events")))
     assert "lpss-cli[tensorboard]" in error.value.do

@@ -42,9 +42,9 @@ def reference(state, sparsity, names=NAMES):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_it_is_the_global_magnitude_cut(tmp_path, monkeypatch, dtype, sparsity):
-    monkeypatch.setattr(oneshot, "SIZE", 100)  # several blocks a tensor
+    monkeypatch.setattr(oneshot, "BLOCK_SIZE", 100)  # several blocks a tensor
     state = example(dtype=dtype)
-    result = oneshot.cut(
+    result = oneshot.prune_tensors(
         write(tmp_path / "m.safetensors", state), tmp_path / "o.safetensors", sparsity
     )
     back = load_file(tmp_path / "o.safetensors")
@@ -73,8 +73,8 @@ def test_ties_zeros_and_extremes(tmp_path_factory, values, sparsity, block):
     tensor = torch.tensor([values])
     path = write(folder / "m.safetensors", {"w": tensor})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oneshot, "SIZE", block)
-        result = oneshot.cut(path, folder / "o.safetensors", sparsity)
+        patch.setattr(oneshot, "BLOCK_SIZE", block)
+        result = oneshot.prune_tensors(path, folder / "o.safetensors", sparsity)
     back = load_file(folder / "o.safetensors")["w"]
     already = sum(value == 0 for value in values)
     assert result.zeros == int((back == 0).sum()) == max(already, round(sparsity * total))
@@ -87,7 +87,7 @@ def test_the_report_counts_what_was_cut(tmp_path):
     from lpss_cli.report.report import report
 
     path = write(tmp_path / "m.safetensors", example(), origin="mine")
-    oneshot.cut(path, tmp_path / "o.safetensors", 0.75)
+    oneshot.prune_tensors(path, tmp_path / "o.safetensors", 0.75)
     found = report(tmp_path / "o.safetensors")
     assert (found.weights, found.zeros) == (1488, 1116)
     assert [layer.name for layer in found.layers] == list(NAMES)
@@ -100,7 +100,7 @@ def test_nan_is_named_and_counted_and_nothing_is_written(tmp_path):
     state["b.weight"][0, 0, 0, :2] = torch.tensor([float("nan"), float("inf")])
     path = write(tmp_path / "m.safetensors", state)
     with pytest.raises(InputError, match=r"b\.weight holds 2 values that are not finite"):
-        oneshot.cut(path, tmp_path / "o.safetensors", 0.5)
+        oneshot.prune_tensors(path, tmp_path / "o.safetensors", 0.5)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 

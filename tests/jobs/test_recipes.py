@@ -10,7 +10,7 @@ import torch
 from lpss_cli import models
 from lpss_cli.data import DataSpec
 from lpss_cli.errors import InputError
-from lpss_cli.jobs import commands, config, recipes
+from lpss_cli.jobs import config, recipes, training_job
 from lpss_cli.jobs.config import check
 from lpss_cli.training import method
 
@@ -183,5 +183,5 @@ def test_a_recipe_through_the_library(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small.toml").write_text(SMALL)
     options = recipes.read("small.toml").options("train")
-    outcome = commands.train(config.make_request({"seed": 1}, options, out=Path("a.pt")))
+    outcome = training_job.train(config.make_request({"seed": 1}, options, out=Path("a.pt")))
     assert outcome.report.zeros == 0

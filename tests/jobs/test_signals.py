@@ -22,7 +22,7 @@ import lpss_cli
 from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.checkpoints.training_state import paths_of
 from lpss_cli.errors import InputError, StoppedError
-from lpss_cli.jobs import commands, compare
+from lpss_cli.jobs import compare, sparse_training, training_job
 from lpss_cli.jobs import ticket as tickets
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import JobCallback
@@ -92,7 +92,7 @@ def goes_on(err):
     what, do = err.splitlines()[-2:]
     assert what.startswith("Error: interrupted by SIG")
     assert "Traceback" not in err
-    assert do.startswith("  go on with: lpss ")
+    assert do.startswith("  resume with: lpss ")
     code, _, err = lpss(*shlex.split(do.partition("lpss ")[2]), "--quiet")
     assert code == 0, err
 
@@ -114,7 +114,7 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(server, straight, here, 
     assert not Path("a.pt").exists()
     what, do = err.splitlines()[-2:]
     assert what.endswith(f"by {name} after step 7 of 20: its state is in a.pt.partial")
-    assert do == f"  go on with: lpss {shlex.join(TRAIN)} --resume"
+    assert do == f"  resume with: lpss {shlex.join(TRAIN)} --resume"
     goes_on(err)
     same_bits(straight, "a.pt")
     assert not [path for path in paths_of(Path("a.pt")) if path.exists()]
@@ -223,7 +223,7 @@ def test_a_comparison_goes_on_in_the_middle_of_a_run(server, here, monkeypatch):
                 assert said.startswith("Error: interrupted by SIGTERM after step ")
                 assert "of 18: its state is in c/running/rigl-at-0.5-seed-0-" in said
                 assert said.endswith(".pt.partial; 1 finished run is in c/results.json")
-                assert do == f"  go on with: lpss {shlex.join(words)}"
+                assert do == f"  resume with: lpss {shlex.join(words)}"
                 assert "Traceback" not in run.err
             assert signalled == signal.SIGTERM or run.code() == -signal.SIGKILL
             wait_for(lambda: not run.members, "the end of its process")
@@ -262,12 +262,12 @@ def noisy(out, **more):
 def interrupted_at(steps, method, workers):
     """Stop a run after each of the steps, and go on every time; 30 steps, 6 an epoch."""
     more = {"method": method, "data_overrides": {"workers": workers}}
-    commands.train(noisy("straight.pt", **more))
+    training_job.train(noisy("straight.pt", **more))
     for step in steps:
         with pytest.raises(StoppedError, match=f"after step {step} of 30") as error:
-            commands.train(noisy("a.pt", **more, resume=step != steps[0]), Signaller(step))
+            training_job.train(noisy("a.pt", **more, resume=step != steps[0]), Signaller(step))
         assert error.value.exit_code == 143
-    commands.train(noisy("a.pt", **more, resume=True))
+    training_job.train(noisy("a.pt", **more, resume=True))
     same_bits("straight.pt", "a.pt")
 
 
@@ -307,15 +307,15 @@ def test_a_signal_while_the_result_is_measured_saves_the_finished_run(monkeypatc
         return evaluate(*arguments, **options)
 
     monkeypatch.setattr(training_job, "evaluate", slow)
-    commands.train(noisy("straight.pt", **more, method="gsm"))
+    training_job.train(noisy("straight.pt", **more, method="gsm"))
     last = len(calls)  # the others measure epochs, and before the cut
     calls.clear()
     with pytest.raises(StoppedError, match="after step 22 of 22: its state is in") as error:
-        commands.train(noisy("a.pt", **more, method="gsm"))
+        training_job.train(noisy("a.pt", **more, method="gsm"))
     assert error.value.exit_code == 130
     callback = Signaller(None)
     callback.on_epoch = lambda run: pytest.fail("it trained again")
-    commands.train(noisy("a.pt", **more, method="gsm", resume=True), callback)
+    training_job.train(noisy("a.pt", **more, method="gsm", resume=True), callback)
     same_bits("straight.pt", "a.pt")  # the accuracy before the cut too
     assert loading.read(Path("a.pt")).meta["metrics"]["before_cut"] is not None
 
@@ -328,7 +328,7 @@ def test_a_signal_while_the_artefact_is_written_lets_it_be_written(monkeypatch):
         save(*arguments)
 
     monkeypatch.setattr(artifact, "save", signalled)
-    commands.train(noisy("a.pt", epochs=1))
+    training_job.train(noisy("a.pt", epochs=1))
     assert loading.read(Path("a.pt")).meta["sparsity"] == 0.5
 
 
@@ -337,7 +337,7 @@ def test_a_signal_before_the_first_step_saves_nothing(monkeypatch):
 
     monkeypatch.setattr(GMP, "prepare", lambda *_: signal.raise_signal(signal.SIGHUP))
     with pytest.raises(StoppedError, match="by SIGHUP before the first step") as error:
-        commands.train(noisy("a.pt", method="gmp"))
+        training_job.train(noisy("a.pt", method="gmp"))
     assert (error.value.exit_code, error.value.do) == (129, "nothing was saved")
     assert not list(Path().glob("*a.pt*"))
 
@@ -348,12 +348,12 @@ def test_a_state_that_cannot_be_saved_is_said(monkeypatch):
 
     monkeypatch.setattr("lpss_cli.checkpoints.training_state.atomic_write", full)
     with pytest.raises(StoppedError, match=r"by SIGTERM after step 3 of 30$") as error:
-        commands.train(noisy("a.pt"), Signaller(3))
+        training_job.train(noisy("a.pt"), Signaller(3))
     assert error.value.do == "nothing was saved"
 
 
 def test_a_ticket_goes_on_in_its_second_training():
-    commands.train(noisy("s.pt", keep_init=True))
+    training_job.train(noisy("s.pt", keep_init=True))
 
     def ask(out, **more):
         return noisy(out, sparsity=None, command=f"lpss ticket s.pt --out {out}", **more)
@@ -371,7 +371,7 @@ def test_a_ticket_goes_on_in_its_second_training():
                 tickets.ticket(
                     source, ask(out, resume=callback.step is None), start, callback=callback
                 )
-            assert error.value.do == f"go on with: lpss ticket s.pt --out {out} --resume"
+            assert error.value.do == f"resume with: lpss ticket s.pt --out {out} --resume"
         trained = Path(out).read_bytes()
         if start == "rewind":
             with pytest.raises(InputError, match=r"no ticket of s\.pt from the start 'random'"):
@@ -455,7 +455,7 @@ def test_a_stop_has_two_lines_and_its_exit_code_even_with_debug(monkeypatch):
     def stopped(*_, **__):
         raise StoppedError("interrupted by SIGTERM", "go on", 15)
 
-    monkeypatch.setattr(commands, "train", stopped)
+    monkeypatch.setattr(sparse_training, "train", stopped)
     for debug in ((), ("--debug",)):
         assert lpss("train", *debug) == (143, "", "Error: interrupted by SIGTERM\n  go on\n")
 

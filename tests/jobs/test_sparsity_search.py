@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.data import TensorSource
 from lpss_cli.errors import InputError, RunError
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import sparse_training
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.sparsity_search import HIGH, LOW, Try, bisect, search, training_recipe_of
 from lpss_cli.jobs.training_job import JobCallback
@@ -197,11 +197,13 @@ def test_a_killed_run_goes_on_without_searching_again(lpss, monkeypatch):
                 raise KeyError
 
     with pytest.raises(KeyError):
-        commands.sparsify(Path("model.pt"), request, Killed())
-    monkeypatch.setattr(commands, "search", None)  # it would be called again
+        sparse_training.sparsify_checkpoint(Path("model.pt"), request, Killed())
+    monkeypatch.setattr(sparse_training, "search", None)  # it would be called again
     with pytest.raises(InputError, match="does not belong to a search for this drop"):
-        commands.sparsify(Path("model.pt"), replace(request, target_drop=1.0, resume=True))
-    outcome = commands.sparsify(Path("model.pt"), replace(request, resume=True))
+        sparse_training.sparsify_checkpoint(
+            Path("model.pt"), replace(request, target_drop=1.0, resume=True)
+        )
+    outcome = sparse_training.sparsify_checkpoint(Path("model.pt"), replace(request, resume=True))
     assert outcome.report.zeros == round(0.5 * outcome.report.weights)
     assert outcome.report.meta["search"]["sparsity"] == 0.5
 

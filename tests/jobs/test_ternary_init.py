@@ -87,7 +87,7 @@ def test_other_files_are_refused(tmp_path, content):
         save_file({"w": torch.ones(2)}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="is no amenable initialisation"):
+    with pytest.raises(InputError, match="is not a ternary initialization"):
         ternary_init.load(path)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.errors import InputError
-from lpss_cli.jobs import commands, ternary_init
+from lpss_cli.jobs import sparse_training, ternary_init, training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.ticket import ticket
 
@@ -22,7 +22,7 @@ MASKED = ("fc1.weight", "fc2.weight")
 def sparse(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sparse")
     request = Request(folder / "s.pt", arch=ARCH, sparsity=0.8, epochs=8, keep_init=True)
-    commands.train(request)
+    training_job.train(request)
     return request.out
 
 
@@ -106,7 +106,7 @@ def test_tied_weights_and_layers_that_start_at_zero_keep_their_masks(tmp_path, s
     made = Request(
         tmp_path / "s.pt", arch=arch, method="gmp", sparsity=0.5, epochs=1, keep_init=True
     )
-    commands.train(made)
+    training_job.train(made)
     again = Request(tmp_path / "t.pt", arch=arch, epochs=1)
     ticket(made.out, again, start, control=start == "rewind")
     source, after = read(made.out).state_dict, read(tmp_path / "t.pt").state_dict
@@ -124,11 +124,11 @@ def test_random_is_not_rewind(sparse, tmp_path):
 
 
 def test_what_is_no_ticket_is_refused(sparse, tmp_path):
-    commands.train(Request(tmp_path / "dense.pt", arch=ARCH, epochs=1))
+    training_job.train(Request(tmp_path / "dense.pt", arch=ARCH, epochs=1))
     with pytest.raises(InputError, match="is dense"):
         ticket(tmp_path / "dense.pt", budget(tmp_path))
     ticket(sparse, Request(tmp_path / "bare.pt", epochs=0), "random", control=False)
-    with pytest.raises(InputError, match="does not hold the weights"):
+    with pytest.raises(InputError, match="does not hold the initial weights"):
         ticket(tmp_path / "bare.pt", budget(tmp_path))
     with pytest.raises(InputError, match="--init 'x' is not a choice"):
         ticket(sparse, budget(tmp_path), "x")
@@ -137,8 +137,10 @@ def test_what_is_no_ticket_is_refused(sparse, tmp_path):
 
 
 def test_the_start_of_the_first_training_is_carried_on(tmp_path):
-    commands.train(Request(tmp_path / "d.pt", arch=ARCH, epochs=1, keep_init=True))
-    commands.sparsify(tmp_path / "d.pt", Request(tmp_path / "s.pt", epochs=1, keep_init=True))
+    training_job.train(Request(tmp_path / "d.pt", arch=ARCH, epochs=1, keep_init=True))
+    sparse_training.sparsify_checkpoint(
+        tmp_path / "d.pt", Request(tmp_path / "s.pt", epochs=1, keep_init=True)
+    )
     first, carried = read(tmp_path / "d.pt").init, read(tmp_path / "s.pt").init
     assert first.keys() == carried.keys()
     assert all(torch.equal(first[name], carried[name]) for name in first)

@@ -8,7 +8,7 @@ from helpers import blobs, network
 from torch import nn
 
 from lpss_cli.errors import InputError
-from lpss_cli.jobs import commands
+from lpss_cli.jobs import sparse_training, training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.methods.gsm import DECAY, GSM, remaining_fraction
 from lpss_cli.training import method
@@ -246,9 +246,9 @@ def test_the_metrics_before_the_cut_are_reported(tmp_path):
         out=tmp_path / "gsm.pt", method="gsm", sparsity=0.8, epochs=20, batch_size=32, threads=1
     )
     notes = []
-    callback = commands.JobCallback()
+    callback = sparse_training.JobCallback()
     callback.on_note = notes.append
-    outcome = commands.train(request, callback)
+    outcome = training_job.train(request, callback)
     assert outcome.before_cut is not None
     assert outcome.after["accuracy"] == pytest.approx(outcome.before_cut["accuracy"], abs=0.005)
     assert json.loads(json.dumps(outcome.to_dict()))["before_cut"] == outcome.before_cut
@@ -261,4 +261,4 @@ def test_a_cut_with_training_left_is_not_measured(tmp_path):
     request = Request(
         out=tmp_path / "x.pt", method="gmp", sparsity=0.8, epochs=1, batch_size=64, threads=1
     )
-    assert commands.train(request).before_cut is None
+    assert training_job.train(request).before_cut is None

@@ -1,4 +1,4 @@
-"""The report page: every number on it, nothing from outside, nothing that runs."""
+"""The report page: it shows every number, loads nothing and runs only its own script."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def page(*checkpoints):
 
 
 class Checker(HTMLParser):
-    """Collects tags; every element must be closed in its order."""
+    """Collects tags, and checks that elements are closed in the right order."""
 
     VOID = frozenset({"meta", "link", "img"})
 
@@ -90,7 +90,7 @@ def test_a_page_needs_no_network_and_runs_only_its_own_script():
     assert policy.startswith("default-src 'none'")
 
 
-def test_texts_from_a_file_stay_texts():
+def test_texts_from_a_file_are_escaped():
     name = "<script>alert(1)</script>"
     meta = {
         **META,
@@ -104,7 +104,7 @@ def test_texts_from_a_file_stay_texts():
     assert "<b>.pt" not in text
 
 
-def test_options_are_written_for_people():
+def test_options_are_written_in_words():
     meta = {"config": {"p": ["0.5", "1.2"], "off_sphere": [], "eta": None, "tune": True}}
     text = page(checkpoint(meta))
     assert "p 0.5 1.2, off sphere none, eta chosen, tune yes" in text
@@ -118,7 +118,7 @@ def test_a_file_of_other_origin_has_a_page_too():
     assert "66.67 %" in text
 
 
-def test_odd_histories_have_the_curves_they_can():
+def test_incomplete_histories_have_the_curves_that_are_possible():
     history = [{"loss": 2.0, "a": 1.0, "b": 1.0}, {"loss": 1.0, "a": None, "b": float("nan")}]
     text = page(checkpoint({**META, "history": history}))
     parse(text)
@@ -147,7 +147,7 @@ def test_a_mask_is_drawn_weight_by_weight():
     assert figures.mask_image(torch.ones(2, 3, 5, 5))[1:] == (75, 2)
 
 
-def test_a_mask_too_large_to_look_at_is_not_even_read():
+def test_a_mask_too_large_to_draw_is_not_read():
     class Closed(dict):
         def __getitem__(self, name):
             raise AssertionError(name)
@@ -194,13 +194,13 @@ def test_a_histogram_before_training_shares_the_axis():
 def test_curves_by_hand():
     picture = figures.curve("loss", [(1, 1.0), (2, 0.5), (3, 0.0)])
     assert 'points="0.0,0.0 130.0,60.0 260.0,120.0"' in picture
-    # Epochs are where they belong, also where some were not measured.
+    # Epochs that were not measured leave a gap.
     picture = figures.curve("accuracy", [(0, 0.5), (3, 0.75), (4, 1.0)])
     assert 'points="0.0,120.0 195.0,60.0 260.0,0.0"' in picture
     assert ">epoch 0<" in picture
 
 
-def test_the_metric_has_a_curve_from_the_input_on():
+def test_the_curve_of_the_metric_begins_with_the_input():
     history = [{"epoch": e, "loss": 1 / e, "sparsity": 0.5} for e in range(1, 5)]
     history[1]["accuracy"], history[3]["accuracy"] = 0.96, 0.99
     text = page(checkpoint({**META, "history": history}))
@@ -224,7 +224,7 @@ def test_percent(fraction, text):
     assert html.percent(fraction) == text
 
 
-def test_almost_all_is_not_all():
+def test_almost_all_is_not_rounded_to_all():
     assert html.percent(0.999999) == "99.9999 %"
 
 
@@ -237,12 +237,12 @@ def test_size(count, text):
 
 @pytest.fixture
 def lpss(lpss):
-    """The command line, beside a checkpoint of one weight."""
+    """The command line, in a directory with a checkpoint of one weight."""
     torch.save({"fc.weight": WEIGHT}, "model.pt")
     return lpss
 
 
-def test_the_command_writes_and_replaces_only_when_told(lpss):
+def test_the_command_replaces_a_page_only_with_force(lpss):
     code, out, err = lpss("report", "model.pt", "--html", "r.html", "--json")
     assert code == 0
     assert json.loads(out)["zeros"] == 8

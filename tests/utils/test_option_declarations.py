@@ -32,14 +32,16 @@ class Example(Base["int | None"]):
     colors: tuple[str, ...] = option((), "which ones", key="color", choices=("red", "blue"))
     place: Path | None = option(None, "where", short="-p")
     loud: bool = option(False, "whether")
+    shiny: bool = option(True, "whether or not")
+    size: int = option(0, "how large", high=5)
     plain: int = 3
 
 
 def test_names_types_and_flags_follow_from_the_fields():
     found = options.options(Example)
-    assert list(found) == ["count", "rate", "colors", "place", "loud"]
+    assert list(found) == ["count", "rate", "colors", "place", "loud", "shiny", "size"]
     kinds = [item.kind for item in found.values()]
-    assert kinds == [int, float, tuple[str, ...], Path, bool]
+    assert kinds == [int, float, tuple[str, ...], Path, bool, bool, int]
     assert found["rate"].flags == ("--rate", "--speed", "--old-speed")
     assert found["place"].flags == ("--place", "-p")
     assert (found["colors"].flag, found["colors"].key) == ("--color", "color")
@@ -88,6 +90,7 @@ def test_values_of_another_type_are_refused(name, value, what):
         ({"count": 0}, "--count 0 is out of range", "give --count from 1 to 9"),
         ({"count": 10**30}, f"--count {10**30} is out of range", "give --count from 1 to 9"),
         ({"rate": 1.5}, "--rate 1.5 is out of range", "give --rate from 0 to 1"),
+        ({"size": 6}, "--size 6 is out of range", "give --size up to 5"),
         ({"rate": float("nan")}, "--rate nan is out of range", "give --rate from 0 to 1"),
         ({"colors": ("red", "bleu")}, "--color 'bleu' is not a choice", "did you mean 'blue'"),
     ],
@@ -114,6 +117,7 @@ def test_a_default_in_words_may_differ_by_command():
     found = options.options(Example)
     assert [found["count"].default_for(name) for name in ("", "x", "y")] == ["some", "few", "some"]
     assert [found[n].default_for() for n in ("rate", "colors", "loud")] == ["0.5", "", ""]
+    assert [found[n].default_for() for n in ("shiny", "size")] == ["on", "0"]
 
 
 def test_aliases_stand_for_their_key():
@@ -125,7 +129,13 @@ def test_aliases_stand_for_their_key():
 
 def test_some_options_of_a_class():
     assert list(options.only(Example, "rate", "count")) == ["rate", "count"]
-    assert list(options.without(Example, "rate", "count")) == ["colors", "place", "loud"]
+    assert list(options.without(Example, "rate", "count")) == [
+        "colors",
+        "place",
+        "loud",
+        "shiny",
+        "size",
+    ]
 
 
 @options.keywords(options.only(Example, "rate", "colors", "count"))

@@ -6,7 +6,7 @@ before memory is taken for it: a hostile file gets no more than a bounded multip
 The body holds the sections that belong to one tensor, in the order of the table, and then those
 that tensors share. A network has many short tensors, such as biases, norms and thin layers. zstd
 needs a table for each section, and a plane of a few hundred bytes is not worth one, so short planes
-of the same kind are joined. How short a plane has to be is what makes the file shortest.
+of the same kind are joined. How short they have to be is chosen so that the file is shortest.
 """
 
 from __future__ import annotations

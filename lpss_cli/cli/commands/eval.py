@@ -15,7 +15,7 @@ from lpss_cli.utils.options import only
 def evaluate(out: Out, typed: Typed, file: File = None) -> None:
     """Print the metric of a checkpoint on its test split, alone."""
     from lpss_cli.cli.progress import Printer
-    from lpss_cli.jobs.commands import evaluate_file
+    from lpss_cli.jobs.evaluate import evaluate_file
 
     result = evaluate_file(file, typed.request(), Printer(out))
     out.text(f"{result.metrics[result.primary]:.6g}")

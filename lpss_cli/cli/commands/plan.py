@@ -16,13 +16,16 @@ from lpss_cli.training import method as methods
 from lpss_cli.training.options import TrainingOptions
 from lpss_cli.utils.options import only
 
+# The method that is planned.
+_METHOD = methods.get(methods.DEFAULT)
+
 
 @with_options(
     PlanOptions,
+    only(_METHOD.Config, *_METHOD.plan_options),
     only(TrainingOptions, "sparsity", "layers", "skip"),
     only(NetworkOptions, "arch", "data", "trust_pickle"),
     only(DataSpec, "data_dir", "target", "drop", "image_size"),
-    method_options=methods.get(methods.DEFAULT).plan_options,
 )
 def plan(
     out: Out,
@@ -34,7 +37,7 @@ def plan(
 ) -> None:
     """Predict p, Hoyer sparsity and kept weights before any training."""
     from lpss_cli.cli.views.report import plan_table
-    from lpss_cli.jobs.commands import plan_for
+    from lpss_cli.jobs.plan import plan_for
 
     result = plan_for(file, typed.request(), typed.of(PlanOptions).hoyer, out.note)
     out.show(plan_table(result, out.width))

@@ -18,19 +18,20 @@ from lpss_cli.jobs.config import (
     RunOptions,
     TicketOptions,
 )
+from lpss_cli.training import method as methods
 from lpss_cli.training.options import TrainingOptions
 from lpss_cli.utils.options import only, without
 
 
 @with_options(
     TicketOptions,
+    only(methods.get(methods.DENSE).Config, "lr", "momentum", "weight_decay", "clip", "warmup"),
     only(TrainingOptions, "epochs", "batch_size", "seed", "precision"),
     ComputeOptions,
     without(RunOptions, "keep_init"),
     NetworkOptions,
     DataSpec,
     OutputOptions,
-    method_options=("lr", "momentum", "weight_decay", "clip", "warmup"),
 )
 def ticket(
     file: Annotated[Path, typer.Argument(help="Sparse checkpoint whose mask is trained again.")],

@@ -33,7 +33,7 @@ def train(out: Out, typed: Typed) -> None:
     """Train a network from scratch: dense, or sparse with --sparsity."""
     from lpss_cli.cli.progress import Printer
     from lpss_cli.cli.views.training import trained
-    from lpss_cli.jobs.commands import train as train_network
+    from lpss_cli.jobs.training_job import train as train_network
 
     with Printer(out) as callback:
         outcome = train_network(typed.request("train", out.note), callback)

@@ -12,7 +12,7 @@ from lpss_cli.cli.console import metric, name_column, plain, share, size
 
 if TYPE_CHECKING:
     from lpss_cli.jobs.doctor import Finding
-    from lpss_cli.jobs.oneshot import Cut
+    from lpss_cli.jobs.oneshot import OneShotResult
     from lpss_cli.jobs.verify import Verification
     from lpss_cli.report.sizes import Size
 
@@ -80,7 +80,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return rows
 
 
-def cut_panel(result: Cut) -> Panel:
+def cut_panel(result: OneShotResult) -> Panel:
     """Summarize the one-shot pruning of a file."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold", no_wrap=True)

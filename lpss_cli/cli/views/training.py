@@ -13,7 +13,7 @@ from lpss_cli.cli.console import is_fraction, metric, number, plain, share, size
 from lpss_cli.cli.views.files import cut_panel
 
 if TYPE_CHECKING:
-    from lpss_cli.jobs.oneshot import Cut
+    from lpss_cli.jobs.oneshot import OneShotResult
     from lpss_cli.jobs.ticket import Ticket
     from lpss_cli.jobs.training_job import Outcome
 
@@ -28,11 +28,11 @@ def trained(outcome: Outcome) -> Panel:
     return outcome_panel(outcome, "trained", following)
 
 
-def sparsified(result: Outcome | Cut) -> Panel:
+def sparsified(result: Outcome | OneShotResult) -> Panel:
     """Summarize what became of a checkpoint: by training, or by one-shot pruning."""
-    from lpss_cli.jobs.oneshot import Cut
+    from lpss_cli.jobs.oneshot import OneShotResult
 
-    if isinstance(result, Cut):
+    if isinstance(result, OneShotResult):
         return cut_panel(result)
     return outcome_panel(result, "sparsified", "lpss report, lpss export")
 
