@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def output_beside(path: Path, suffix: str) -> Path:
     """
     if not path.name:
         return Path(path.absolute().name + suffix)
-    return path.with_name((path.name if path.is_dir() else path.stem) + suffix)
+    is_folder = os.path.isdir(path)  # Path.is_dir fails on names that are too long
+    return path.with_name((path.name if is_folder else path.stem) + suffix)
 
 
 def sparsity_of(request: Request, weights: Mapping[str, Weight], default: float) -> float:

@@ -187,7 +187,7 @@ class Method:
 @cache
 def registry() -> dict[str, type[Method]]:
     """Return all methods by name: one from every module of ``lpss_cli.methods``."""
-    importlib.import_module("lpss_cli.methods")  # each of its modules registers its method
+    importlib.import_module("lpss_cli.methods").load_all()
     return dict(sorted(Method.registry.items()))
 
 

@@ -128,10 +128,10 @@ WRONG = [
     (["prune"], "prune", "--help"),
     (["sparsify", "none.pt"], "there is no file none.pt", "lpss train"),
     (["sparsify"], "file", "lpss sparsify --help"),
-    (["report"], "no lpss artefact", "lpss train"),
+    (["report"], "no lpss artifact", "lpss train"),
     (["report", "none.pt"], "there is no file", ""),
-    (["export"], "no lpss artefact", "lpss train"),
-    (["eval"], "no lpss artefact", "lpss train"),
+    (["export"], "no lpss artifact", "lpss train"),
+    (["eval"], "no lpss artifact", "lpss train"),
 ]
 # What an empty path is called: the flag, or the word that stands for the argument.
 EMPTY = [
@@ -315,7 +315,7 @@ def test_a_plan_of_a_checkpoint_and_the_report_agree_on_its_layers(lpss):
         (["--arch", "lenet301"], "unknown network", "lenet300"),
         (["--arch", "lenet300", "--sparsity", "1"], "outside [0, 1)", "0.9"),
         (["missing.pt"], "there is no file", "check the path"),
-        ([], "no lpss artefact", "name a file"),
+        ([], "no lpss artifact", "name a file"),
     ],
 )
 def test_wrong_plans(lpss, args, what, do):
@@ -333,7 +333,11 @@ def test_a_ticket_from_the_command_line(lpss):
     document = json.loads(out)
     assert document["control"] is None
     assert document["initial_bytes"] == Path("two.init.safetensors").stat().st_size
-    refused(lpss("ticket", "two.pt", "--out", "x.pt"), "does not hold the weights", "--keep-init")
+    refused(
+        lpss("ticket", "two.pt", "--out", "x.pt"),
+        "does not hold the initial weights",
+        "--keep-init",
+    )
     refused(lpss("ticket", "model.pt", "--init", "rewnd"), "not a choice", "rewind")
 
 
@@ -390,7 +394,7 @@ def test_a_pack_serves_wherever_a_checkpoint_does(sparse_model):
     assert [x["kind"] for x in json.loads(out)["files"]] == ["safetensors", "onnx"]
     assert [x["name"] for x in json.loads(out)["sizes"]][-1] == "pack"
     assert lpss("sparsify", "m.lpss", "--sparsity", "0.95", *FAST)[0] == 0
-    # The newest artefact is still one that training wrote.
+    # The newest artifact is still one that training wrote.
     assert "m.sparse.pt, the newest" in lpss("eval")[2]
 
 
@@ -509,7 +513,7 @@ def _reported(lpss):
     torch.save(torch.load("model.pt", weights_only=True)["state_dict"], "bare.pt")
     for page in ("bare.pt", "../" + Path().resolve().name + "/bare.pt"):
         result = lpss("report", "model.pt", "bare.pt", "--html", page, "--force")
-        refused(result, f"--html names {page}, which is to be read", "another name")
+        refused(result, f"--html names {page}, which is one of the files to read", "another name")
     code, out, err = lpss("report", "bare.pt", "--sizes")
     assert code == 0
     assert "no ONNX file, operations or times: bare.pt" in err

@@ -290,7 +290,7 @@ class Eyes(JobCallback):
         self.said.append(text)
 
     def on_step(self, run):
-        if run.step == self.stop and run.distributed.rank == self.rank:
+        if run.step == self.stop and launch.place().rank == self.rank:
             signal.raise_signal(signal.SIGTERM)
 
 
@@ -341,7 +341,7 @@ def gone(out):
 
     class Gone(Eyes):
         def on_step(self, run):
-            if run.step == 7 and run.distributed.rank == 1:
+            if run.step == 7 and launch.place().rank == 1:
                 os._exit(9)
 
     request = noisy(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lpss_cli.jobs import sparse_training
+from lpss_cli.jobs import sparse_training, training_job
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "reproduce.py"
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="benchmarks are not installed")
@@ -52,8 +52,8 @@ def calls(monkeypatch):
     """The trainings that were asked for, and after how many a kill comes (a list of one)."""
     seen, limit = [], [None]
 
-    def watch(name):
-        original = getattr(sparse_training, name)
+    def watch(module, function, name):
+        original = getattr(module, function)
 
         def spy(*args):
             if len(seen) == limit[0]:
@@ -61,10 +61,10 @@ def calls(monkeypatch):
             seen.append((name, args[-2].seed))
             return original(*args)
 
-        monkeypatch.setattr(sparse_training, name, spy)
+        monkeypatch.setattr(module, function, spy)
 
-    watch("train")
-    watch("sparsify")
+    watch(training_job, "train", "train")
+    watch(sparse_training, "sparsify_checkpoint", "sparsify")
     return seen, limit
 
 

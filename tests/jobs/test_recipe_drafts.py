@@ -16,7 +16,7 @@ def no_data_folder(monkeypatch):
     monkeypatch.delenv("LPSS_DATA_DIR", raising=False)
 
 
-TRAINED = []  # the bytes of one artefact for all tests
+TRAINED = []  # the bytes of one artifact for all tests
 
 
 def trained(lpss):

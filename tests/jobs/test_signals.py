@@ -22,7 +22,7 @@ import lpss_cli
 from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.checkpoints.training_state import paths_of
 from lpss_cli.errors import InputError, StoppedError
-from lpss_cli.jobs import compare, sparse_training, training_job
+from lpss_cli.jobs import compare, training_job
 from lpss_cli.jobs import ticket as tickets
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.training_job import JobCallback
@@ -320,7 +320,7 @@ def test_a_signal_while_the_result_is_measured_saves_the_finished_run(monkeypatc
     assert loading.read(Path("a.pt")).meta["metrics"]["before_cut"] is not None
 
 
-def test_a_signal_while_the_artefact_is_written_lets_it_be_written(monkeypatch):
+def test_a_signal_while_the_artifact_is_written_lets_it_be_written(monkeypatch):
     save = artifact.save
 
     def signalled(*arguments):
@@ -374,7 +374,9 @@ def test_a_ticket_goes_on_in_its_second_training():
             assert error.value.do == f"resume with: lpss ticket s.pt --out {out} --resume"
         trained = Path(out).read_bytes()
         if start == "rewind":
-            with pytest.raises(InputError, match=r"no ticket of s\.pt from the start 'random'"):
+            with pytest.raises(
+                InputError, match=r"is not a ticket of s\.pt from the start 'random'"
+            ):
                 tickets.ticket(source, ask(out, resume=True), "random")
         ticket = tickets.ticket(source, ask(out, resume=True), start)
         assert ticket.control == straight.control
@@ -455,7 +457,7 @@ def test_a_stop_has_two_lines_and_its_exit_code_even_with_debug(monkeypatch):
     def stopped(*_, **__):
         raise StoppedError("interrupted by SIGTERM", "go on", 15)
 
-    monkeypatch.setattr(sparse_training, "train", stopped)
+    monkeypatch.setattr(training_job, "train", stopped)
     for debug in ((), ("--debug",)):
         assert lpss("train", *debug) == (143, "", "Error: interrupted by SIGTERM\n  go on\n")
 
