@@ -37,7 +37,7 @@ METHOD_EAGER = {"errors", "methods", "training.method"} | {
     f"sparsity.{name}" for name in ("patterns", "schedules", "targets")
 }
 METHOD_LAZY = METHOD_EAGER | {"sparsity", "utils", "data", "models", "optim"}
-METHOD_TYPES = METHOD_LAZY | {"training.context"}
+METHOD_TYPES = METHOD_LAZY | {"training.run"}
 
 
 class Import:

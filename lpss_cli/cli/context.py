@@ -32,7 +32,7 @@ def fail(what: str, do: str) -> None:
     if launch.place().size == 1:
         _current.error(what, do)
         return
-    from lpss_cli.distributed.process_group import turn
+    from lpss_cli.distributed.context import turn
 
     with turn() as mine:
         if mine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,10 +12,13 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.models import ArgumentInfo
 
-from lpss_cli.cli.completion import one_of, several_of
 from lpss_cli.errors import LpssError
 from lpss_cli.training import method as methods
-from lpss_cli.utils.options import OUTPUT_PANEL, Option, option
+from lpss_cli.utils.options import (
+    OUTPUT_PANEL,
+    Option,
+    option,
+)
 
 #: A checkpoint that need not be named.
 File = Annotated[
@@ -155,3 +158,31 @@ def _path_parser(name: str) -> Callable[[str | Path], Path]:
         return Path(text)
 
     return path
+
+
+# Completers. They import no PyTorch, so that a shell completes at once; where they return nothing,
+# the shell completes the names of files, as it does for any program.
+Completer = Callable[[str], list[str]]
+
+
+def one_of(values: Callable[[], Sequence[str]]) -> Completer:
+    """Complete one of some values."""
+
+    def complete(incomplete: str) -> list[str]:
+        """Return the values that begin with what was typed."""
+        return [value for value in values() if value.startswith(incomplete)]
+
+    return complete
+
+
+def several_of(values: Callable[[], Sequence[str]]) -> Completer:
+    """Complete the last of several values, separated by commas, none of them twice."""
+
+    def complete(incomplete: str) -> list[str]:
+        """Return what was typed with the values that may come next."""
+        before, comma, last = incomplete.rpartition(",")
+        used = before.split(",")
+        left = [value for value in values() if value not in used]
+        return [f"{before}{comma}{value}" for value in left if value.startswith(last)]
+
+    return complete

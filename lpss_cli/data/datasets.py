@@ -21,7 +21,7 @@ from lpss_cli.data.bundle import Data
 from lpss_cli.data.sources import TensorSource
 from lpss_cli.data.spec import DataSpec, data_root, refuse
 from lpss_cli.data.splits import split
-from lpss_cli.data.targets import Targets, class_targets
+from lpss_cli.data.tasks import Targets, class_targets
 from lpss_cli.errors import InputError, one_line
 
 ChannelValues = tuple[float, ...]

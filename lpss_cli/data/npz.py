@@ -15,7 +15,7 @@ from lpss_cli.data.bundle import Data
 from lpss_cli.data.scaling import FloatArray, Scaler
 from lpss_cli.data.sources import TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
-from lpss_cli.data.targets import Targets, class_targets, scaled_targets
+from lpss_cli.data.tasks import Targets, class_targets, scaled_targets
 from lpss_cli.errors import InputError, one_line
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")

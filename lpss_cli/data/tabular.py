@@ -22,7 +22,7 @@ from lpss_cli.data.scaling import FloatArray, Scaler
 from lpss_cli.data.sources import TensorSource
 from lpss_cli.data.spec import DataSpec, refuse
 from lpss_cli.data.splits import Split, split
-from lpss_cli.data.targets import Targets, class_targets, scaled_targets
+from lpss_cli.data.tasks import Targets, class_targets, scaled_targets
 from lpss_cli.errors import InputError, nearest
 
 TEST_FRACTION = 0.26

@@ -12,8 +12,8 @@ from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import (
     input_file,
     preprocessing_notes,
+    restore,
 )
-from lpss_cli.jobs.restore import restore
 from lpss_cli.training.evaluation import evaluate
 
 

@@ -26,8 +26,7 @@ from lpss_cli.export.result import ExportedFile
 from lpss_cli.export.safetensors import export_safetensors
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
-from lpss_cli.jobs.resolve import input_file
-from lpss_cli.jobs.restore import restore
+from lpss_cli.jobs.resolve import input_file, restore
 from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import packed_values, weights_of
 from lpss_cli.report.sizes import Size, table

@@ -22,9 +22,9 @@ from lpss_cli.errors import InputError
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.resolve import (
     input_file,
+    load_data,
     sparsity_of,
 )
-from lpss_cli.jobs.restore import load_data
 from lpss_cli.report.report import weights_of
 from lpss_cli.sparsity.layer_info import LayerColumn, LayerInfo, WithColumns
 from lpss_cli.sparsity.layer_targets import layer_budgets

@@ -13,10 +13,10 @@ from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, check
 from lpss_cli.jobs.resolve import (
     output_beside,
+    restore,
     settings_for,
     sparsity_of,
 )
-from lpss_cli.jobs.restore import restore
 from lpss_cli.jobs.sparsity_search import search
 from lpss_cli.jobs.training_job import Job, Outcome, share_output
 from lpss_cli.sparsity.prunable import trainable_weights

@@ -24,8 +24,7 @@ from lpss_cli.errors import InputError
 from lpss_cli.jobs import ternary_init
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, TicketOptions, check, device_of
-from lpss_cli.jobs.resolve import output_beside, settings_for
-from lpss_cli.jobs.restore import build, restore
+from lpss_cli.jobs.resolve import build, output_beside, restore, settings_for
 from lpss_cli.jobs.training_job import Job, Outcome, outcome_of
 from lpss_cli.models import ModelInfo
 from lpss_cli.report.report import weights_of

@@ -18,18 +18,18 @@ from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.checkpoints.metadata import HISTOGRAMS
 from lpss_cli.checkpoints.training_state import TrainingStateFiles, paths_of
 from lpss_cli.data import Data
-from lpss_cli.distributed.context import DistributedContext, LostError
-from lpss_cli.distributed.process_group import joined
+from lpss_cli.distributed.context import DistributedContext, LostError, joined
 from lpss_cli.errors import InputError, StoppedError
 from lpss_cli.jobs import loggers, resume
 from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import MODEL, Request, check, device_of
 from lpss_cli.jobs.resolve import (
+    load_data,
     preprocessing_notes,
     settings_for,
     sparsity_of,
+    untrained,
 )
-from lpss_cli.jobs.restore import load_data, untrained
 from lpss_cli.jobs.resume import TrainingCheckpointer
 from lpss_cli.models import ModelInfo
 from lpss_cli.report import histograms

@@ -16,7 +16,7 @@ from lpss_cli.data import Data
 from lpss_cli.errors import InputError
 from lpss_cli.export.onnx.runtime import is_onnx_file, rounding_tolerance, run_foreign_onnx
 from lpss_cli.jobs.config import Request, check, device_of
-from lpss_cli.jobs.restore import build, restore
+from lpss_cli.jobs.resolve import build, restore
 from lpss_cli.training.evaluation import outputs
 
 #: Largest difference of an output, relative to the largest output, that another order of additions

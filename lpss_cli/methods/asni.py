@@ -9,7 +9,7 @@ from lpss_cli.sparsity.schedules import logistic_ramp
 from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 # Updates of a run with fewer epochs than that: an epoch is too coarse a grid for its sigmoid.
 _UPDATES = 100

@@ -8,7 +8,7 @@ from lpss_cli.sparsity.schedules import cubic_sparsity
 from lpss_cli.training.method import Method
 
 if TYPE_CHECKING:
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 
 class GMP(Method):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 #: Learning-rate factors of a run, in stretches of equal ones: (factor, number of steps).
 LrFactors = Sequence[tuple[float, int]]

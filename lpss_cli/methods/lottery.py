@@ -10,7 +10,7 @@ from lpss_cli.sparsity.schedules import warmup_cosine
 from lpss_cli.training.method import Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 
 class Lottery(Method):

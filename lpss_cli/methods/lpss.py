@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lpss_cli.optim.lpsgd import LpSGD
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 #: Chooses p by the target sparsity and the fan-in.
 AUTO = "auto"

@@ -15,7 +15,7 @@ from lpss_cli.training.method import option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 # Learning-rate factors of the published schedule at epochs 0, E/6, E/3, E-3 and E, relative to
 # its peak: 0.04, 2, 0.5, 0.004 and 0.0002 on the summed loss of 256 examples.

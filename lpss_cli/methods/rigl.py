@@ -9,7 +9,7 @@ from lpss_cli.methods.set import SET
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 
 class RigL(SET):

@@ -10,7 +10,7 @@ from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 # Steps between updates, and the number of updates in a run too short for them: with fewer, the
 # topology hardly moves.

@@ -12,7 +12,7 @@ from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 
 class SNIP(Method):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lpss_cli.training.method import RANKINGS, Method, MethodConfig, option
 
 if TYPE_CHECKING:
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 
 class Static(Method):

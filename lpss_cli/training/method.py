@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from lpss_cli.training.context import MethodContext
+    from lpss_cli.training.run import MethodContext
 
 
 #: How weights of different layers are compared; see ``masks.RANKINGS``.

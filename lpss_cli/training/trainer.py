@@ -22,10 +22,9 @@ from lpss_cli.training import distillation
 from lpss_cli.training.batches import TrainingBatches, no_batches
 from lpss_cli.training.batchnorm import RECALIBRATION_BATCHES, recalibrate_batchnorm
 from lpss_cli.training.callbacks import Callback
-from lpss_cli.training.clock import RunClock
 from lpss_cli.training.distillation import Teacher
 from lpss_cli.training.method import Method
-from lpss_cli.training.run import Run
+from lpss_cli.training.run import Run, RunClock
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.sparse_weights import SparseWeights, choose_weights
 from lpss_cli.utils import seeds, torch_utils

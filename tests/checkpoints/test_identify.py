@@ -24,7 +24,7 @@ from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.data import DataSpec, load
 from lpss_cli.errors import InputError
 from lpss_cli.jobs.config import Request
-from lpss_cli.jobs.restore import restore
+from lpss_cli.jobs.resolve import restore
 from lpss_cli.models import Fit, ImagePreprocessing, build, family_of
 from lpss_cli.training.evaluation import outputs
 

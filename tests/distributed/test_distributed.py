@@ -24,8 +24,7 @@ from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.data import TensorSource
 from lpss_cli.data.splits import epoch_order, shard_order
 from lpss_cli.distributed import launch
-from lpss_cli.distributed.context import DistributedContext, LostError
-from lpss_cli.distributed.process_group import joined
+from lpss_cli.distributed.context import DistributedContext, LostError, joined
 from lpss_cli.errors import InputError, RunError, StoppedError
 from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request

@@ -212,9 +212,9 @@ def test_layers_that_lose_everything_are_warned_of_by_name(tmp_path):
 
 
 def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
-    from lpss_cli.jobs import restore
+    from lpss_cli.jobs import resolve
 
-    loaded = restore.load
+    loaded = resolve.load
 
     class Untouchable:
         def __getattr__(self, name):
@@ -225,7 +225,7 @@ def test_holdout_never_touches_the_test_split(tmp_path, monkeypatch):
         object.__setattr__(data, "test", Untouchable())
         return data
 
-    monkeypatch.setattr(restore, "load", poisoned)
+    monkeypatch.setattr(resolve, "load", poisoned)
     outcome = training_job.train(Request(tmp_path / "a.pt", epochs=1, holdout=0.2))
     assert outcome.measured_on == "holdout"
     with pytest.raises(AssertionError, match="test split"):

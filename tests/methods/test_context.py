@@ -7,7 +7,7 @@ import torch
 from helpers import blobs, network
 
 from lpss_cli.training import method
-from lpss_cli.training.context import MethodContext
+from lpss_cli.training.run import MethodContext
 from lpss_cli.training.settings import TrainingSettings
 from lpss_cli.training.trainer import Trainer
 

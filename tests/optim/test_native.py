@@ -14,7 +14,7 @@ from reference.lpsgd_reference import DualRow, PowerRow
 from lpss_cli.errors import InputError
 from lpss_cli.optim import native
 from lpss_cli.optim.lpsgd import LpSGD
-from lpss_cli.optim.native import build
+from lpss_cli.optim.native import kernel
 
 EVERY_P = [0.2, 0.5, 0.7, 0.8, 1.0, 1.05, 1.0714, 1.15, 1.2, 1.3, 1.5, 2.0, 2.7, 4.0]
 
@@ -156,13 +156,13 @@ def test_copies_and_saved_states_keep_the_choice():
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """Look for the compiler anew, with a cache of one's own; what it holds need not be fast."""
-    quick = tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS)
-    monkeypatch.setattr(build, "_FLAGS", quick)
+    quick = tuple("-O0" if flag == "-O3" else flag for flag in kernel._FLAGS)
+    monkeypatch.setattr(kernel, "_FLAGS", quick)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for function in (build.library, build.compiler, build._find_compiler):
+    for function in (kernel.library, kernel.compiler, kernel._find_compiler):
         function.cache_clear()
     yield tmp_path / "cache" / "lpss"
-    for function in (build.library, build.compiler, build._find_compiler):
+    for function in (kernel.library, kernel.compiler, kernel._find_compiler):
         function.cache_clear()
 
 
@@ -173,7 +173,7 @@ def program(path, text):
 
 
 def test_the_switch_turns_it_off(fresh, monkeypatch):
-    monkeypatch.setenv(build.SWITCH, "0")
+    monkeypatch.setenv(kernel.SWITCH, "0")
     assert native.library() is None
     assert native.compiler() is None
     w = weight(3, 4)
@@ -192,14 +192,14 @@ def test_the_switch_turns_it_off(fresh, monkeypatch):
     ],
 )
 def test_a_compiler_that_fails_is_as_good_as_none(fresh, monkeypatch, tmp_path, text):
-    monkeypatch.setattr(build, "_COMPILERS", ())
+    monkeypatch.setattr(kernel, "_COMPILERS", ())
     monkeypatch.setenv("CXX", program(tmp_path / "broken", text))
     assert native.library() is None
     assert list(fresh.glob("*")) == []
 
 
 def test_no_compiler_at_all(fresh, monkeypatch):
-    monkeypatch.setattr(build, "_COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(kernel, "_COMPILERS", ("no-such-compiler",))
     monkeypatch.setenv("CXX", "")
     assert native.library() is None
 
@@ -210,7 +210,7 @@ def test_what_was_built_is_kept_and_a_damaged_one_replaced(fresh, monkeypatch, t
     (kept,) = fresh.iterdir()
     assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
     built = kept.stat().st_mtime_ns
-    build.library.cache_clear()
+    kernel.library.cache_clear()
     assert native.library() is not None
     assert kept.stat().st_mtime_ns == built
     # In another place: a process never loads a path twice.
@@ -218,7 +218,7 @@ def test_what_was_built_is_kept_and_a_damaged_one_replaced(fresh, monkeypatch, t
     damaged = tmp_path / "other" / "lpss" / kept.name
     damaged.parent.mkdir(mode=0o700, parents=True)
     damaged.write_bytes(b"no library")
-    build.library.cache_clear()
+    kernel.library.cache_clear()
     assert native.library() is not None
     assert damaged.stat().st_size == kept.stat().st_size
 

@@ -15,7 +15,7 @@ from teams import together
 from torch import nn
 
 from lpss_cli import LpSGD
-from lpss_cli.distributed.process_group import joined
+from lpss_cli.distributed.context import joined
 from lpss_cli.errors import InputError, RunError
 from lpss_cli.optim.sharding import check_rows, is_sharded, local, top_k
 

@@ -22,8 +22,7 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.jobs import recipes
 from lpss_cli.jobs.config import Request, check, read_options
 from lpss_cli.jobs.plan import Plan, plan
-from lpss_cli.jobs.resolve import settings_for, sparsity_of
-from lpss_cli.jobs.restore import restore
+from lpss_cli.jobs.resolve import restore, settings_for, sparsity_of
 from lpss_cli.sparsity.prunable import Weight, trainable_weights
 from lpss_cli.sparsity.targets import zero_count
 from lpss_cli.training.method import Method, make, options_of

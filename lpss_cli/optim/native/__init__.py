@@ -8,7 +8,6 @@ step in PyTorch operations.
 
 from __future__ import annotations
 
-from lpss_cli.optim.native.build import SWITCH, compiler, library
-from lpss_cli.optim.native.kernel import fits, step
+from lpss_cli.optim.native.kernel import SWITCH, compiler, fits, library, step
 
 __all__ = ["SWITCH", "compiler", "fits", "library", "step"]
