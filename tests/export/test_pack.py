@@ -366,7 +366,7 @@ def test_an_onnx_file_may_differ_by_what_rounding_explains(exported, monkeypatch
 
 def test_an_onnx_file_comes_second_and_holds_its_tensors(exported, tmp_path):
     path, onnx_path = exported
-    with pytest.raises(InputError, match="holds no tensors") as error:
+    with pytest.raises(InputError, match="does not hold tensors") as error:
         verify.verify_files(onnx_path, path, Request())
     assert "checkpoint first" in error.value.do
     with pytest.raises(InputError, match="there is no file"):
