@@ -91,7 +91,7 @@ def _check_package(name: str, module: str) -> Finding:
 
 def _check_optional(name: str, use: str, extra: str) -> Finding:
     if importlib.util.find_spec(name) is None:
-        text = f"not installed; {use} requires it: pip install lpss-cli[{extra}]"
+        text = f"not installed; needed for {use}: pip install lpss-cli[{extra}]"
         return Finding(name, "note", text)
     return _guarded(name, partial(_check_package, name, name))
 
