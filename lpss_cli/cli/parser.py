@@ -32,7 +32,7 @@ from lpss_cli.utils.options import METHOD_PANEL, Option, options, refuse_exclude
 Group = type[Any] | Mapping[str, Option]
 # What the help needs to know is kept in the context of the parser under these names.
 _EVERYTHING, _METHOD = "lpss.everything", "lpss.method"
-# Parameters that the parser passes and no command is given.
+# Parameters of every command that are not arguments of the command line.
 _PASSED = ("out", "typed")
 
 

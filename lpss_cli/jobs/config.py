@@ -428,17 +428,22 @@ def make_request(
     Raises:
         InputError: See ``read_options``.
     """
-    given, base = read_options(typed), read_options(base or {})
-    own = {item.key: item.name for item in declarations.options(Request).values()}
-    data = declarations.options(DataSpec)
-    if "method" in given and given["method"] != base.get("method", given["method"]):
-        # The options of the base are those of its own method.
-        base = {key: value for key, value in base.items() if key in own or key in data}
-    values = base | given
+    typed, base = read_options(typed), read_options(base or {})
+    fields = {item.key: item.name for item in declarations.options(Request).values()}
+    data_fields = declarations.options(DataSpec)
+
+    def is_of_method(key: str) -> bool:
+        return key not in fields and key not in data_fields
+
+    method = typed.get("method")
+    if method is not None and method != base.get("method", method):
+        # The options of methods in the base are those of another one.
+        base = {key: value for key, value in base.items() if not is_of_method(key)}
+    values = base | typed
     return Request(
-        **{own[key]: value for key, value in values.items() if key in own},
-        data_overrides={key: value for key, value in values.items() if key in data},
-        options={k: value for k, value in values.items() if k not in own and k not in data},
+        **{fields[key]: value for key, value in values.items() if key in fields},
+        data_overrides={key: value for key, value in values.items() if key in data_fields},
+        options={key: value for key, value in values.items() if is_of_method(key)},
         **rest,
     )
 
