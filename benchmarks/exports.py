@@ -32,7 +32,7 @@ from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.models import build
-from lpss_cli.report.sizes import entropy
+from lpss_cli.reporting.sizes import entropy
 from lpss_cli.sparsity.prunable import prunable_weights
 
 OUT = FOLDER / "exports.json"

@@ -28,8 +28,8 @@ from lpss_cli.checkpoints.packed import CHOICES, pack, unpack
 from lpss_cli.jobs import training_job
 from lpss_cli.jobs.config import Request
 from lpss_cli.models import build
-from lpss_cli.report import sizes
-from lpss_cli.report.report import weights_of
+from lpss_cli.reporting import sizes
+from lpss_cli.reporting.report import weights_of
 from lpss_cli.sparsity.patterns import bias_names
 from lpss_cli.sparsity.prunable import prunable_weights
 

@@ -29,7 +29,7 @@ from lpss_cli.errors import InputError, LpssError, RunError
 from lpss_cli.jobs import config, recipes, sparse_training, training_job
 from lpss_cli.jobs.recipes import Recipe
 from lpss_cli.jobs.training_job import JobCallback
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 
 HERE = Path(__file__).parent
 HEAD = ("data", "network", "sparsity", "epochs", "published", "ours mean ± sd (seeds)", "Δ points")

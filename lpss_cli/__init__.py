@@ -14,7 +14,7 @@ from lpss_cli.version import __version__
 if TYPE_CHECKING:
     from lpss_cli.api import Sparse, describe, sparsify
     from lpss_cli.optim.lpsgd import LpSGD
-    from lpss_cli.report.report import report
+    from lpss_cli.reporting.report import report
     from lpss_cli.sparsifier import Sparsifier
     from lpss_cli.sparsity.lp_geometry import hoyer
 
@@ -38,7 +38,7 @@ _LAZY = {
     "Sparsifier": "sparsifier",
     "describe": "api",
     "hoyer": "sparsity.lp_geometry",
-    "report": "reporting",
+    "report": "reporting.report",
     "sparsify": "api",
 }
 

@@ -17,7 +17,7 @@ from lpss_cli.data import Data, DataSpec
 from lpss_cli.data.factory import as_source
 from lpss_cli.data.sources import LoaderSource, Source
 from lpss_cli.data.tasks import CLASSIFICATION, REGRESSION, Loss, Task
-from lpss_cli.report.report import Report, report
+from lpss_cli.reporting.report import Report, report
 from lpss_cli.sparsity.prunable import prunable_weights
 from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.callbacks import Callback

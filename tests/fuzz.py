@@ -27,7 +27,7 @@ from faults import CONTAINERS, archive, command, kinds
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.cli.views import report as views
 from lpss_cli.errors import LpssError
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 from lpss_cli.utils import digest
 
 _GIB = 1 << 30

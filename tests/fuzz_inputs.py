@@ -30,7 +30,7 @@ from lpss_cli.checkpoints.training_state import TrainingStateFiles
 from lpss_cli.errors import InputError
 from lpss_cli.export.onnx import runtime
 from lpss_cli.jobs import recipes, ternary_init
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 
 _RECIPE = """
 title = "an example"

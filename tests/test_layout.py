@@ -23,7 +23,7 @@ TIERS = (
     "sparsity",
     "data models distributed",
     "checkpoints optim",
-    "training report",
+    "training reporting",
     "methods export api",
     "jobs sparsifier",
     "cli",
@@ -205,5 +205,7 @@ def test_torch_stays_unloaded(code):
 
 def test_public_names_load_when_asked_for():
     assert all(getattr(lpss_cli, name) is not None for name in lpss_cli.__all__)
+    # A folder of that name would take its place as soon as anything in it is imported.
+    assert not set(lpss_cli.__all__) & {path.stem for path in ROOT.iterdir()}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = lpss_cli.nonsense

@@ -22,7 +22,7 @@ from lpss_cli.errors import InputError, RunError
 from lpss_cli.export.result import ExportedFile
 from lpss_cli.export.safetensors import export_safetensors, provenance, same_bits
 from lpss_cli.models import ModelInfo
-from lpss_cli.report.report import weights_of
+from lpss_cli.reporting.report import weights_of
 from lpss_cli.sparsity.patterns import bias_names
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.utils.files import atomic_write, check_writable

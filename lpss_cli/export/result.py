@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lpss_cli.report.flops import Savings
-from lpss_cli.report.latency import Latency
+from lpss_cli.reporting.flops import Savings
+from lpss_cli.reporting.latency import Latency
 
 
 @dataclass(frozen=True)

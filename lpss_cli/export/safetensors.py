@@ -12,7 +12,7 @@ from lpss_cli.checkpoints import metadata, safetensors_file
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import RunError
 from lpss_cli.export.result import ExportedFile
-from lpss_cli.report.report import exported_facts, weights_of
+from lpss_cli.reporting.report import exported_facts, weights_of
 from lpss_cli.utils.files import atomic_write
 
 

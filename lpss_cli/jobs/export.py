@@ -28,8 +28,8 @@ from lpss_cli.jobs.callbacks import JobCallback
 from lpss_cli.jobs.config import Request, device_of
 from lpss_cli.jobs.resolve import input_file, restore
 from lpss_cli.models import ModelInfo
-from lpss_cli.report.report import packed_values, weights_of
-from lpss_cli.report.sizes import Size, table
+from lpss_cli.reporting.report import packed_values, weights_of
+from lpss_cli.reporting.sizes import Size, table
 from lpss_cli.utils import digest
 from lpss_cli.utils.files import check_space, reserve_output
 

@@ -25,7 +25,7 @@ from lpss_cli.jobs.resolve import (
     load_data,
     sparsity_of,
 )
-from lpss_cli.report.report import weights_of
+from lpss_cli.reporting.report import weights_of
 from lpss_cli.sparsity.layer_info import LayerColumn, LayerInfo, WithColumns
 from lpss_cli.sparsity.layer_targets import layer_budgets
 from lpss_cli.sparsity.masks import log_magnitude, select_masks

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from lpss_cli.checkpoints.loading import Checkpoint
     from lpss_cli.export.result import ExportedFile
-    from lpss_cli.report.flops import Savings
-    from lpss_cli.report.report import Report
+    from lpss_cli.reporting.flops import Savings
+    from lpss_cli.reporting.report import Report
 
 #: Larger networks are compacted only on request, because it takes seconds. Parameters.
 QUICK = 2_000_000
@@ -64,7 +64,7 @@ def report_files(
         raise InputError(what, "give the page another name")
     checkpoints, reports = _measure(paths, request, wanted.sizes, callback)
     if wanted.html is not None:
-        from lpss_cli.report import html
+        from lpss_cli.reporting import html
 
         states = [checkpoint.stream or checkpoint.state_dict for checkpoint in checkpoints]
         html.write(wanted.html, list(zip(reports, states, strict=True)))
@@ -107,7 +107,7 @@ def _measure(
         _load_torch()
     from lpss_cli.checkpoints.identify import introduce
     from lpss_cli.checkpoints.loading import browse
-    from lpss_cli.report.report import report
+    from lpss_cli.reporting.report import report
 
     checkpoints = [browse(path, trust_pickle=request.trust_pickle) for path in paths]
     # Where files are measured too, their export says the same.

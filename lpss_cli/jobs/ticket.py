@@ -27,7 +27,7 @@ from lpss_cli.jobs.config import Request, TicketOptions, check, device_of
 from lpss_cli.jobs.resolve import build, output_beside, restore, settings_for
 from lpss_cli.jobs.training_job import Job, Outcome, outcome_of
 from lpss_cli.models import ModelInfo
-from lpss_cli.report.report import weights_of
+from lpss_cli.reporting.report import weights_of
 from lpss_cli.training.evaluation import evaluate
 from lpss_cli.training.method import make
 from lpss_cli.training.options import TRAIN_BUDGET

@@ -32,8 +32,8 @@ from lpss_cli.jobs.resolve import (
 )
 from lpss_cli.jobs.resume import TrainingCheckpointer
 from lpss_cli.models import ModelInfo
-from lpss_cli.report import histograms
-from lpss_cli.report.report import Report, report
+from lpss_cli.reporting import histograms
+from lpss_cli.reporting.report import Report, report
 from lpss_cli.sparsity.prunable import trainable_weights
 from lpss_cli.sparsity.targets import check_sparsity
 from lpss_cli.training.callbacks import Callback, CallbackList

@@ -17,7 +17,7 @@ from lpss_cli.checkpoints.load_weights import load_into, network_part
 from lpss_cli.checkpoints.loading import Checkpoint, read
 from lpss_cli.errors import InputError
 from lpss_cli.models import ModelInfo
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 
 
 def net() -> nn.Sequential:

@@ -21,7 +21,7 @@ from lpss_cli.checkpoints.packed import (
     unpack,
 )
 from lpss_cli.export.pack import round_to_code
-from lpss_cli.report.sizes import entropy
+from lpss_cli.reporting.sizes import entropy
 
 
 def test_each_coding_is_taken_where_it_is_the_shortest():

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from lpss_cli.checkpoints import artifact, loading
 from lpss_cli.checkpoints.safetensors_file import DTYPES, TensorReader
 from lpss_cli.errors import InputError
-from lpss_cli.report.layers import measure
-from lpss_cli.report.report import report
+from lpss_cli.reporting.layers import measure
+from lpss_cli.reporting.report import report
 from lpss_cli.utils import arrays
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from rich.console import Console
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.cli.console import name_column
 from lpss_cli.cli.views.report import layer_table
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 
 ENCODER = [
     f"vit.encoder.layer.{number}.{part}.weight"

@@ -7,7 +7,7 @@ import pytest
 from lpss_cli.checkpoints.loading import read
 from lpss_cli.jobs import evaluate
 from lpss_cli.jobs.config import Request
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 
 FOLDER = Path(__file__).parents[2] / "sample_models"
 

@@ -16,7 +16,7 @@ from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.jobs.training_job import JobCallback
 from lpss_cli.models import build
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 from lpss_cli.sparsity.prunable import prunable_weights
 
 

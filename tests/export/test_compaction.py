@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpss_cli.export.compaction.compact import compact
 from lpss_cli.models import KNOWN, build
-from lpss_cli.report.flops import layer_sizes
+from lpss_cli.reporting.flops import layer_sizes
 from lpss_cli.sparsity.prunable import prunable_weights
 from lpss_cli.utils.torch_utils import forward_flops
 

@@ -26,8 +26,8 @@ from lpss_cli.jobs import training_job, verify
 from lpss_cli.jobs.config import Request
 from lpss_cli.jobs.export import export_file
 from lpss_cli.models import ModelInfo
-from lpss_cli.report import sizes
-from lpss_cli.report.report import report
+from lpss_cli.reporting import sizes
+from lpss_cli.reporting.report import report
 
 META = {
     "arch": "x",

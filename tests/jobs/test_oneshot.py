@@ -84,7 +84,7 @@ def test_ties_zeros_and_extremes(tmp_path_factory, values, sparsity, block):
 
 def test_the_report_counts_what_was_cut(tmp_path):
     from lpss_cli.cli.views.report import origin_table
-    from lpss_cli.report.report import report
+    from lpss_cli.reporting.report import report
 
     path = write(tmp_path / "m.safetensors", example(), origin="mine")
     oneshot.prune_tensors(path, tmp_path / "o.safetensors", 0.75)

@@ -12,7 +12,7 @@ from lpss_cli import models
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.errors import InputError
 from lpss_cli.jobs.report import QUICK, savings, with_savings
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 
 META = {"arch": "lenet5", "input_shape": [1, 28, 28], "outputs": 10}
 

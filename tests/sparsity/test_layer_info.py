@@ -14,7 +14,7 @@ import torch
 from lpss_cli.checkpoints.loading import Checkpoint
 from lpss_cli.checkpoints.metadata import drop_invalid
 from lpss_cli.export.safetensors import provenance
-from lpss_cli.report.report import report
+from lpss_cli.reporting.report import report
 from lpss_cli.sparsity import layer_info
 from lpss_cli.sparsity.layer_info import LayerColumn, LayerFact, WithColumns
 
@@ -56,7 +56,7 @@ def test_new_columns_are_in_every_table(gadget):
     from rich.console import Console
 
     from lpss_cli.cli.views.report import csv_text, layer_table
-    from lpss_cli.report import html
+    from lpss_cli.reporting import html
 
     source = checkpoint({"bits": 4})
     found = report(source)

@@ -14,8 +14,8 @@ from lpss_cli.cli.views.files import size_table
 if TYPE_CHECKING:
     from lpss_cli.export.result import ExportedFile
     from lpss_cli.jobs.export import Export
-    from lpss_cli.report.flops import Savings
-    from lpss_cli.report.latency import Latency
+    from lpss_cli.reporting.flops import Savings
+    from lpss_cli.reporting.latency import Latency
 
 
 NO_SKIPPING = (

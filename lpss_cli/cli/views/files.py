@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lpss_cli.jobs.doctor import Finding
     from lpss_cli.jobs.oneshot import OneShotResult
     from lpss_cli.jobs.verify import Verification
-    from lpss_cli.report.sizes import Size
+    from lpss_cli.reporting.sizes import Size
 
 
 def size_table(sizes: Sequence[Size]) -> Table:

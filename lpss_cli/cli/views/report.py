@@ -18,9 +18,9 @@ from lpss_cli.sparsity import layer_info
 
 if TYPE_CHECKING:
     from lpss_cli.jobs.plan import LayerPlan, Plan
-    from lpss_cli.report.flops import Savings
-    from lpss_cli.report.layers import Layer
-    from lpss_cli.report.report import Report
+    from lpss_cli.reporting.flops import Savings
+    from lpss_cli.reporting.layers import Layer
+    from lpss_cli.reporting.report import Report
     from lpss_cli.sparsity.layer_info import LayerColumn
 
 

@@ -32,7 +32,7 @@ from lpss_cli.export.compaction.channel_graph import (
     write_flattens,
 )
 from lpss_cli.export.compaction.constant_folding import ConstantFolder
-from lpss_cli.report.flops import LayerSize, Savings, layer_sizes
+from lpss_cli.reporting.flops import LayerSize, Savings, layer_sizes
 
 #: Largest difference of an output, relative to the largest |output|.
 TOLERANCE = 1e-5

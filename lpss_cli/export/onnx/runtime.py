@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lpss_cli.checkpoints import read_file
 from lpss_cli.checkpoints.read_file import open_regular, read_bytes
 from lpss_cli.errors import InputError, one_line
-from lpss_cli.report.latency import Latency
+from lpss_cli.reporting.latency import Latency
 
 #: Batch sizes at which latency is measured.
 BATCHES = (1, 64)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpss_cli.report.histograms import zoomed_histogram
-from lpss_cli.report.html.figures import outlier_note
-from lpss_cli.report.layers import measure
+from lpss_cli.reporting.histograms import zoomed_histogram
+from lpss_cli.reporting.html.figures import outlier_note
+from lpss_cli.reporting.layers import measure
 
 NEAR = torch.arange(-199.5, 200) / 1000  # 400 values at equal distances, ten a bin
 

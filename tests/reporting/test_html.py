@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from lpss_cli.checkpoints.loading import Checkpoint
-from lpss_cli.report import html
-from lpss_cli.report.histograms import ZoomedHistogram
-from lpss_cli.report.html import figures
-from lpss_cli.report.report import report
+from lpss_cli.reporting import html
+from lpss_cli.reporting.histograms import ZoomedHistogram
+from lpss_cli.reporting.html import figures
+from lpss_cli.reporting.report import report
 
 WEIGHT = torch.tensor([[0.0, 2.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.5]])
 META = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from lpss_cli.report.histograms import ZoomedHistogram
+from lpss_cli.reporting.histograms import ZoomedHistogram
 from lpss_cli.utils import arrays
 
 if TYPE_CHECKING:

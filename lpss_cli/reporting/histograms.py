@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpss_cli.checkpoints.metadata import HISTOGRAMS
-from lpss_cli.report.layers import WeightHistogram, measure
+from lpss_cli.reporting.layers import WeightHistogram, measure
 from lpss_cli.utils import arrays
 from lpss_cli.utils.arrays import Array
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from lpss_cli.report import histograms
-from lpss_cli.report.histograms import ZoomedHistogram, zoomed_histogram
-from lpss_cli.report.html import figures
-from lpss_cli.report.layers import Layer
-from lpss_cli.report.report import Report
+from lpss_cli.reporting import histograms
+from lpss_cli.reporting.histograms import ZoomedHistogram, zoomed_histogram
+from lpss_cli.reporting.html import figures
+from lpss_cli.reporting.layers import Layer
+from lpss_cli.reporting.report import Report
 from lpss_cli.sparsity import layer_info
 from lpss_cli.utils.arrays import Array
 from lpss_cli.utils.files import atomic_write
@@ -62,7 +62,7 @@ def render(pages: Sequence[tuple[Report, Tensors]]) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("lpss_cli.report", "html"),
+        loader=PackageLoader("lpss_cli.reporting", "html"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

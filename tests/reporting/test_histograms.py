@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lpss_cli.checkpoints.metadata import HISTOGRAMS, drop_invalid
-from lpss_cli.report import histograms
-from lpss_cli.report.layers import measure
+from lpss_cli.reporting import histograms
+from lpss_cli.reporting.layers import measure
 
 GOOD = {"low": -1.0, "high": 1.0, "counts": [0, 3]}
 

@@ -12,8 +12,8 @@ from torch import Tensor, tensor
 
 from lpss_cli.checkpoints import artifact
 from lpss_cli.checkpoints.loading import Checkpoint
-from lpss_cli.report.layers import measure
-from lpss_cli.report.report import report
+from lpss_cli.reporting.layers import measure
+from lpss_cli.reporting.report import report
 
 # Rows of four: Hoyer (2 - ‖w‖₁/‖w‖₂)/(2 - 1).
 FIRST = tensor([[1.0, 0, 0, 0], [-1, 1, 1, -1], [0, 0, 0, 0], [3, 4, 0, 0]])  # 1, 0, -, 0.6

@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import tally_reference
 
-from lpss_cli.report.layers import measure
+from lpss_cli.reporting.layers import measure
 from lpss_cli.utils import arrays
 
 KINDS = (

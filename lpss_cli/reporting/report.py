@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from lpss_cli.checkpoints.loading import Checkpoint, browse
 from lpss_cli.checkpoints.packed import CHOICES, DEFAULT_VALUES
-from lpss_cli.report.layers import Layer, measure
-from lpss_cli.report.sizes import Size, bound_of, whole_bound
+from lpss_cli.reporting.layers import Layer, measure
+from lpss_cli.reporting.sizes import Size, bound_of, whole_bound
 from lpss_cli.sparsity import layer_info
 from lpss_cli.sparsity.patterns import bias_names, prunable_names
 from lpss_cli.utils.arrays import count_non_finite
 
 if TYPE_CHECKING:
-    from lpss_cli.report.flops import Savings
-    from lpss_cli.report.latency import Latency
+    from lpss_cli.reporting.flops import Savings
+    from lpss_cli.reporting.latency import Latency
     from lpss_cli.sparsity.prunable import Weight
 
 
