@@ -18,7 +18,6 @@ from lpss_cli.data.spec import DataSpec
 from lpss_cli.errors import InputError, nearest
 from lpss_cli.models import FAMILIES, usages
 from lpss_cli.models import KNOWN as NETWORKS
-from lpss_cli.sparsity import layer_targets
 from lpss_cli.training import method as methods
 from lpss_cli.training.options import MethodOptions, TrainingOptions
 from lpss_cli.utils import options as declarations
@@ -474,6 +473,8 @@ def check(request: Request) -> None:
         InputError: A value is out of range or not a choice, options exclude each other, or the
             device does not exist here.
     """
+    from lpss_cli.sparsity import layer_targets
+
     declarations.check(request)
     if request.log and request.out and request.log.absolute() == request.out.absolute():
         raise InputError(f"--log and --out are both {request.out}", "choose another --log")
