@@ -367,7 +367,7 @@ class _BeforeCutMeter(Callback):
     def __init__(self, measure: _Measure, measured: dict[str, Any]) -> None:
         self._measure, self._measured = measure, measured
 
-    def on_prune(self, run: Run) -> None:
+    def before_final_prune(self, run: Run) -> None:
         if run.prunes_at_end:
             self._measured[_BEFORE_CUT] = self._measure()
 

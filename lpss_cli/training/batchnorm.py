@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm layers after pruning."""
+"""BatchNorm statistics, re-estimated after the final pruning (``Trainer.final_prune``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECALIBRATION_BATCHES = 50
 
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-    """Estimate the running statistics of every BatchNorm layer again, as plain means over batches.
+    """Re-estimate the running statistics of every BatchNorm layer as plain means over batches.
 
     ``torch.optim.swa_utils.update_bn`` would also train dropout and reset frozen layers. Here the
     rest of the network is in evaluation mode, and a frozen layer (in evaluation mode within a

@@ -21,7 +21,7 @@ class Callback:
     def on_epoch(self, run: Run) -> None:
         """Called after every epoch; ``run.history[-1]`` is its record."""
 
-    def on_prune(self, run: Run) -> None:
+    def before_final_prune(self, run: Run) -> None:
         """Called before the final pruning: the weights are as trained so far."""
 
     def on_note(self, text: str) -> None:
@@ -56,10 +56,10 @@ class CallbackList(Callback):
         for callback in self._callbacks:
             callback.on_epoch(run)
 
-    def on_prune(self, run: Run) -> None:
+    def before_final_prune(self, run: Run) -> None:
         """Call every callback."""
         for callback in self._callbacks:
-            callback.on_prune(run)
+            callback.before_final_prune(run)
 
     def on_note(self, text: str) -> None:
         """Call every callback."""

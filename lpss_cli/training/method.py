@@ -74,10 +74,10 @@ class Method:
     """Decides which weights of a run are pruned, and when. Override what differs.
 
     The trainer owns the rest. One step has this order: forward and backward pass →
-    ``on_gradients`` (dense gradients) → gradients masked → optimizer step → weights masked →
-    ``on_weights`` → ``sparsity_at``. The trainer ranks ``scores`` to prune to exact counts, and
-    after the fraction ``config.end`` of training it prunes to the target. The hooks see the run as
-    a :class:`MethodContext`.
+    ``on_gradients`` (dense gradients) → gradients masked, then clipped → optimizer step → weights
+    masked → ``on_weights`` → ``sparsity_at``. The trainer ranks ``scores`` to prune to exact
+    counts, and after the fraction ``config.end`` of training it prunes to the target. The hooks see
+    the run as a :class:`MethodContext`.
 
     Args:
         config: options of the method; None: their defaults.

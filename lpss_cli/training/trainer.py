@@ -240,7 +240,7 @@ class Trainer:
         """
         run, sparse = self.run, self._sparse
         run.check_loss()
-        self._callback.on_prune(run)
+        self._callback.before_final_prune(run)
         if sparse.present != sparse.budgets:  # a method of constant sparsity is there already
             run.prune_to_sparsity(
                 run.sparsity, self._method.scores(run), self._method.config.ranking

@@ -94,7 +94,7 @@ class Steps(Callback):
             self._open.enter_context(Operations(seen))
             self._open.enter_context(Readings(seen))
 
-    def on_prune(self, run: Run) -> None:
+    def before_final_prune(self, run: Run) -> None:
         """Note the exact cut, which changes no mask where the sparsity is constant."""
         self.updates.add(run.step)
 
