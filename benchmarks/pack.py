@@ -6,7 +6,7 @@ Three networks trained to 90 % zeros (the convolutional ones shortly: sizes are 
 shapes of ResNet-50 with normal weights of Kaiming's scale under one cut by magnitude. Every file is
 read again; fp32 must come back bit for bit, and the zeros of the others must be the same. Times are
 the process's own (CPU) on one thread. Writes benchmarks/results/pack.json and .md. Trained networks
-are kept in benchmarks/artefacts.
+are kept in benchmarks/artifacts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Network = tuple[str, dict[str, Tensor], list[str], dict]
 
 def trained(root: str) -> Iterator[Network]:
     """Train what is not there yet, and read it."""
-    folder = Path(__file__).parent / "artefacts"
+    folder = Path(__file__).parent / "artifacts"
     folder.mkdir(exist_ok=True)
     for name, spec in TRAINED.items():
         out = folder / f"pack-{spec['arch']}.pt"

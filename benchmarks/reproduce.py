@@ -68,7 +68,7 @@ def place(options: dict, data_dir: Path) -> dict[str, str]:
     return {"data": str(path)} if path.exists() else {}
 
 
-def artefacts(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> list[Path]:
+def artifacts(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> list[Path]:
     """Run the parts of a recipe with one seed, or what is left of them; return their files.
 
     They keep the weights that training began from: tickets need them.
@@ -95,7 +95,7 @@ def artefacts(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> list[Pat
 
 def run(recipe: Recipe, seed: int, data_dir: Path, work: Path) -> dict:
     """Run one recipe with one seed; return what was measured."""
-    files = artefacts(recipe, seed, data_dir, work)
+    files = artifacts(recipe, seed, data_dir, work)
     meta, counted = loading.read(files[-1]).meta, report(files[-1])
     return {
         **meta["metrics"]["after"],
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="a glob on the recipes' names")
     parser.add_argument("--seeds", type=int, help="so many; default: the recipe's own")
     parser.add_argument("--recipes", type=Path, default=recipes.FOLDER)
-    parser.add_argument("--work", type=Path, default=HERE / "artefacts")
+    parser.add_argument("--work", type=Path, default=HERE / "artifacts")
     parser.add_argument("--results", type=Path, default=FOLDER)
     try:
         reproduce(parser.parse_args())

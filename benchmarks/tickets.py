@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reproduce import HERE, artefacts
+from reproduce import HERE, artifacts
 from tables import FOLDER, Results, spread
 from tables import table as markdown
 
@@ -34,7 +34,7 @@ MASKS = {
 
 def sparse(recipe: Recipe, mask: str, seed: int, data_dir: Path, work: Path) -> Path:
     """Return the sparse network that a mask comes from; make it if it is missing."""
-    files = artefacts(recipe, seed, data_dir, work)
+    files = artifacts(recipe, seed, data_dir, work)
     if mask == "gsm":
         return files[-1]
     out = work / f"{recipe.name}-{mask}-seed{seed}.pt"
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--only", default="", help="recipes whose name contains this text")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=HERE / "artefacts")
+    parser.add_argument("--work", type=Path, default=HERE / "artifacts")
     parser.add_argument("--results", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,7 @@ def sparsify(
     check_sparsity(_chosen["sparsity"])
     method = make(_chosen["method"], method_options)
     settings = settings_of(_chosen)
-    data = data_of(train, test, settings.batch_size, loss)
+    data = data_of(train, test, loss)
     if isinstance(data.train, LoaderSource):
         settings = replace(settings, batch_size=data.train.batch_size)
     device = next(model.parameters()).device if device is None else torch.device(device)
@@ -178,7 +178,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def data_of(train: Examples, test: Examples | None, batch_size: int, loss: Loss | None) -> Data:
+def data_of(train: Examples, test: Examples | None, loss: Loss | None) -> Data:
     """Return examples in memory as data with a task that fits their targets.
 
     Raises:

@@ -121,7 +121,7 @@ class Sparsifier:
         self._given_model = model
         self._trainer = Trainer(
             uncompiled(model),
-            None if train is None else data_of(train, None, _chosen["batch_size"], loss),
+            None if train is None else data_of(train, None, loss),
             method,
             settings_of({**_chosen, "epochs": 1}),
             steps=int(steps),

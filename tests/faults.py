@@ -142,7 +142,7 @@ def saved(content: object, **options: object) -> bytes:
 
 
 def forged(path: Path, state: dict[str, torch.Tensor], record: dict[str, object]) -> Path:
-    """An artefact as somebody with lpss's code could make it: a true manifest, any record."""
+    """An artifact as somebody with lpss's code could make it: a true manifest, any record."""
     sealed = manifest.seal_record(record, {"state_dict": state, "init": None})
     torch.save({"lpss": sealed, "state_dict": state}, path)
     return path
@@ -157,7 +157,7 @@ def kinds(folder: Path) -> dict[str, bytes]:
         "torch": saved(STATE),
         "legacy": saved(STATE, _use_new_zipfile_serialization=False),
         "safetensors": to_safetensors(STATE, {"format": "pt"}),
-        "artefact": (folder / "a.pt").read_bytes(),
+        "artifact": (folder / "a.pt").read_bytes(),
         "export": (folder / "a.safetensors").read_bytes(),
     }
 

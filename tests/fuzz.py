@@ -69,7 +69,7 @@ def inside(name: str, data: bytes, rng: random.Random) -> bytes:
         return len(header).to_bytes(8, "little") + header + data[8 + size :]
     if name == "legacy":
         return mutated(data[:400], data, rng) + data[400:]
-    if name == "artefact" and rng.random() < 0.5:
+    if name == "artifact" and rng.random() < 0.5:
         return odd_record(data, rng)
     with zipfile.ZipFile(io.BytesIO(data)) as source:
         members = {i.filename.split("/", 1)[1]: source.read(i) for i in source.infolist()}
@@ -84,7 +84,7 @@ def inside(name: str, data: bytes, rng: random.Random) -> bytes:
 
 
 def odd_record(data: bytes, rng: random.Random) -> bytes:
-    """An artefact whose record says something odd, sealed as if we had written it."""
+    """An artifact whose record says something odd, sealed as if we had written it."""
     content = torch.load(io.BytesIO(data), weights_only=True)
     keys = ("arch", "data", "data_name", "metrics", "settings", "versions", "weights", "history",
             "command", "preprocessing", "classes", "method", "input_shape", "outputs", "notes",

@@ -23,7 +23,7 @@ def here(interrupts: Interrupts, function: Callable[..., Any], *arguments: Any) 
 
 
 def rewrite(path: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Change an artefact's record and seal it again, as somebody with lpss's code could."""
+    """Change an artifact's record and seal it again, as somebody with lpss's code could."""
     content = torch.load(path, weights_only=True)
     change(content["lpss"])
     parts = {"state_dict": content["state_dict"], "init": content.get("init")}

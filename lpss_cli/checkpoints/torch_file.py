@@ -208,6 +208,6 @@ def _torch_load(path: Path, data: bytes, trust_pickle: bool) -> Any:
 
 
 def _first_sentence(error: BaseException) -> str:
-    """Return the first sentence of an error; PyTorch's go on with advice and stack traces."""
+    """Return the first sentence of an error; PyTorch's continue with advice and stack traces."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return re.split(r"\. |weights_only", text)[0][:200]

@@ -144,7 +144,7 @@ class Command(TyperCommand):
     """A command whose help shows some of its options, or all."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a command, after a look at the method that the help is to be of."""
+        """Parse the words of a command, after a look at the method whose help is wanted."""
         if "--help" in args or "-h" in args:
             typed, _, _ = self.make_parser(ctx).parse_args(args=list(args))
             ctx.meta[_METHOD] = typed.get("method")

@@ -24,8 +24,15 @@ from lpss_cli.sparsity import layer_targets
 from lpss_cli.sparsity.patterns import resolve_patterns
 from lpss_cli.sparsity.prunable import Weight
 from lpss_cli.training.distillation import check_task
-from lpss_cli.training.options import TEMPERATURE, Budget, suitable_batch_size, suitable_epochs
+from lpss_cli.training.options import (
+    TEMPERATURE,
+    Budget,
+    TrainingOptions,
+    suitable_batch_size,
+    suitable_epochs,
+)
 from lpss_cli.training.settings import TrainingSettings
+from lpss_cli.utils.options import options
 from lpss_cli.utils.torch_utils import counted_forward
 
 if TYPE_CHECKING:
@@ -98,18 +105,16 @@ def settings_for(
         raise InputError("--temperature needs --distill", "give --distill 0.5 too")
     examples, batch_size, epochs = len(data.train), request.batch_size, request.epochs
     batch_size = suitable_batch_size(examples) if batch_size is None else batch_size
-    return TrainingSettings(
-        epochs=suitable_epochs(budget, examples, batch_size) if epochs is None else epochs,
-        batch_size=batch_size,
-        seed=request.seed,
-        sparsity=sparsity,
-        layers=request.layers,
-        skip=request.skip,
-        keep_zeros=keep_zeros,
-        precision=request.precision,
-        distill=request.distill or 0.0,
-        temperature=TEMPERATURE if request.temperature is None else request.temperature,
-    )
+    # All options of training, and those that may be left open with numbers chosen.
+    chosen = {name: getattr(request, name) for name in options(TrainingOptions)}
+    chosen |= {
+        "epochs": suitable_epochs(budget, examples, batch_size) if epochs is None else epochs,
+        "batch_size": batch_size,
+        "sparsity": sparsity,
+        "distill": request.distill or 0.0,
+        "temperature": TEMPERATURE if request.temperature is None else request.temperature,
+    }
+    return TrainingSettings(**chosen, keep_zeros=keep_zeros)
 
 
 def preprocessing_notes(data: Data) -> list[str]:

@@ -118,7 +118,7 @@ class Job:
     Attributes:
         request: what was typed.
         callback: watches the job.
-        arch: spec of the network.
+        info: what is known about the network.
         data: training and test examples.
         method: decides when which weights are pruned.
         settings: length, batch size, seed and target.

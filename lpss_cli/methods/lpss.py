@@ -251,11 +251,11 @@ class LpSS(Method):
             radius=config.radius,
             radius_lr=config.radius_lr,
         )
-        optimizer.take_latents()  # the engine enforces the masks next
+        optimizer.take_latents()  # the trainer applies the masks next
         return optimizer
 
     def scores(self, run: MethodContext) -> Mapping[str, Tensor]:
-        """Return ``log|γŵ|`` of the latents, so that pruned weights go on competing."""
+        """Return ``log|γŵ|`` of the latents, so that pruned weights keep competing."""
         optimizer: LpSGD = run.optimizer  # type: ignore[assignment]  # made above
         scores = {name: optimizer.log_magnitude(w) for name, w in run.weights.items()}
         return self._path.scores(run, scores)

@@ -28,7 +28,7 @@ class ControllerPath(SparsityPath, name="controller"):
     """Drop connections by magnitude and grow others by the dense gradients, as in the paper.
 
     Training from scratch starts at a random mask. Rows drop their smallest connections, layers
-    grow those of the largest gradients, and the adapted threshold steers the sparsity towards the
+    grow those of the largest gradients, and the adapted threshold steers the sparsity toward the
     target. The final pruning step makes the count exact.
     """
 

@@ -103,7 +103,7 @@ def make_timm(names: Iterable[str]) -> str:
     for name in names:
         try:
             shapes = template(TIMM.prefix + name).shapes
-        # Networks that are no image classifiers or need another library: they are not recognized.
+        # Networks that are not image classifiers or need another library: they are not recognized.
         except Exception as error:
             print(f"{name} is left out: {type(error).__name__}")
             continue

@@ -87,7 +87,7 @@ def growth_fraction(sparsity: float, target: float, threshold: float, delta: flo
     """Return the fraction of the dropped connections to grow elsewhere.
 
     The adaptation of Li et al. (arXiv:2103.16013): ``(1-δ)s/T`` while ``s < T(1-h/2)``, so that
-    sparsity rises, and ``(1+δ)s/T`` from there on, so that it falls back towards T.
+    sparsity rises, and ``(1+δ)s/T`` from there on, so that it falls back toward T.
 
     Args:
         sparsity: the present sparsity s.

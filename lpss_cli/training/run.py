@@ -390,6 +390,7 @@ class Run(MethodContext):
             "epoch": self.epoch,
             "sparsity": self.sparsity,
             "start_sparsity": self.start_sparsity,
+            # The keys of the two are older than their names.
             "memory": self.method_state,
             "facts": self.layer_info,
             "history": self.history,

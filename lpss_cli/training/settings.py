@@ -1,4 +1,4 @@
-"""Training settings beside the method's own."""
+"""Training settings, besides those of the method."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from lpss_cli.training.options import TEMPERATURE, TrainingOptions
 class TrainingSettings(TrainingOptions[int, float]):
     """The options of one training, with every number chosen.
 
-    Attributes, beside those of :class:`TrainingOptions`:
-        epochs: passes over the training data; 0 only prunes.
-        batch_size: examples per step, over all processes; a smaller last batch is dropped.
+    Attributes, besides those of :class:`TrainingOptions`:
         keep_zeros: whether training starts from a checkpoint whose zeros stay zero.
     """
 

@@ -21,7 +21,7 @@ from lpss_cli.errors import InputError
 from lpss_cli.utils import digest as manifest
 
 HERE = Path(__file__).parents[1]
-KINDS = ("torch", "legacy", "safetensors", "artefact", "export")
+KINDS = ("torch", "legacy", "safetensors", "artifact", "export")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def flip_bits(count: int, path: Path, content: bytes) -> tuple[int, int]:
     return refused, harmless
 
 
-@pytest.mark.parametrize("kind", ["artefact", "export"])
+@pytest.mark.parametrize("kind", ["artifact", "export"])
 def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path, intact_files, kind):
     refused, harmless = flip_bits(400, tmp_path / "f", intact_files[kind])
     assert refused + harmless == 400
@@ -176,7 +176,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path, intact_files, kin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["artefact", "export"])
+@pytest.mark.parametrize("kind", ["artifact", "export"])
 def test_ten_thousand_flipped_bits(tmp_path, intact_files, kind):
     refused, harmless = flip_bits(10_000, tmp_path / "f", intact_files[kind])
     print(f"{kind}: {refused} refused, {harmless} changed nothing")

@@ -241,7 +241,7 @@ def test_a_file_of_torchvision_is_known_by_its_hash():
     assert preprocessing("resnet20") is None
 
 
-def test_the_images_stay_those_of_the_artefact(lpss, pictures):
+def test_the_images_stay_those_of_the_artifact(lpss, pictures):
     """What was assumed for the bare file holds for what was made of it."""
     shutil.copytree(pictures, "here")
     save(torchvision_models.mnasnet0_5(num_classes=3))

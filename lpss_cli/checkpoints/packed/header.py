@@ -35,7 +35,7 @@ class Entry:
             split, only of those in the first group of columns.
         values: the code of the values.
         sections: stored lengths in bytes of the sections that belong to this tensor alone.
-        copy_of: index in the table of the tensor that this one equals; None if it is no copy.
+        copy_of: index in the table of the tensor that this one equals; None if it is not a copy.
         split: the live columns in the first group; None if there is only one group.
         rest: the entries that are stored, out of those in the second group of columns.
     """

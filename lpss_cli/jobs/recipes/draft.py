@@ -240,7 +240,7 @@ def commented(
     for line in (
         f"Recipe for {_shown(str(source))}. It runs as it is:",
         f"    {_shown(command)}",
-        "Every line may be changed. Options that are typed beside --recipe win. Options in",
+        "Every line may be changed. Options that are typed along with --recipe win. Options in",
         "comments are left to lpss.",
     ):
         document.add(tomlkit.comment(line))
