@@ -86,7 +86,7 @@ class Clock(Callback):
         """Begin to count."""
         self._last = time.process_time()
 
-    def on_prune(self, run: Run) -> None:
+    def before_final_prune(self, run: Run) -> None:
         """Count the present step apart."""
         self._at_cut = True
 

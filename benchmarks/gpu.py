@@ -103,7 +103,7 @@ class Clock(Callback):
         self.seconds, self._device, self._warm_up = 0.0, device, warm_up
         self._at_cut, self._last = False, 0.0
 
-    def on_prune(self, run: Run) -> None:
+    def before_final_prune(self, run: Run) -> None:
         """Leave the present step out."""
         self._at_cut = True
 
@@ -122,7 +122,7 @@ def epochs(arch: str, device: torch.device, given: argparse.Namespace) -> list[d
     shape = (3, 32, 32) if arch.startswith("wrn") else (1, 28, 28)
     torch.manual_seed(0)
     examples = torch.randn(given.examples, *shape), torch.randint(10, (given.examples,))
-    data = data_of(examples, None, given.batch_size, None)  # goes to the device once
+    data = data_of(examples, None, None)  # goes to the device once
 
     def timed(name: str) -> float:
         torch.manual_seed(0)

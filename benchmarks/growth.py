@@ -80,7 +80,7 @@ def training(method: str, batch: int) -> float:
     torch.manual_seed(0)
     steps = 60
     examples = torch.randn(batch * steps, 1, 28, 28), torch.randint(10, (batch * steps,))
-    data = data_of(examples, None, batch, None)
+    data = data_of(examples, None, None)
     model = build("lenet300", (1, 28, 28), 10)
     timed = _Timed()
     sparsity = 0.0 if method == "dense" else 0.9

@@ -137,7 +137,9 @@ def test_two_steps_by_hand():
     options = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.2, "clip": 0.0, "warmup": 0.0}
     final = []
     callback = Callback()
-    callback.on_prune = lambda run: final.append([p.detach().clone() for p in model.parameters()])
+    callback.before_final_prune = lambda run: final.append(
+        [p.detach().clone() for p in model.parameters()]
+    )
     Trainer(
         model, blobs(n=32), Spy(GSM.Config(**options, peak=1.0)),
         TrainingSettings(1, 16, sparsity=0.5), callback=callback,
@@ -162,7 +164,7 @@ def test_a_weight_without_gradient_fades_as_the_solver_says(nesterov):
     model, left = network(), []
     start = model[0].weight[:, 5].detach().clone()
     callback = Callback()
-    callback.on_prune = lambda run: left.append(run.weights["0.weight"][:, 5] / start)
+    callback.before_final_prune = lambda run: left.append(run.weights["0.weight"][:, 5] / start)
     state = run(
         model, {"nesterov": nesterov}, TrainingSettings(20, 16, sparsity=0.8), callback, data
     )
@@ -180,7 +182,7 @@ def test_a_weight_without_gradient_fades_as_the_solver_says(nesterov):
 def test_the_cut_ends_the_run_and_norms_are_estimated_after_it():
     events = []
     callback = Callback()
-    callback.on_prune = lambda run: events.append(("cut", run.step, run.masked))
+    callback.before_final_prune = lambda run: events.append(("cut", run.step, run.masked))
     model = network()
     state = run(model, callback=callback)
     assert events == [("cut", 32, 0)]

@@ -56,7 +56,7 @@ def test_the_largest_trained_weights_survive_a_cut():
     before, after = {}, {}
 
     class Spy(Callback):
-        def on_prune(self, run):
+        def before_final_prune(self, run):
             before.update({n: w.detach().abs() for n, w in run.weights.items()})
 
         def on_step(self, run):
